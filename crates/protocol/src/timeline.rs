@@ -1,0 +1,339 @@
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use crate::{Capacity, Overflow, WorkerIndex};
+
+/// Where in a fragment a worker was forked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ForkPoint {
+    /// The worker that started.
+    pub worker: WorkerIndex,
+    /// Decoded tokens of the fragment up to and including the one with the end of the Fork's closing
+    /// tag (`d` in Eq. 4).
+    pub at_tokens: u64,
+}
+
+/// The organizer's decoded tokens between two Joins. A Join tag belongs to the fragment that it ends;
+/// injected text is not decoded and belongs to none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fragment {
+    /// Decoded tokens (`n_i` in Eq. 4).
+    pub num_tokens: u64,
+    /// Forks completed in the fragment, in order.
+    pub forks: Vec<ForkPoint>,
+    /// The worker joined at the end; `None` for the last fragment and no other.
+    pub join: Option<WorkerIndex>,
+}
+
+/// Why numbers do not describe an episode.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TimelineError {
+    /// There must be one fragment more than Joins, and only the last ends without one.
+    #[error("every fragment but the last must end with a join, and the last must not")]
+    JoinPlacement,
+    /// Workers are numbered 0, 1, ... in Fork order.
+    #[error("fork of worker `{got}` where worker `{expected}` comes next")]
+    ForkOrder {
+        /// The next number.
+        expected: usize,
+        /// The number found.
+        got: usize,
+    },
+    /// A Fork lies beyond its fragment, or before an earlier Fork of it.
+    #[error(
+        "fork of worker `{worker}` at token {at_tokens} is out of order or beyond its fragment"
+    )]
+    ForkPlacement {
+        /// The worker forked.
+        worker: usize,
+        /// Its place in the fragment.
+        at_tokens: u64,
+    },
+    /// A Join of a worker that was never forked, or joined before.
+    #[error("join of worker `{worker}`, which is not outstanding")]
+    UnknownJoin {
+        /// The worker joined.
+        worker: usize,
+    },
+    /// More workers at one time than the capacity allows.
+    #[error("fork of worker `{worker}` while all worker places are taken: {max_workers}")]
+    PoolOverflow {
+        /// The worker forked.
+        worker: usize,
+        /// The number of worker places, `c - 1`.
+        max_workers: u32,
+    },
+    /// There is one token count for each Fork.
+    #[error("{num_forks} forks but token counts of {num_workers} workers")]
+    WorkerCount {
+        /// Forks in the fragments.
+        num_forks: usize,
+        /// Token counts given.
+        num_workers: usize,
+    },
+    /// The counts do not add up in 64 bits.
+    #[error("the token counts overflow 64 bits")]
+    TooManyTokens,
+}
+
+/// How well an episode used its pool (Eq. 1).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Concurrency {
+    /// The critical path `T`, in decoding steps.
+    pub latency_tokens: u64,
+    /// The mean number of agents decoding over the steps `1..=T`.
+    pub eta: f64,
+    /// `eta / c`.
+    pub eta_ratio: f64,
+}
+
+/// Who decoded how many tokens in one episode, and in which order: enough for latency and
+/// concurrency. A value always describes a possible episode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeline {
+    pub(crate) capacity: Capacity,
+    pub(crate) fragments: Vec<Fragment>,
+    pub(crate) worker_tokens: Vec<u64>,
+    is_joined: Vec<bool>,
+    overflow: Overflow,
+}
+
+/// When everything happened, by the recursion.
+struct Schedule {
+    /// `L_{N+1}`.
+    latency: u64,
+    /// The step after which each worker began to decode.
+    worker_starts: Vec<u64>,
+}
+
+impl Timeline {
+    /// Checks the numbers of one episode. `worker_tokens` are in Fork order; a worker that was
+    /// never joined may have any count, its tokens after the organizer's end are not counted.
+    ///
+    /// # Errors
+    ///
+    /// Numbers that no episode of this capacity and overflow rule can have.
+    pub fn new(
+        capacity: Capacity,
+        overflow: Overflow,
+        fragments: Vec<Fragment>,
+        worker_tokens: Vec<u64>,
+    ) -> Result<Self, TimelineError> {
+        let is_joined = check(capacity, overflow, &fragments, &worker_tokens)?;
+        Ok(Self {
+            capacity,
+            fragments,
+            worker_tokens,
+            is_joined,
+            overflow,
+        })
+    }
+
+    /// The critical-path latency `T` in decoding steps.
+    ///
+    /// ```text
+    /// L_i = max(L_{i-1} + n_i, s + w),  L_0 = 0,  T = L_{N+1}
+    /// ```
+    ///
+    /// `s` is the step at which the joined worker began: `L_{f-1} + d`, its Fork's end, or with
+    /// [`Overflow::Queue`] the later step at which a place became free.
+    ///
+    /// # Paper
+    ///
+    /// arXiv:2510.26658, Eq. (4).
+    pub fn latency(&self) -> u64 {
+        self.schedule().latency
+    }
+
+    /// Latency and concurrency. With `count_unjoined = false` the steps of workers that were never
+    /// joined are left out of `eta` (with [`Overflow::Queue`] it may then be below 1, where the
+    /// organizer waits behind such a worker). An episode of no steps at all has `eta = 1`.
+    ///
+    /// # Paper
+    ///
+    /// arXiv:2510.26658, Eq. (1).
+    pub fn concurrency(&self, count_unjoined: bool) -> Concurrency {
+        let schedule = self.schedule();
+        let mut num_steps = self.organizer_tokens();
+        for (worker, &start) in schedule.worker_starts.iter().enumerate() {
+            if count_unjoined || self.is_joined[worker] {
+                let num_left = schedule.latency.saturating_sub(start);
+                num_steps += self.worker_tokens[worker].min(num_left);
+            }
+        }
+        let eta = match schedule.latency {
+            0 => 1.0,
+            latency => num_steps as f64 / latency as f64,
+        };
+        Concurrency {
+            latency_tokens: schedule.latency,
+            eta,
+            eta_ratio: eta / f64::from(self.capacity.get()),
+        }
+    }
+
+    /// The pool's capacity.
+    pub fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    /// What a Fork beyond the pool did.
+    pub fn overflow(&self) -> Overflow {
+        self.overflow
+    }
+
+    /// The organizer's fragments, one more than Joins.
+    pub fn fragments(&self) -> &[Fragment] {
+        &self.fragments
+    }
+
+    /// The workers' token counts as given, in Fork order.
+    pub fn worker_tokens(&self) -> &[u64] {
+        &self.worker_tokens
+    }
+
+    /// Whether the worker was joined; `false` for a worker that does not exist.
+    pub fn is_joined(&self, worker: WorkerIndex) -> bool {
+        self.is_joined.get(worker.0).copied().unwrap_or(false)
+    }
+
+    /// The number of Forks, hence of workers.
+    pub fn num_forks(&self) -> usize {
+        self.worker_tokens.len()
+    }
+
+    /// The number of Joins.
+    pub fn num_joins(&self) -> usize {
+        self.fragments.len() - 1
+    }
+
+    /// Tokens that the organizer decoded.
+    pub fn organizer_tokens(&self) -> u64 {
+        self.fragments.iter().map(|part| part.num_tokens).sum()
+    }
+
+    /// Tokens decoded by all agents, with the workers' counts as given.
+    pub fn decoded_tokens(&self) -> u64 {
+        self.organizer_tokens() + self.worker_tokens.iter().sum::<u64>()
+    }
+
+    fn schedule(&self) -> Schedule {
+        let mut latency = 0;
+        let mut worker_starts = Vec::with_capacity(self.worker_tokens.len());
+        let mut places = Places::new(self.overflow, self.capacity);
+        for fragment in &self.fragments {
+            for fork in &fragment.forks {
+                let num_tokens = self.worker_tokens[fork.worker.0];
+                worker_starts.push(places.start(latency + fork.at_tokens, num_tokens));
+            }
+            latency += fragment.num_tokens;
+            if let Some(WorkerIndex(worker)) = fragment.join {
+                latency = latency.max(worker_starts[worker] + self.worker_tokens[worker]);
+            }
+        }
+        Schedule {
+            latency,
+            worker_starts,
+        }
+    }
+}
+
+/// When workers begin. Forks come in the order of time, so places are given out in that order.
+struct Places {
+    overflow: Overflow,
+    num_unused: usize,
+    /// The steps after which the used places become free, the earliest on top.
+    free_at: BinaryHeap<Reverse<u64>>,
+}
+
+impl Places {
+    fn new(overflow: Overflow, capacity: Capacity) -> Self {
+        Self {
+            overflow,
+            num_unused: usize::try_from(capacity.max_workers()).unwrap_or(usize::MAX),
+            free_at: BinaryHeap::new(),
+        }
+    }
+
+    fn start(&mut self, forked_at: u64, num_tokens: u64) -> u64 {
+        if self.overflow == Overflow::Error {
+            return forked_at;
+        }
+        let start = if self.num_unused > 0 {
+            self.num_unused -= 1;
+            forked_at
+        } else {
+            let Reverse(free_at) = self.free_at.pop().unwrap_or(Reverse(forked_at));
+            free_at.max(forked_at)
+        };
+        self.free_at.push(Reverse(start + num_tokens));
+        start
+    }
+}
+
+/// Returns which workers are joined.
+fn check(
+    capacity: Capacity,
+    overflow: Overflow,
+    fragments: &[Fragment],
+    worker_tokens: &[u64],
+) -> Result<Vec<bool>, TimelineError> {
+    // No step of an episode is idle, so no sum of the recursion exceeds the sum of all counts.
+    fragments
+        .iter()
+        .map(|fragment| fragment.num_tokens)
+        .chain(worker_tokens.iter().copied())
+        .try_fold(0_u64, u64::checked_add)
+        .ok_or(TimelineError::TooManyTokens)?;
+    let Some((last, others)) = fragments.split_last() else {
+        return Err(TimelineError::JoinPlacement);
+    };
+    if last.join.is_some() || others.iter().any(|fragment| fragment.join.is_none()) {
+        return Err(TimelineError::JoinPlacement);
+    }
+    let max_workers = capacity.max_workers();
+    let mut is_joined = Vec::with_capacity(worker_tokens.len());
+    let mut num_active: u32 = 0;
+    for fragment in fragments {
+        let mut earliest = 0;
+        for &ForkPoint { worker, at_tokens } in &fragment.forks {
+            let (expected, got) = (is_joined.len(), worker.0);
+            if expected != got {
+                return Err(TimelineError::ForkOrder { expected, got });
+            }
+            if at_tokens < earliest || at_tokens > fragment.num_tokens {
+                let worker = got;
+                return Err(TimelineError::ForkPlacement { worker, at_tokens });
+            }
+            earliest = at_tokens;
+            let is_full = match overflow {
+                Overflow::Error => num_active >= max_workers,
+                Overflow::Queue => max_workers == 0,
+            };
+            if is_full {
+                return Err(TimelineError::PoolOverflow {
+                    worker: got,
+                    max_workers,
+                });
+            }
+            is_joined.push(false);
+            num_active = num_active.saturating_add(1);
+        }
+        if let Some(WorkerIndex(worker)) = fragment.join {
+            match is_joined.get_mut(worker) {
+                Some(is_joined) if !*is_joined => *is_joined = true,
+                _ => return Err(TimelineError::UnknownJoin { worker }),
+            }
+            num_active = num_active.saturating_sub(1);
+        }
+    }
+    let (num_forks, num_workers) = (is_joined.len(), worker_tokens.len());
+    if num_forks != num_workers {
+        return Err(TimelineError::WorkerCount {
+            num_forks,
+            num_workers,
+        });
+    }
+    Ok(is_joined)
+}
