@@ -1,0 +1,28 @@
+//! Rows, prompt templates, tokenisation, packing and Parquet.
+//!
+//! Everything here is ids, masks and lengths, never tensors, so that the crate builds and tests without libtorch. The trainer
+//! reads nothing but [`TrainingRow`]s: it never learns which task, role or tag a token came from.
+//!
+//! Invariants live in types. A [`TrainingRow`] cannot hold vectors of unequal length; [`PromptTemplates`] cannot lack the
+//! placeholder that carries the question; a Parquet file of the wrong kind, a damaged one, or one cut short is a typed
+//! [`Error`] that names the file and is never a panic.
+
+mod atomic;
+mod error;
+mod pack;
+pub mod parquet;
+mod row;
+mod task_tokenizer;
+mod template;
+mod tokenizer;
+
+pub use crate::atomic::{write_atomic, write_bytes_atomic};
+pub use crate::error::Error;
+pub use crate::pack::{pack, padding_share};
+pub use crate::row::{EpisodeIndex, TrainingRow};
+pub use crate::task_tokenizer::{TaskTokenizerConfig, task_tokenizer};
+pub use crate::template::{PromptTemplates, PromptText};
+pub use crate::tokenizer::{TokenId, Tokenizer};
+
+/// The result of this crate's fallible functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

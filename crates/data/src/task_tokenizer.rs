@@ -1,0 +1,308 @@
+//! A tokenizer made from a task's own text, for models that are trained from nothing.
+//!
+//! A word, a whole number or a tag is one token and has the same id wherever it stands, so that copying a number needs no
+//! spelling; that is the skill which small models learn last. What is not in the vocabulary is spelled in characters, so
+//! that all ASCII text survives encoding and decoding.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Result};
+
+/// Pieces: a tag, a whole number, a word with the space before it, or one character.
+const PIECES: &str = r"</?[A-Z]+-?\d*>|\d+| ?[A-Za-z]+|\s|.";
+
+const EOS: &str = "<eos>";
+const PAD: &str = "<pad>";
+const UNK: &str = "<unk>";
+
+/// What the vocabulary holds besides the pieces of the text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskTokenizerConfig {
+    /// Every whole number from 0 to this one is a token.
+    pub max_number: u64,
+    /// Largest vocabulary that is accepted.
+    pub max_vocab: usize,
+}
+
+impl Default for TaskTokenizerConfig {
+    fn default() -> Self {
+        Self {
+            max_number: 99,
+            max_vocab: 4096,
+        }
+    }
+}
+
+/// Builds the tokenizer of a task from its text: one token per distinct piece.
+///
+/// The result depends on the set of pieces only, not on their order.
+///
+/// # Errors
+/// The vocabulary would be larger than the bound.
+pub fn task_tokenizer<'a>(
+    corpus: impl IntoIterator<Item = &'a str>,
+    config: &TaskTokenizerConfig,
+) -> Result<Tokenizer> {
+    let mut words = BTreeSet::new();
+    let mut numbers: BTreeSet<(usize, String)> = (0..=config.max_number)
+        .map(|n| n.to_string())
+        .map(|n| (n.len(), n))
+        .collect();
+    for text in corpus {
+        for piece in pieces(text) {
+            if piece.chars().count() < 2 {
+                continue;
+            }
+            if piece.bytes().all(|byte| byte.is_ascii_digit()) {
+                numbers.insert((piece.len(), piece.to_owned()));
+            } else if !words.contains(piece) {
+                words.insert(piece.to_owned());
+            }
+        }
+        let bound = config.max_vocab.max(1);
+        let needed = words.len() + numbers.len();
+        if needed > bound {
+            return Err(Error::VocabularyTooLarge { needed, bound });
+        }
+    }
+    let characters = std::iter::once('\n').chain(' '..='~').map(String::from);
+    let mut vocab: BTreeMap<String, usize> = BTreeMap::new();
+    let specials = [EOS, PAD, UNK].map(str::to_owned);
+    for token in specials
+        .into_iter()
+        .chain(characters)
+        .chain(numbers.into_iter().map(|(_, number)| number))
+        .chain(words)
+    {
+        let next = vocab.len();
+        vocab.entry(token).or_insert(next);
+    }
+    if vocab.len() > config.max_vocab {
+        return Err(Error::VocabularyTooLarge {
+            needed: vocab.len(),
+            bound: config.max_vocab,
+        });
+    }
+    build(&vocab)
+}
+
+/// A byte-pair model without merges that takes whole pieces from the vocabulary and spells the others: unlike a word-level
+/// model it loses nothing.
+fn build(vocab: &BTreeMap<String, usize>) -> Result<Tokenizer> {
+    let added: Vec<_> = [EOS, PAD, UNK]
+        .iter()
+        .map(|token| {
+            json!({"id": vocab[*token], "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+                   "normalized": false, "special": true})
+        })
+        .collect();
+    let json = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": PIECES}, "behavior": "Isolated", "invert": false},
+        "post_processor": null,
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "BPE", "dropout": null, "unk_token": UNK, "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": true,
+                  "vocab": vocab, "merges": []},
+    });
+    let config = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS, "pad_token": PAD, "unk_token": UNK,
+        "clean_up_tokenization_spaces": false, "model_max_length": 1_000_000, "add_bos_token": false, "add_eos_token": false,
+    });
+    let memory = Path::new("<memory>");
+    let bytes = |value: &serde_json::Value| {
+        let mut text = serde_json::to_vec_pretty(value).map_err(|error| Error::Tokenizer {
+            path: memory.to_path_buf(),
+            message: error.to_string(),
+        })?;
+        text.push(b'\n');
+        Ok::<_, Error>(text)
+    };
+    let companions = BTreeMap::from([("tokenizer_config.json", bytes(&config)?)]);
+    Tokenizer::from_parts(memory, bytes(&json)?, companions, &BTreeSet::new())
+}
+
+/// Splits text as [`PIECES`] does. Written out because the vocabulary is made before there is a tokenizer.
+fn pieces(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let length = piece_length(rest)?;
+        let (piece, after) = rest.split_at(length);
+        rest = after;
+        Some(piece)
+    })
+}
+
+fn piece_length(text: &str) -> Option<usize> {
+    let first = text.chars().next()?;
+    let run = |from: usize, accept: fn(&u8) -> bool| {
+        text.as_bytes()[from..]
+            .iter()
+            .take_while(|&byte| accept(byte))
+            .count()
+    };
+    if first == '<' {
+        let mut end = 1 + usize::from(text[1..].starts_with('/'));
+        let letters = run(end, u8::is_ascii_uppercase);
+        end += letters;
+        end += usize::from(text[end..].starts_with('-'));
+        end += run(end, u8::is_ascii_digit);
+        if letters > 0 && text[end..].starts_with('>') {
+            return Some(end + 1);
+        }
+    }
+    if first.is_ascii_digit() {
+        return Some(run(0, u8::is_ascii_digit));
+    }
+    let start = usize::from(first == ' ');
+    let letters = run(start, u8::is_ascii_alphabetic);
+    Some(if letters > 0 {
+        start + letters
+    } else {
+        first.len_utf8()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::TokenId;
+
+    const TEXT: &str = "3 5 7 = 15\n3*5=15 ok\n5+7=12 no\n<FORK1>3 5 7 = 15 with *</FORK1><JOIN1>3*5</JOIN1><ANSWER>3*5\n</ANSWER><RETURN>";
+
+    fn tokenizer() -> Tokenizer {
+        let config = TaskTokenizerConfig {
+            max_number: 30,
+            max_vocab: 512,
+        };
+        task_tokenizer([TEXT, "</RETURN>"], &config).unwrap()
+    }
+
+    #[test]
+    fn numbers_tags_and_words_are_single_tokens() {
+        let tokenizer = tokenizer();
+        for whole in [
+            "15",
+            "<FORK1>",
+            "</FORK1>",
+            "<JOIN1>",
+            "</RETURN>",
+            "<ANSWER>",
+            "\n",
+            " ok",
+            " with",
+            "*",
+        ] {
+            assert_eq!(tokenizer.encode(whole).unwrap().len(), 1, "{whole}");
+        }
+        let fifteen = tokenizer.token_id("15").unwrap();
+        for context in ["15", " 15", "=15", "15\n", "-15*", "3 15 4"] {
+            assert!(
+                tokenizer.encode(context).unwrap().contains(&fifteen),
+                "{context}"
+            );
+        }
+        assert!(tokenizer.vocab_size() < 512);
+    }
+
+    #[test]
+    fn specials_end_sequences_and_add_no_text() {
+        let tokenizer = tokenizer();
+        let eos = tokenizer.token_id("<eos>").unwrap();
+        assert_eq!(tokenizer.eos_ids(), [eos]);
+        assert_eq!(tokenizer.pad_id(), tokenizer.token_id("<pad>"));
+        assert_eq!(
+            tokenizer.decode(&[eos, tokenizer.token_id("15").unwrap(), TokenId(100_000)]),
+            "15"
+        );
+    }
+
+    #[test]
+    fn saving_and_loading_changes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let tokenizer = tokenizer();
+        tokenizer.save(directory.path()).unwrap();
+        let loaded = Tokenizer::from_dir(directory.path()).unwrap();
+        assert_eq!(
+            loaded.encode(TEXT).unwrap(),
+            tokenizer.encode(TEXT).unwrap()
+        );
+        assert_eq!(
+            (loaded.eos_ids(), loaded.json()),
+            (tokenizer.eos_ids(), tokenizer.json())
+        );
+    }
+
+    #[test]
+    fn a_vocabulary_without_bound_is_refused() {
+        let config = TaskTokenizerConfig {
+            max_number: 1000,
+            max_vocab: 512,
+        };
+        assert!(matches!(
+            task_tokenizer([TEXT], &config),
+            Err(Error::VocabularyTooLarge { .. })
+        ));
+    }
+
+    #[test]
+    fn the_written_out_split_is_the_regular_expression() {
+        let text = "<FORK1> <FORK-12><A/></B>< X><9>a bc  d12e\n\n<<JOIN3>>";
+        let words: Vec<&str> = pieces(text).collect();
+        let expected = [
+            "<FORK1>",
+            " ",
+            "<FORK-12>",
+            "<",
+            "A",
+            "/",
+            ">",
+            "</B>",
+            "<",
+            " X",
+            ">",
+            "<",
+            "9",
+            ">",
+            "a",
+            " bc",
+            " ",
+            " d",
+            "12",
+            "e",
+            "\n",
+            "\n",
+            "<",
+            "<JOIN3>",
+            ">",
+        ];
+        assert_eq!(words, expected);
+        // With every piece in the vocabulary the tokenizer must cut at the same places.
+        let tokenizer = task_tokenizer(
+            [text],
+            &TaskTokenizerConfig {
+                max_number: 9,
+                max_vocab: 512,
+            },
+        )
+        .unwrap();
+        assert_eq!(tokenizer.encode(text).unwrap().len(), expected.len());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+        #[test]
+        fn ascii_text_survives(text in "[ -~\n]{0,60}") {
+            // The specials are the only text with another meaning.
+            prop_assume!(![EOS, PAD, UNK].iter().any(|special| text.contains(special)));
+            let tokenizer = tokenizer();
+            prop_assert_eq!(tokenizer.decode(&tokenizer.encode(&text).unwrap()), text);
+        }
+    }
+}

@@ -1,0 +1,333 @@
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{Error, Result, write_bytes_atomic};
+
+/// The id of a token in the vocabulary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TokenId(pub u32);
+
+/// Files of a model folder that belong to its tokenizer and travel with it, besides `tokenizer.json`.
+const COMPANION_FILES: [&str; 6] = [
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+];
+
+/// Text to ids and back, in the format of `tokenizer.json`.
+///
+/// Every id has a fixed byte string, so decoding is concatenation and can be done a token at a time; special tokens have the
+/// empty string, because the protocol reads decoded text only. [`Tokenizer::save`] writes the files that were read, byte for byte.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// `tokenizer.json` as it was read or made.
+    json: Vec<u8>,
+    companions: BTreeMap<&'static str, Vec<u8>>,
+    token_bytes: Vec<Box<[u8]>>,
+    eos_ids: Vec<TokenId>,
+    pad_id: Option<TokenId>,
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`, with the settings that lie beside it.
+    ///
+    /// # Errors
+    /// A file cannot be read, or is not a tokenizer.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        let json = fs::read(path)?;
+        let mut companions = BTreeMap::new();
+        let directory = path.parent().unwrap_or_else(|| Path::new("."));
+        for name in COMPANION_FILES {
+            let companion = directory.join(name);
+            if companion.is_file() {
+                companions.insert(name, fs::read(companion)?);
+            }
+        }
+        // The ids that end generation are written in up to three places; a model stops at any of them.
+        let mut eos = BTreeSet::new();
+        for name in ["generation_config.json", "config.json"] {
+            let companion = directory.join(name);
+            if companion.is_file() {
+                let content: Value = parse_json(&fs::read(&companion)?, &companion)?;
+                collect_ids(&content["eos_token_id"], &mut eos);
+            }
+        }
+        Self::from_parts(path, json, companions, &eos)
+    }
+
+    /// Reads `tokenizer.json` of a model folder.
+    ///
+    /// # Errors
+    /// The file is missing, cannot be read, or is not a tokenizer.
+    pub fn from_dir(directory: &Path) -> Result<Self> {
+        Self::from_file(&directory.join("tokenizer.json"))
+    }
+
+    pub(crate) fn from_parts(
+        path: &Path,
+        json: Vec<u8>,
+        companions: BTreeMap<&'static str, Vec<u8>>,
+        eos: &BTreeSet<u32>,
+    ) -> Result<Self> {
+        let bad = |message: String| Error::Tokenizer {
+            path: path.to_path_buf(),
+            message,
+        };
+        let mut inner =
+            tokenizers::Tokenizer::from_bytes(&json).map_err(|error| bad(error.to_string()))?;
+        // A stored truncation or padding would silently change what is trained.
+        inner
+            .with_truncation(None)
+            .map_err(|error| bad(error.to_string()))?;
+        inner.with_padding(None);
+        let token_bytes = token_bytes(&inner, &parse_json(&json, path)?);
+        let mut eos = eos.clone();
+        let mut pad_id = None;
+        if let Some(config) = companions.get("tokenizer_config.json") {
+            let config: Value = parse_json(config, &path.with_file_name("tokenizer_config.json"))?;
+            let named =
+                |key: &str| special_name(&config[key]).and_then(|name| inner.token_to_id(&name));
+            eos.extend(named("eos_token"));
+            pad_id = named("pad_token").map(TokenId);
+        }
+        let eos_ids = eos
+            .into_iter()
+            .filter(|&id| (id as usize) < token_bytes.len())
+            .map(TokenId)
+            .collect();
+        Ok(Self {
+            inner,
+            json,
+            companions,
+            token_bytes,
+            eos_ids,
+            pad_id,
+        })
+    }
+
+    /// Turns text into ids; nothing is added at either end.
+    ///
+    /// # Errors
+    /// The tokenizer's rules cannot be applied to the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<TokenId>> {
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(|error| Error::Encode {
+                num_bytes: text.len(),
+                message: error.to_string(),
+            })?;
+        Ok(encoding.get_ids().iter().copied().map(TokenId).collect())
+    }
+
+    /// The text of ids: their bytes in order, with U+FFFD for what is not UTF-8.
+    pub fn decode(&self, ids: &[TokenId]) -> String {
+        let bytes: Vec<u8> = ids
+            .iter()
+            .flat_map(|&id| self.token_bytes(id))
+            .copied()
+            .collect();
+        match String::from_utf8_lossy(&bytes) {
+            Cow::Borrowed(text) => text.to_owned(),
+            Cow::Owned(text) => text,
+        }
+    }
+
+    /// The bytes that a token adds to the text; empty for special tokens and for ids outside the vocabulary.
+    pub fn token_bytes(&self, id: TokenId) -> &[u8] {
+        self.token_bytes
+            .get(id.0 as usize)
+            .map_or(&[], AsRef::as_ref)
+    }
+
+    /// The id of a token by its written form.
+    pub fn token_id(&self, token: &str) -> Option<TokenId> {
+        self.inner.token_to_id(token).map(TokenId)
+    }
+
+    /// The ids that end a sequence, ascending.
+    pub fn eos_ids(&self) -> &[TokenId] {
+        &self.eos_ids
+    }
+
+    /// The padding id, where the tokenizer names one.
+    pub fn pad_id(&self) -> Option<TokenId> {
+        self.pad_id
+    }
+
+    /// One more than the largest id.
+    pub fn vocab_size(&self) -> usize {
+        self.token_bytes.len()
+    }
+
+    /// Writes `tokenizer.json`, `tokenizer_config.json` and the other tokenizer files into a folder.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn save(&self, directory: &Path) -> Result<()> {
+        write_bytes_atomic(&directory.join("tokenizer.json"), &self.json)?;
+        for (name, content) in &self.companions {
+            write_bytes_atomic(&directory.join(name), content)?;
+        }
+        Ok(())
+    }
+
+    /// `tokenizer.json` as bytes, for a fingerprint.
+    pub fn json(&self) -> &[u8] {
+        &self.json
+    }
+}
+
+fn parse_json(bytes: &[u8], path: &Path) -> Result<Value> {
+    serde_json::from_slice(bytes).map_err(|error| Error::Tokenizer {
+        path: PathBuf::from(path),
+        message: error.to_string(),
+    })
+}
+
+fn collect_ids(value: &Value, ids: &mut BTreeSet<u32>) {
+    let values = value
+        .as_array()
+        .map_or_else(|| std::slice::from_ref(value), Vec::as_slice);
+    ids.extend(
+        values
+            .iter()
+            .filter_map(|id| u32::try_from(id.as_u64()?).ok()),
+    );
+}
+
+/// A special token is written as its text, or as an object that holds the text.
+fn special_name(value: &Value) -> Option<String> {
+    value
+        .as_str()
+        .or_else(|| value["content"].as_str())
+        .map(str::to_owned)
+}
+
+/// How the vocabulary writes bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Alphabet {
+    /// Tokens are text as it is.
+    Plain,
+    /// GPT-2's: each byte is one printable character.
+    ByteLevel,
+    /// SentencePiece's: U+2581 is a space, `<0x0A>` a byte.
+    SentencePiece,
+}
+
+impl Alphabet {
+    fn of(json: &Value) -> Self {
+        let decoder = json["decoder"].to_string();
+        if decoder.contains("\"ByteLevel\"") {
+            Self::ByteLevel
+        } else if decoder.contains("\"ByteFallback\"") || decoder.contains("\"Metaspace\"") {
+            Self::SentencePiece
+        } else {
+            Self::Plain
+        }
+    }
+
+    fn bytes(self, token: &str) -> Vec<u8> {
+        match self {
+            Self::Plain => token.as_bytes().to_vec(),
+            Self::ByteLevel => {
+                // A token that is not written in the alphabet is taken as plain text.
+                let bytes: Option<Vec<u8>> = token.chars().map(byte_of_char).collect();
+                bytes.unwrap_or_else(|| token.as_bytes().to_vec())
+            }
+            Self::SentencePiece => {
+                let byte = token
+                    .strip_prefix("<0x")
+                    .and_then(|rest| rest.strip_suffix('>'));
+                match byte.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+                    Some(byte) => vec![byte],
+                    None => token.replace('\u{2581}', " ").into_bytes(),
+                }
+            }
+        }
+    }
+}
+
+/// The inverse of GPT-2's table: printable Latin-1 stands for itself, the other 68 bytes follow from U+0100 in order.
+fn byte_of_char(c: char) -> Option<u8> {
+    let is_printable = |byte: u32| matches!(byte, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF);
+    let code = u32::from(c);
+    if code < 0x100 {
+        return u8::try_from(code).ok().filter(|_| is_printable(code));
+    }
+    let rank = usize::try_from(code - 0x100).ok()?;
+    (0_u8..=255)
+        .filter(|&byte| !is_printable(u32::from(byte)))
+        .nth(rank)
+}
+
+fn token_bytes(inner: &tokenizers::Tokenizer, json: &Value) -> Vec<Box<[u8]>> {
+    let alphabet = Alphabet::of(json);
+    let vocab: BTreeMap<u32, String> = inner
+        .get_vocab(true)
+        .into_iter()
+        .map(|(token, id)| (id, token))
+        .collect();
+    let added: BTreeMap<u32, bool> = inner
+        .get_added_tokens_decoder()
+        .into_iter()
+        .map(|(id, token)| (id, token.special))
+        .collect();
+    let size = vocab.last_key_value().map_or(0, |(&id, _)| id as usize + 1);
+    let mut bytes = vec![Box::<[u8]>::default(); size];
+    for (id, token) in vocab {
+        bytes[id as usize] = match added.get(&id) {
+            Some(true) => Box::default(),
+            Some(false) => token.into_bytes().into(),
+            None => alphabet.bytes(&token).into(),
+        };
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_byte_alphabet_is_a_bijection() {
+        let mut seen = BTreeSet::new();
+        for code in 0..0x200 {
+            if let Some(byte) = char::from_u32(code).and_then(byte_of_char) {
+                assert!(seen.insert(byte));
+            }
+        }
+        assert_eq!(seen.len(), 256);
+        assert_eq!(byte_of_char('Ġ'), Some(b' '));
+        assert_eq!(byte_of_char('Ċ'), Some(b'\n'));
+    }
+
+    #[test]
+    fn sentence_pieces_become_bytes() {
+        assert_eq!(Alphabet::SentencePiece.bytes("<0x0A>"), b"\n");
+        assert_eq!(Alphabet::SentencePiece.bytes("\u{2581}the"), b" the");
+    }
+
+    #[test]
+    fn a_broken_file_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tokenizer.json");
+        fs::write(&path, "{").unwrap();
+        let error = Tokenizer::from_dir(directory.path()).unwrap_err();
+        assert!(matches!(error, Error::Tokenizer { .. }), "{error}");
+        assert!(matches!(
+            Tokenizer::from_file(&directory.path().join("none")),
+            Err(Error::Io(_))
+        ));
+    }
+}
