@@ -1,0 +1,230 @@
+//! The part of a Hugging Face `config.json` that shapes the decoder.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+/// Sizes and constants of a Qwen3-architecture decoder, as `config.json` spells them.
+///
+/// Keys that this crate does not use are kept in `other` and written back unchanged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelConfig {
+    /// Always `qwen3`.
+    pub model_type: String,
+    /// Rows of the embedding.
+    pub vocab_size: i64,
+    /// Width of the residual stream.
+    pub hidden_size: i64,
+    /// Inner width of the gated feed-forward block.
+    pub intermediate_size: i64,
+    /// Decoder layers.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: i64,
+    /// Key and value heads; divides `num_attention_heads`.
+    pub num_key_value_heads: i64,
+    /// Width of one head; free of `hidden_size / num_attention_heads`.
+    pub head_dim: i64,
+    /// Added to the mean square inside every `RMSNorm`.
+    pub rms_norm_eps: f64,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Longest position that the model is meant for, in tokens.
+    pub max_position_embeddings: i64,
+    /// Whether the output head is the embedding matrix.
+    pub tie_word_embeddings: bool,
+    /// Everything else that the file held.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+/// The sizes that define a freshly initialised model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ModelSizes {
+    /// Rows of the embedding.
+    pub vocab_size: i64,
+    /// Width of the residual stream.
+    pub hidden_size: i64,
+    /// Inner width of the feed-forward block.
+    pub intermediate_size: i64,
+    /// Decoder layers.
+    pub num_layers: usize,
+    /// Query heads.
+    pub num_heads: i64,
+    /// Key and value heads.
+    pub num_kv_heads: i64,
+    /// Width of one head.
+    pub head_dim: i64,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Longest supported position, in tokens.
+    pub max_position_embeddings: i64,
+    /// Whether head and embedding are one matrix.
+    pub tie_word_embeddings: bool,
+    /// Id that ends a sequence.
+    pub eos_token_id: i64,
+}
+
+impl ModelConfig {
+    /// Describes a new model of the given sizes.
+    ///
+    /// # Errors
+    /// When the sizes contradict each other.
+    pub fn new(sizes: &ModelSizes) -> Result<Self> {
+        let mut other = Map::new();
+        other.insert("architectures".into(), Value::from(vec!["Qwen3ForCausalLM"]));
+        other.insert("attention_bias".into(), Value::from(false));
+        other.insert("attention_dropout".into(), Value::from(0.0));
+        other.insert("bos_token_id".into(), Value::Null);
+        other.insert("eos_token_id".into(), Value::from(sizes.eos_token_id));
+        other.insert("hidden_act".into(), Value::from("silu"));
+        other.insert("initializer_range".into(), Value::from(0.02));
+        other.insert("torch_dtype".into(), Value::from("float32"));
+        other.insert("use_cache".into(), Value::from(true));
+        other.insert("use_sliding_window".into(), Value::from(false));
+        let config = Self {
+            model_type: "qwen3".into(),
+            vocab_size: sizes.vocab_size,
+            hidden_size: sizes.hidden_size,
+            intermediate_size: sizes.intermediate_size,
+            num_hidden_layers: sizes.num_layers,
+            num_attention_heads: sizes.num_heads,
+            num_key_value_heads: sizes.num_kv_heads,
+            head_dim: sizes.head_dim,
+            rms_norm_eps: 1e-6,
+            rope_theta: sizes.rope_theta,
+            max_position_embeddings: sizes.max_position_embeddings,
+            tie_word_embeddings: sizes.tie_word_embeddings,
+            other,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Reads `config.json` of a model folder.
+    ///
+    /// # Errors
+    /// When the file is missing or unreadable, or asks for something that is not implemented.
+    pub fn from_dir(dir: &Path) -> Result<Self> {
+        let path = dir.join("config.json");
+        let text = fs_err::read_to_string(&path)?;
+        let config: Self = serde_json::from_str(&text).map_err(|source| Error::Json { path, source })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Writes `config.json` into a model folder.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        let path = dir.join("config.json");
+        let mut text =
+            serde_json::to_string_pretty(self).map_err(|source| Error::Json { path: path.clone(), source })?;
+        text.push('\n');
+        fs_err::write(path, text)?;
+        Ok(())
+    }
+
+    fn check(&self) -> Result<()> {
+        let refuse = |key, value: &Value, supported| {
+            Err(Error::Unsupported { key, value: value.to_string(), supported })
+        };
+        if self.model_type != "qwen3" {
+            return refuse("model_type", &Value::from(self.model_type.clone()), "`qwen3`");
+        }
+        for (key, wanted) in [
+            ("hidden_act", Value::from("silu")),
+            ("attention_bias", Value::from(false)),
+            ("use_sliding_window", Value::from(false)),
+        ] {
+            match self.other.get(key) {
+                None => {}
+                Some(value) if *value == wanted => {}
+                Some(value) => return refuse(key, value, "`silu`, no attention bias, no sliding window"),
+            }
+        }
+        for key in ["rope_scaling", "rope_parameters"] {
+            if let Some(value) = self.other.get(key)
+                && !value.is_null()
+            {
+                return refuse(key, value, "null: plain rotary positions from `rope_theta`");
+            }
+        }
+        let positive = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", self.num_key_value_heads),
+            ("head_dim", self.head_dim),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ];
+        if let Some((key, value)) = positive.into_iter().find(|&(_, value)| value < 1) {
+            return Err(Error::Config(format!("`{key}` must be at least 1: {value}")));
+        }
+        if self.num_hidden_layers == 0 {
+            return Err(Error::Config("`num_hidden_layers` must be at least 1: 0".into()));
+        }
+        if self.num_attention_heads % self.num_key_value_heads != 0 {
+            return Err(Error::Config(format!(
+                "`num_attention_heads` ({}) must be a multiple of `num_key_value_heads` ({})",
+                self.num_attention_heads, self.num_key_value_heads
+            )));
+        }
+        if self.head_dim % 2 != 0 {
+            return Err(Error::Config(format!("`head_dim` must be even for rotary positions: {}", self.head_dim)));
+        }
+        Ok(())
+    }
+
+    /// Ids that end a sequence according to the configuration.
+    pub fn eos_token_ids(&self) -> Vec<i64> {
+        match self.other.get("eos_token_id") {
+            Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_i64).collect(),
+            Some(value) => value.as_i64().into_iter().collect(),
+            None => Vec::new(),
+        }
+    }
+
+    /// Name and shape of every parameter, in a fixed order (sorted by name).
+    pub fn parameter_shapes(&self) -> Vec<(String, Vec<i64>)> {
+        let (hidden, inner) = (self.hidden_size, self.intermediate_size);
+        let query = self.num_attention_heads * self.head_dim;
+        let key_value = self.num_key_value_heads * self.head_dim;
+        let mut shapes = vec![
+            ("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, hidden]),
+            ("model.norm.weight".to_owned(), vec![hidden]),
+        ];
+        if !self.tie_word_embeddings {
+            shapes.push(("lm_head.weight".to_owned(), vec![self.vocab_size, hidden]));
+        }
+        for layer in 0..self.num_hidden_layers {
+            for (name, shape) in [
+                ("input_layernorm.weight", vec![hidden]),
+                ("mlp.down_proj.weight", vec![hidden, inner]),
+                ("mlp.gate_proj.weight", vec![inner, hidden]),
+                ("mlp.up_proj.weight", vec![inner, hidden]),
+                ("post_attention_layernorm.weight", vec![hidden]),
+                ("self_attn.k_norm.weight", vec![self.head_dim]),
+                ("self_attn.k_proj.weight", vec![key_value, hidden]),
+                ("self_attn.o_proj.weight", vec![hidden, query]),
+                ("self_attn.q_norm.weight", vec![self.head_dim]),
+                ("self_attn.q_proj.weight", vec![query, hidden]),
+                ("self_attn.v_proj.weight", vec![key_value, hidden]),
+            ] {
+                shapes.push((format!("model.layers.{layer}.{name}"), shape));
+            }
+        }
+        shapes.sort();
+        shapes
+    }
+
+    /// Number of trained values.
+    pub fn num_parameters(&self) -> i64 {
+        self.parameter_shapes().iter().map(|(_, shape)| shape.iter().product::<i64>()).sum()
+    }
+}

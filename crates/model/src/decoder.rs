@@ -1,0 +1,280 @@
+//! The Qwen3 decoder: grouped-query attention with normalised queries and keys, `SwiGLU`, `RMSNorm` before each block.
+
+use std::path::Path;
+
+use asyncthink_torch::decode_attention_;
+use tch::{Device, Kind, TchError, Tensor};
+
+use crate::attention::segmented_attention;
+use crate::cache::KvCache;
+use crate::config::ModelConfig;
+use crate::error::Result;
+use crate::weights;
+
+/// Standard deviation of freshly drawn weights (Qwen's `initializer_range`).
+const INIT_STD: f64 = 0.02;
+
+/// A decoder with its parameters.
+#[derive(Debug)]
+pub struct Decoder {
+    config: ModelConfig,
+    device: Device,
+    kind: Kind,
+    parameters: Vec<(String, Tensor)>,
+    embedding: Tensor,
+    layers: Vec<Layer>,
+    norm: Tensor,
+    head: Tensor,
+}
+
+/// Tokens to feed in one decoding step. A sequence may bring several (its prompt, or text injected by a Join): they are
+/// ordinary rows with successive positions, so prefill and decoding share one batch without padding.
+#[derive(Debug)]
+pub struct StepBatch<'a> {
+    /// Token ids `[rows]`.
+    pub ids: &'a [i64],
+    /// Position of each row in its sequence.
+    pub positions: &'a [i64],
+    /// Cache slot of each row.
+    pub slots: &'a [i64],
+    /// Rows whose next token is wanted, ascending.
+    pub sample_rows: &'a [i64],
+}
+
+#[derive(Debug)]
+struct Layer {
+    input_norm: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_norm: Tensor,
+    key_norm: Tensor,
+    output: Tensor,
+    post_norm: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
+}
+
+/// Cosines and sines `[tokens, 1, head_dim / 2]` of one forward pass, shared by all layers.
+struct Rotary {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl Decoder {
+    /// Draws a new model: weights normal with deviation 0.02, the two projections that write to the residual stream
+    /// scaled down by `sqrt(2 * layers)`, norms at one. Equal seeds give equal weights on one machine.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn init(config: &ModelConfig, device: Device, seed: u64) -> Result<Self> {
+        let residual_std = INIT_STD / (2.0 * config.num_hidden_layers as f64).sqrt();
+        tch::manual_seed(seed.cast_signed());
+        let parameters = config
+            .parameter_shapes()
+            .into_iter()
+            .map(|(name, shape)| {
+                let options = (Kind::Float, Device::Cpu);
+                let tensor = if name.ends_with("norm.weight") {
+                    Tensor::f_ones(&shape, options)?
+                } else if name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") {
+                    Tensor::f_randn(&shape, options)? * residual_std
+                } else {
+                    Tensor::f_randn(&shape, options)? * INIT_STD
+                };
+                Ok((name, tensor.f_to_device(device)?))
+            })
+            .collect::<Result<Vec<_>, TchError>>()?;
+        Ok(Self::assemble(config.clone(), device, Kind::Float, parameters))
+    }
+
+    /// Loads a Hugging Face model folder, converting every tensor to `kind`.
+    ///
+    /// # Errors
+    /// When the configuration is not supported, or the weights are missing, misshaped or unreadable.
+    pub fn load(dir: &Path, device: Device, kind: Kind) -> Result<Self> {
+        let config = ModelConfig::from_dir(dir)?;
+        let parameters = weights::load(dir, &config, device, kind)?;
+        Ok(Self::assemble(config, device, kind, parameters))
+    }
+
+    /// Writes `config.json`, `generation_config.json` and `model.safetensors` into an existing folder.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        self.config.save(dir)?;
+        weights::save_generation_config(dir, &self.config)?;
+        weights::save(&dir.join("model.safetensors"), &self.parameters)
+    }
+
+    fn assemble(config: ModelConfig, device: Device, kind: Kind, parameters: Vec<(String, Tensor)>) -> Self {
+        let get = |name: &str| {
+            let index = parameters.partition_point(|(other, _)| other.as_str() < name);
+            parameters[index].1.shallow_clone()
+        };
+        let layers = (0..config.num_hidden_layers)
+            .map(|index| {
+                let get = |name: &str| get(&format!("model.layers.{index}.{name}.weight"));
+                Layer {
+                    input_norm: get("input_layernorm"),
+                    query: get("self_attn.q_proj"),
+                    key: get("self_attn.k_proj"),
+                    value: get("self_attn.v_proj"),
+                    query_norm: get("self_attn.q_norm"),
+                    key_norm: get("self_attn.k_norm"),
+                    output: get("self_attn.o_proj"),
+                    post_norm: get("post_attention_layernorm"),
+                    gate: get("mlp.gate_proj"),
+                    up: get("mlp.up_proj"),
+                    down: get("mlp.down_proj"),
+                }
+            })
+            .collect();
+        let embedding = get("model.embed_tokens.weight");
+        let norm = get("model.norm.weight");
+        let head =
+            if config.tie_word_embeddings { embedding.shallow_clone() } else { get("lm_head.weight") };
+        Self { config, device, kind, parameters, embedding, layers, norm, head }
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Where the parameters live.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Type of the parameters.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Every parameter under its Hugging Face name, sorted by name.
+    pub fn named_parameters(&self) -> &[(String, Tensor)] {
+        &self.parameters
+    }
+
+    /// Asks for gradients on every parameter, or for none.
+    pub fn set_requires_grad(&mut self, requires_grad: bool) {
+        for (_, tensor) in &mut self.parameters {
+            *tensor = tensor.set_requires_grad(requires_grad);
+        }
+    }
+
+    /// Final hidden states, after the last norm, of a packed batch; differentiable.
+    ///
+    /// # Shapes
+    /// `ids` i64 `[tokens]`, `segment_lens` sums to `tokens`; positions restart at 0 in every segment. Returns
+    /// `[tokens, hidden]` of the model's kind.
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation.
+    pub fn hidden_packed(&self, ids: &Tensor, segment_lens: &[i64]) -> Result<Tensor> {
+        let positions: Vec<i64> = segment_lens.iter().flat_map(|&len| 0..len).collect();
+        let rotary = self.rotary(&positions)?;
+        self.forward(ids, &rotary, &mut |_, query, key, value| {
+            Ok(segmented_attention(query, key, value, segment_lens)?)
+        })
+    }
+
+    /// Feeds one batch of tokens to the cache and returns f32 logits `[sample_rows, vocab]`.
+    ///
+    /// Runs without gradients. The caller has made sure that every position is inside the cache's capacity.
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation.
+    pub fn step(&self, batch: &StepBatch<'_>, cache: &KvCache) -> Result<Tensor> {
+        let _no_grad = tch::no_grad_guard();
+        let on_device = |values: &[i64]| Tensor::from_slice(values).f_to_device(self.device);
+        let rotary = self.rotary(batch.positions)?;
+        let slots = on_device(batch.slots)?;
+        let positions = on_device(batch.positions)?;
+        let hidden = self.forward(&on_device(batch.ids)?, &rotary, &mut |layer, query, key, value| {
+            let (key_cache, value_cache) = cache.layer(layer);
+            Ok(decode_attention_(query, key, value, key_cache, value_cache, &slots, &positions)?)
+        })?;
+        let wanted = if batch.sample_rows.len() == batch.ids.len() {
+            hidden
+        } else {
+            hidden.f_index_select(0, &on_device(batch.sample_rows)?)?
+        };
+        self.lm_head(&wanted)
+    }
+
+    /// Logits in f32 of hidden states: `[tokens, hidden]` to `[tokens, vocab]`. Callers bound `tokens` to a chunk.
+    ///
+    /// # Errors
+    /// When libtorch refuses the operation.
+    pub fn lm_head(&self, hidden: &Tensor) -> Result<Tensor> {
+        Ok(hidden.f_linear::<&Tensor>(&self.head, None)?.f_to_kind(Kind::Float)?)
+    }
+
+    fn forward(
+        &self,
+        ids: &Tensor,
+        rotary: &Rotary,
+        attend: &mut dyn FnMut(usize, &Tensor, &Tensor, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let eps = self.config.rms_norm_eps;
+        let mut hidden = Tensor::f_embedding(&self.embedding, ids, -1, false, false)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let normed = rms_norm(&hidden, &layer.input_norm, eps)?;
+            let (query, key, value) = self.project(layer, &normed, rotary)?;
+            let attended = attend(index, &query, &key, &value)?.f_flatten(1, 2)?;
+            hidden = hidden.f_add(&attended.f_linear::<&Tensor>(&layer.output, None)?)?;
+            let normed = rms_norm(&hidden, &layer.post_norm, eps)?;
+            let gate = normed.f_linear::<&Tensor>(&layer.gate, None)?.f_silu()?;
+            let gated = gate.f_mul(&normed.f_linear::<&Tensor>(&layer.up, None)?)?;
+            hidden = hidden.f_add(&gated.f_linear::<&Tensor>(&layer.down, None)?)?;
+        }
+        Ok(rms_norm(&hidden, &self.norm, eps)?)
+    }
+
+    /// Queries `[tokens, heads, head_dim]` and keys, values `[tokens, kv_heads, head_dim]`, normed and rotated.
+    fn project(&self, layer: &Layer, normed: &Tensor, rotary: &Rotary) -> Result<(Tensor, Tensor, Tensor), TchError> {
+        let head_dim = self.config.head_dim;
+        let eps = self.config.rms_norm_eps;
+        let heads_of = |weight: &Tensor| normed.f_linear::<&Tensor>(weight, None)?.f_unflatten(1, [-1, head_dim]);
+        let query = rotary.apply(&rms_norm(&heads_of(&layer.query)?, &layer.query_norm, eps)?)?;
+        let key = rotary.apply(&rms_norm(&heads_of(&layer.key)?, &layer.key_norm, eps)?)?;
+        Ok((query, key, heads_of(&layer.value)?))
+    }
+
+    fn rotary(&self, positions: &[i64]) -> Result<Rotary, TchError> {
+        let half = self.config.head_dim / 2;
+        let exponents = Tensor::f_arange(half, (Kind::Float, self.device))? * (2.0 / self.config.head_dim as f64);
+        let frequencies = Tensor::from(self.config.rope_theta)
+            .f_to_kind(Kind::Float)?
+            .f_to_device(self.device)?
+            .f_pow(&exponents)?
+            .f_reciprocal()?;
+        let positions = Tensor::from_slice(positions).f_to_device(self.device)?.f_to_kind(Kind::Float)?;
+        let angles = positions.f_outer(&frequencies)?.f_unsqueeze(1)?;
+        Ok(Rotary { cos: angles.f_cos()?.f_to_kind(self.kind)?, sin: angles.f_sin()?.f_to_kind(self.kind)? })
+    }
+}
+
+impl Rotary {
+    /// Rotates `[tokens, heads, head_dim]` by position, halves paired as in Hugging Face's `rotate_half`.
+    fn apply(&self, heads: &Tensor) -> Result<Tensor, TchError> {
+        let halves = heads.f_chunk(2, -1)?;
+        let (first, second) = (&halves[0], &halves[1]);
+        Tensor::f_cat(
+            &[
+                first.f_mul(&self.cos)?.f_sub(&second.f_mul(&self.sin)?)?,
+                second.f_mul(&self.cos)?.f_add(&first.f_mul(&self.sin)?)?,
+            ],
+            -1,
+        )
+    }
+}
+
+/// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension, computed in f32.
+fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor, TchError> {
+    x.f_rms_norm(weight.size(), Some(weight), eps)
+}

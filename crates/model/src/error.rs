@@ -1,0 +1,58 @@
+//! What can go wrong while a model is described, built, loaded or saved.
+
+use std::path::PathBuf;
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be read or written; the message names it.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// A JSON file is not what it should be.
+    #[error("`{path}` is not a readable model configuration: {source}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said.
+        source: serde_json::Error,
+    },
+    /// A field of the configuration has a value that this decoder does not implement.
+    #[error("`{key}` is not supported: {value} (supported: {supported})")]
+    Unsupported {
+        /// The key in `config.json`.
+        key: &'static str,
+        /// The value found.
+        value: String,
+        /// What would be accepted.
+        supported: &'static str,
+    },
+    /// The numbers of the configuration contradict each other.
+    #[error("invalid model configuration: {0}")]
+    Config(String),
+    /// A weight file is damaged.
+    #[error("`{path}` is not a readable safetensors file: {reason}")]
+    Weights {
+        /// The file.
+        path: PathBuf,
+        /// Why it was refused.
+        reason: String,
+    },
+    /// The tensors of a checkpoint are not those of its configuration.
+    #[error("`{path}` does not fit `config.json`: {reason}")]
+    Tensors {
+        /// The model folder.
+        path: PathBuf,
+        /// Names of missing, surplus or misshaped tensors.
+        reason: String,
+    },
+    /// libtorch refused an operation.
+    #[error("libtorch failed: {0}")]
+    Torch(#[from] tch::TchError),
+    /// A shim of the torch crate refused an operation.
+    #[error(transparent)]
+    Shim(#[from] asyncthink_torch::Error),
+}
+
+/// Shorthand for results of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

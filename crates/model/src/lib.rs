@@ -1,0 +1,21 @@
+//! Decoder-only transformers in Hugging Face layout, safetensors in and out.
+//!
+//! One [`Decoder`] serves training and decoding: the engine steps over the very tensors that the optimizer updates,
+//! so there is no second copy to keep in step. Both paths run the same layer code and differ in attention alone:
+//! training attends inside packed segments ([`Decoder::hidden_packed`]), decoding against a [`KvCache`]
+//! ([`Decoder::step`]).
+//!
+//! Shape legend: `tokens` = packed tokens of all segments, `hidden`, `heads`, `kv_heads`, `head_dim`, `vocab`,
+//! `slots` = sequences that a cache can hold, `rows` = tokens of one decoding step.
+
+mod attention;
+mod cache;
+mod config;
+mod decoder;
+mod error;
+mod weights;
+
+pub use cache::KvCache;
+pub use config::{ModelConfig, ModelSizes};
+pub use decoder::{Decoder, StepBatch};
+pub use error::{Error, Result};
