@@ -1,0 +1,60 @@
+//! Default values that serde needs as functions.
+
+/// A count.
+pub(crate) const fn count<const N: usize>() -> usize {
+    N
+}
+
+/// `true`.
+pub(crate) const fn yes() -> bool {
+    true
+}
+
+pub(crate) const fn seed() -> u64 {
+    1
+}
+pub(crate) const fn numbers_per_solution() -> [usize; 2] {
+    [3, 6]
+}
+pub(crate) const fn test_target_fraction() -> f64 {
+    0.1
+}
+pub(crate) const fn rope_theta() -> f64 {
+    10_000.0
+}
+pub(crate) const fn hit_rate() -> f64 {
+    0.3
+}
+pub(crate) const fn one() -> f64 {
+    1.0
+}
+pub(crate) const fn zero() -> f64 {
+    0.0
+}
+pub(crate) const fn min_lr_ratio() -> f64 {
+    0.1
+}
+pub(crate) const fn beta1() -> f64 {
+    0.9
+}
+pub(crate) const fn beta2() -> f64 {
+    0.95
+}
+pub(crate) const fn adam_eps() -> f64 {
+    1e-8
+}
+pub(crate) const fn clip_eps() -> f64 {
+    0.2
+}
+pub(crate) const fn advantage_eps() -> f64 {
+    1e-4
+}
+pub(crate) const fn lambda() -> f64 {
+    0.2
+}
+pub(crate) const fn tau() -> f64 {
+    0.9
+}
+pub(crate) const fn confidence() -> f64 {
+    0.95
+}

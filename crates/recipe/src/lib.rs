@@ -1,0 +1,47 @@
+//! TOML recipes in, validated values out, with spans.
+//!
+//! A recipe is one file with a section per concern; every command reads the
+//! shared sections and requires its own. The path from text to value:
+//!
+//! 1. The text becomes a tree in which every key and value remembers its
+//!    place, and `--set` arguments are laid over it.
+//! 2. The tree is checked against the JSON Schema that comes from the same
+//!    structs that serde reads: unknown keys, types, limits, missing keys.
+//! 3. Rules over several keys are checked on the tree too.
+//! 4. Only then do the structs get their values.
+//!
+//! Steps 1 to 3 keep going after an error, so that one run of the command
+//! names everything that is wrong. Plain structs with `toml::Spanned` fields
+//! would give places too, but serde stops at the first error, and spans do
+//! not survive tagged unions.
+//!
+//! Nothing here needs libtorch, so a wrong recipe is refused at once.
+//!
+//! ```
+//! # use std::path::Path;
+//! let errors = asyncthink_recipe::Recipe::parse("nmae = 1", Path::new("r.toml"), &[]).unwrap_err();
+//! assert!(errors.to_string().contains("did you mean `name`?"));
+//! ```
+
+mod check;
+mod defaults;
+mod document;
+mod error;
+mod nearest;
+mod recipe;
+mod rules;
+mod schema;
+mod sections;
+mod stages;
+
+pub use error::{ErrorKind, RecipeError, RecipeErrors};
+pub use recipe::{DeviceSpec, Recipe, RecipeData, Stage};
+pub use schema::schema;
+pub use sections::{
+    McdGenerate, McdSection, McdSource, ModelInit, ModelSection, PromptsSection, ProtocolSection,
+    TaskSection,
+};
+pub use stages::{
+    Advantage, EvalSection, GrpoSection, LossAggregation, OptimizerSection, RewardSection,
+    Schedule, SftSection, SynthSection,
+};

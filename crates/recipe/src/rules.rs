@@ -1,0 +1,446 @@
+//! Rules over several keys. They read the document, not the structs, so that
+//! they speak even where another part of the recipe does not parse; a rule
+//! whose keys are absent or ill-formed says nothing.
+
+use serde_json::Value as Json;
+
+use crate::document::{Node, Value};
+use crate::error::{ErrorKind, RecipeError};
+use crate::nearest::nearest;
+use crate::recipe::DeviceSpec;
+
+/// All contradictions in `root`.
+pub(crate) fn check(root: &Node, schema: &Json) -> Vec<RecipeError> {
+    let mut rules = Rules {
+        root,
+        schema,
+        errors: Vec::new(),
+    };
+    rules.device();
+    rules.mcd();
+    rules.protocol();
+    rules.prompts();
+    rules.model();
+    rules.steps("sft");
+    rules.steps("grpo");
+    rules.grpo();
+    rules.reward();
+    rules.synth();
+    rules.errors
+}
+
+/// The keys that the problem generator needs.
+const GENERATOR_KEYS: [&str; 5] = [
+    "num_numbers",
+    "number_range",
+    "target_range",
+    "num_train_problems",
+    "num_test_problems",
+];
+
+struct Rules<'a> {
+    root: &'a Node,
+    schema: &'a Json,
+    errors: Vec<RecipeError>,
+}
+
+impl Rules<'_> {
+    fn push(&mut self, kind: ErrorKind, key: &str, reason: &str, hint: &str) {
+        let (source, value) = self.root.locate(key);
+        let value = value
+            .filter(|value| !matches!(value, Value::Table(_)))
+            .map(Value::display)
+            .or_else(|| {
+                self.default(key)
+                    .map(|default| format!("{default}, the default"))
+            });
+        self.errors
+            .push(RecipeError::new(kind, source, key, value, reason, hint));
+    }
+
+    fn conflict(&mut self, key: &str, reason: &str, hint: &str) {
+        self.push(ErrorKind::Conflict, key, reason, hint);
+    }
+
+    fn has(&self, key: &str) -> bool {
+        self.root.locate(key).1.is_some()
+    }
+
+    /// The default of a key, where it has one.
+    fn default(&self, key: &str) -> Option<&Json> {
+        let mut schema = self.schema;
+        for part in key.split('.') {
+            schema = schema.get("properties")?.get(part)?;
+        }
+        schema.get("default").filter(|default| !default.is_object())
+    }
+
+    /// A number as written or by default.
+    fn number(&self, key: &str) -> Option<f64> {
+        match self.root.locate(key).1 {
+            Some(Value::Integer(number)) => Some(*number as f64),
+            Some(Value::Float(number)) if number.is_finite() => Some(*number),
+            Some(_) => None,
+            None => self.default(key)?.as_f64(),
+        }
+    }
+
+    fn text(&self, key: &str) -> Option<&str> {
+        match self.root.locate(key).1 {
+            Some(Value::String(text)) => Some(text),
+            Some(_) => None,
+            None => self.default(key)?.as_str(),
+        }
+    }
+
+    fn pair(&self, key: &str) -> Option<(i64, i64)> {
+        match self.root.locate(key).1 {
+            Some(Value::Array(items)) => match items.as_slice() {
+                [a, b] => match (&a.value, &b.value) {
+                    (Value::Integer(a), Value::Integer(b)) => Some((*a, *b)),
+                    _ => None,
+                },
+                _ => None,
+            },
+            Some(_) => None,
+            None => {
+                let default = self.default(key)?;
+                Some((default.get(0)?.as_i64()?, default.get(1)?.as_i64()?))
+            }
+        }
+    }
+
+    fn device(&mut self) {
+        let reason = match self.text("device").map(str::parse::<DeviceSpec>) {
+            Some(Err(reason)) => reason,
+            _ => return,
+        };
+        self.push(
+            ErrorKind::OutOfRange,
+            "device",
+            &reason,
+            "set `device = \"auto\"`, the default",
+        );
+    }
+
+    fn mcd(&mut self) {
+        let section = "task.mcd";
+        if !self.has(section) {
+            return;
+        }
+        let key = |name: &str| format!("{section}.{name}");
+        let files = ["train_file", "test_file"].map(|name| self.has(&key(name)));
+        if files == [false, false] {
+            for name in GENERATOR_KEYS {
+                if !self.has(&key(name)) {
+                    self.push(
+                        ErrorKind::MissingKey,
+                        &key(name),
+                        "missing key: the problem generator needs it",
+                        "add it, or give `train_file` and `test_file`",
+                    );
+                }
+            }
+        } else {
+            let absent = ["train_file", "test_file"].into_iter().zip(files);
+            for (name, present) in absent {
+                if !present {
+                    self.push(
+                        ErrorKind::MissingKey,
+                        &key(name),
+                        "missing key: training and test problems come from two files",
+                        "add it; the released rows have one file for each",
+                    );
+                }
+            }
+            for name in GENERATOR_KEYS.into_iter().chain(["test_target_fraction"]) {
+                if self.has(&key(name)) {
+                    self.conflict(
+                        &key(name),
+                        "the problems come from files, so the generator's keys have no effect",
+                        "remove it, or remove `train_file` and `test_file`",
+                    );
+                }
+            }
+        }
+        self.mcd_ranges();
+    }
+
+    fn mcd_ranges(&mut self) {
+        for name in ["numbers_per_solution", "number_range", "target_range"] {
+            let key = format!("task.mcd.{name}");
+            if let Some((low, high)) = self.pair(&key)
+                && low > high
+            {
+                self.conflict(
+                    &key,
+                    "the smallest value comes after the largest",
+                    &format!("write `{name} = [{high}, {low}]`"),
+                );
+            }
+        }
+        let per_solution = self.pair("task.mcd.numbers_per_solution");
+        if let Some((low, _)) = per_solution
+            && low < 2
+        {
+            self.conflict(
+                "task.mcd.numbers_per_solution",
+                "a solution needs at least two numbers",
+                "start from 2",
+            );
+        }
+        let Some(num_numbers) = self.number("task.mcd.num_numbers") else {
+            return;
+        };
+        if let Some((low, high)) = per_solution
+            && low <= high
+            && high as f64 > num_numbers
+        {
+            self.conflict(
+                "task.mcd.numbers_per_solution",
+                &format!("a solution cannot use more than the {num_numbers} numbers on offer"),
+                "lower it, or raise `num_numbers`",
+            );
+        }
+        if let Some((low, high)) = self.pair("task.mcd.number_range")
+            && low <= high
+            && ((high - low + 1) as f64) < num_numbers
+        {
+            self.conflict(
+                "task.mcd.number_range",
+                &format!("holds fewer than {num_numbers} different numbers"),
+                "widen it, or lower `num_numbers`",
+            );
+        }
+        if let (Some(wanted), Some(offered)) = (
+            self.number("eval.num_problems"),
+            self.number("task.mcd.num_test_problems"),
+        ) && wanted > offered
+        {
+            self.conflict(
+                "eval.num_problems",
+                &format!("only {offered} test problems are made"),
+                "lower it, or raise `task.mcd.num_test_problems`",
+            );
+        }
+        if let (Some(wanted), Some(offered)) = (
+            self.number("grpo.prompts_per_step"),
+            self.number("task.mcd.num_train_problems"),
+        ) && wanted > offered
+        {
+            self.conflict(
+                "grpo.prompts_per_step",
+                &format!("only {offered} training problems are made"),
+                "lower it, or raise `task.mcd.num_train_problems`",
+            );
+        }
+    }
+
+    fn protocol(&mut self) {
+        if let (Some(total), Some(fragment)) = (
+            self.number("protocol.organizer_total_tokens"),
+            self.number("protocol.organizer_max_tokens"),
+        ) && total < fragment
+        {
+            self.conflict(
+                "protocol.organizer_total_tokens",
+                &format!("is below `organizer_max_tokens` = {fragment}, which it would cut"),
+                "raise it, or leave it out",
+            );
+        }
+    }
+
+    fn prompts(&mut self) {
+        self.template("prompts.organizer", &["query"], &["max_workers"]);
+        self.template("prompts.worker", &["sub_query"], &[]);
+        self.template("prompts.query", &["numbers", "target"], &["required"]);
+        self.template("prompts.sequential", &["query"], &[]);
+    }
+
+    fn template(&mut self, key: &str, needed: &[&str], allowed: &[&str]) {
+        let Some(text) = self.text(key).map(str::to_owned) else {
+            return;
+        };
+        let found = placeholders(&text);
+        let known: Vec<&str> = needed.iter().chain(allowed).copied().collect();
+        for name in &found {
+            if known.contains(name) {
+                continue;
+            }
+            let hint = nearest(name, &known).map_or_else(
+                || {
+                    let quoted: Vec<_> = known.iter().map(|name| format!("`{{{name}}}`")).collect();
+                    format!("this template knows {}", quoted.join(", "))
+                },
+                |name| format!("did you mean `{{{name}}}`?"),
+            );
+            self.push(
+                ErrorKind::OutOfRange,
+                key,
+                &format!("no such placeholder: `{{{name}}}`"),
+                &hint,
+            );
+        }
+        for name in needed {
+            if !found.contains(name) {
+                self.push(
+                    ErrorKind::OutOfRange,
+                    key,
+                    &format!("the template does not hold `{{{name}}}`"),
+                    &format!("put `{{{name}}}` where it belongs"),
+                );
+            }
+        }
+    }
+
+    fn model(&mut self) {
+        if !self.has("model") {
+            return;
+        }
+        match (self.has("model.path"), self.has("model.init")) {
+            (true, true) => self.conflict(
+                "model.path",
+                "a model is either loaded or new, and `[model.init]` is there too",
+                "remove `path` or `[model.init]`",
+            ),
+            (false, false) => self.push(
+                ErrorKind::MissingKey,
+                "model",
+                "neither `path` nor `[model.init]`",
+                "add `path = \"...\"`, the folder of a Hugging Face model, or `[model.init]`",
+            ),
+            _ => {}
+        }
+        if !self.has("model.init") {
+            return;
+        }
+        if let (Some(heads), Some(kv_heads)) = (
+            self.number("model.init.num_heads"),
+            self.number("model.init.num_kv_heads"),
+        ) && kv_heads >= 1.0
+            && heads % kv_heads != 0.0
+        {
+            self.conflict(
+                "model.init.num_heads",
+                &format!("is no multiple of `num_kv_heads` = {kv_heads}"),
+                "every key and value head serves the same number of query heads",
+            );
+        }
+        if let Some(head_dim) = self.number("model.init.head_dim")
+            && head_dim % 2.0 != 0.0
+        {
+            self.conflict(
+                "model.init.head_dim",
+                "is odd, and rotary embeddings turn pairs",
+                "choose an even number",
+            );
+        }
+        let longest = [
+            "organizer_max_tokens",
+            "organizer_total_tokens",
+            "worker_max_tokens",
+        ]
+        .into_iter()
+        .filter_map(|name| Some((name, self.number(&format!("protocol.{name}"))?)))
+        .max_by(|a, b| a.1.total_cmp(&b.1));
+        if let (Some((name, tokens)), Some(limit)) =
+            (longest, self.number("model.init.max_position_embeddings"))
+            && tokens >= limit
+        {
+            self.conflict(
+                "model.init.max_position_embeddings",
+                &format!("leaves no room for a prompt: `protocol.{name}` is {tokens}"),
+                "raise it above prompt, decoded and injected tokens together",
+            );
+        }
+    }
+
+    fn steps(&mut self, stage: &str) {
+        let warmup = format!("{stage}.optimizer.warmup_steps");
+        if let (Some(warmup_steps), Some(num_steps)) = (
+            self.number(&warmup),
+            self.number(&format!("{stage}.num_steps")),
+        ) && warmup_steps > num_steps
+        {
+            self.conflict(
+                &warmup,
+                &format!("exceeds `{stage}.num_steps` = {num_steps}: the learning rate would never reach its peak"),
+                "lower it, or train for longer",
+            );
+        }
+    }
+
+    fn grpo(&mut self) {
+        if self.text("grpo.loss_aggregation") == Some("constant_length")
+            && !self.has("grpo.constant_length_tokens")
+        {
+            self.conflict(
+                "grpo.loss_aggregation",
+                "needs `constant_length_tokens`, which is absent",
+                "add `constant_length_tokens`, for example the longest episode in tokens",
+            );
+        }
+    }
+
+    fn reward(&mut self) {
+        if !self.has("grpo") {
+            return;
+        }
+        let (Some(capacity), Some(tau)) = (
+            self.number("protocol.capacity"),
+            self.number("grpo.reward.tau"),
+        ) else {
+            return;
+        };
+        let paid = ["grpo.reward.lambda", "grpo.reward.lambda_final"]
+            .iter()
+            .any(|key| self.number(key).is_some_and(|lambda| lambda > 0.0));
+        let alone = capacity <= 1.0;
+        if alone && paid {
+            self.conflict(
+                "grpo.reward.lambda",
+                "pays for concurrency, and a pool of `protocol.capacity` = 1 has none",
+                "set `lambda = 0`, or raise `protocol.capacity`",
+            );
+        } else if !alone && tau * capacity <= 1.0 {
+            self.conflict(
+                "grpo.reward.tau",
+                &format!(
+                    "must exceed 1/c = 1/{capacity} (`protocol.capacity`): otherwise every episode earns the same concurrency reward"
+                ),
+                "choose a value between 1/c and 1, for example 0.9, the default",
+            );
+        }
+    }
+
+    fn synth(&mut self) {
+        if self.has("synth")
+            && self.number("protocol.capacity") == Some(1.0)
+            && self
+                .number("synth.topology_max_forks")
+                .is_some_and(|forks| forks > 0.0)
+        {
+            self.conflict(
+                "synth.topology_max_forks",
+                "a pool of `protocol.capacity` = 1 cannot fork",
+                "set `topology_max_forks = 0`, or raise `protocol.capacity`",
+            );
+        }
+    }
+}
+
+/// The names in `{name}`, where a name is lower-case letters and `_`.
+pub(crate) fn placeholders(text: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    let mut rest = text;
+    while let Some(open) = rest.find('{') {
+        rest = &rest[open + 1..];
+        let end = rest
+            .find(|c: char| !(c.is_ascii_lowercase() || c == '_'))
+            .unwrap_or(rest.len());
+        if end > 0 && rest[end..].starts_with('}') {
+            found.push(&rest[..end]);
+        }
+    }
+    found
+}

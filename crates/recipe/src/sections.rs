@@ -1,0 +1,261 @@
+//! The sections that every stage reads: task, protocol, prompts, model.
+//!
+//! The structs here are what serde reads. Their doc comments are the
+//! descriptions in the JSON Schema and in `docs/recipes.md`, and their
+//! `range` attributes are the limits that the checker enforces: one place per
+//! key.
+
+use std::path::PathBuf;
+
+use asyncthink_protocol::{Overflow, TagStyle};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::defaults::{count, yes};
+
+/// `[task]`: where the problems come from. Exactly one table inside.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TaskTable {
+    /// Multi-solution countdown.
+    pub mcd: McdTable,
+}
+
+/// `[task.mcd]`: multi-solution countdown. From some of the given numbers and
+/// `+ - * /`, find several different expressions that equal the target.
+/// Either give the generator's keys (`num_numbers`, `number_range`,
+/// `target_range`, `num_train_problems`, `num_test_problems`) or two files.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct McdTable {
+    /// How many different solutions an answer needs for the full reward.
+    /// Default 4, as in the paper.
+    #[serde(default = "count::<4>")]
+    #[schemars(range(min = 1, max = 16))]
+    pub required_solutions: usize,
+    /// Fewest and most numbers that one solution may use, both included.
+    /// Default [3, 6], as in the paper.
+    #[serde(default = "crate::defaults::numbers_per_solution")]
+    pub numbers_per_solution: [usize; 2],
+    /// How many numbers a generated problem offers. The paper's problems have
+    /// 12; fewer make a smaller search.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 2, max = 24))]
+    pub num_numbers: Option<usize>,
+    /// Smallest and largest number on offer, both included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub number_range: Option<[i64; 2]>,
+    /// Smallest and largest target, both included. Targets are split between
+    /// training and test, so that test targets are never seen in training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_range: Option<[i64; 2]>,
+    /// Problems to generate for training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub num_train_problems: Option<usize>,
+    /// Problems to generate for evaluation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub num_test_problems: Option<usize>,
+    /// Share of the targets kept for evaluation. Default 0.1: enough targets
+    /// to measure on, most left to learn from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
+    pub test_target_fraction: Option<f64>,
+    /// Training problems as JSON lines with `target`, `available_numbers` and
+    /// optionally `index` and `solutions`: the released rows load as they
+    /// are. Relative to the folder that the command runs in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_file: Option<PathBuf>,
+    /// Evaluation problems, in the same form as `train_file`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test_file: Option<PathBuf>,
+}
+
+/// The validated task.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TaskSection {
+    /// Multi-solution countdown.
+    Mcd(McdSection),
+}
+
+/// A validated `[task.mcd]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct McdSection {
+    /// Solutions that an answer needs for the full reward.
+    pub required_solutions: usize,
+    /// Fewest and most numbers per solution, both included.
+    pub numbers_per_solution: [usize; 2],
+    /// Where the problems come from.
+    pub source: McdSource,
+}
+
+/// Where countdown problems come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum McdSource {
+    /// The generator, seeded by the recipe's `seed`.
+    Generate(McdGenerate),
+    /// Two files of JSON lines.
+    Files {
+        /// Training problems.
+        train_file: PathBuf,
+        /// Evaluation problems.
+        test_file: PathBuf,
+    },
+}
+
+/// What the problem generator needs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct McdGenerate {
+    /// Numbers offered per problem.
+    pub num_numbers: usize,
+    /// Smallest and largest number on offer.
+    pub number_range: [i64; 2],
+    /// Smallest and largest target.
+    pub target_range: [i64; 2],
+    /// Training problems.
+    pub num_train_problems: usize,
+    /// Evaluation problems.
+    pub num_test_problems: usize,
+    /// Share of the targets kept for evaluation.
+    pub test_target_fraction: f64,
+}
+
+/// `[protocol]`: how organizer and workers talk, and how long they may.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProtocolSection {
+    /// Size `c` of the agent pool: one organizer and at most `c - 1` workers
+    /// at a time. The paper uses 2 for countdown and 4 for mathematics.
+    #[schemars(range(min = 1, max = 1024))]
+    pub capacity: u32,
+    /// Tokens that a worker may decode per sub-query. A worker cut here
+    /// without a complete `<RETURN>` returns the empty string. The paper uses
+    /// 512 for mathematics; 2048 for countdown follows from its prose.
+    #[schemars(range(min = 1))]
+    pub worker_max_tokens: u32,
+    /// Tokens that the organizer may decode before each Join; every Join
+    /// resets the count. The paper uses 512 for mathematics.
+    #[schemars(range(min = 1))]
+    pub organizer_max_tokens: u32,
+    /// Spelling of the tags: `plain` is `<FORK1>`, `hyphen` is `<FORK-1>`.
+    /// The paper shows both. Default `plain`, as in its prompts.
+    #[serde(default)]
+    #[schemars(with = "TagStyleNames")]
+    pub tag_style: TagStyle,
+    /// What a Fork does when all `c - 1` workers are busy: `error` ends the
+    /// episode with a format error, `queue` lets it wait for a free worker
+    /// and counts the wait. Default `error`, the paper's rule for training.
+    #[serde(default)]
+    #[schemars(with = "OverflowNames")]
+    pub overflow: Overflow,
+    /// Most Forks per episode; absent means no limit. A guard against
+    /// episodes that fork for ever.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub max_forks: Option<u32>,
+    /// Most tokens that the organizer may decode in a whole episode; absent
+    /// means no limit beyond `organizer_max_tokens` per fragment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub organizer_total_tokens: Option<u32>,
+}
+
+/// Names of the tag styles, for the schema.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "snake_case")]
+#[expect(dead_code, reason = "only its schema is used")]
+enum TagStyleNames {
+    Plain,
+    Hyphen,
+}
+
+/// Names of the overflow rules, for the schema.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "snake_case")]
+#[expect(dead_code, reason = "only its schema is used")]
+enum OverflowNames {
+    Error,
+    Queue,
+}
+
+/// `[prompts]`: the templates. `{name}` is replaced; any other brace stays.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PromptsSection {
+    /// What the organizer reads. Must hold `{query}`; may hold
+    /// `{max_workers}`, which is `capacity - 1`.
+    pub organizer: String,
+    /// What a worker reads. Must hold `{sub_query}`. A worker never sees the
+    /// organizer's context.
+    pub worker: String,
+    /// How a problem becomes the text of `{query}`. For mcd: must hold
+    /// `{numbers}` and `{target}`; may hold `{required}`.
+    pub query: String,
+    /// What the model reads when it thinks alone, for the sequential and
+    /// parallel baselines. Must hold `{query}`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sequential: Option<String>,
+}
+
+/// `[model]`: exactly one of `path` and `[model.init]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ModelTable {
+    /// Folder of a Hugging Face model: `config.json`, `tokenizer.json` and
+    /// `*.safetensors`. Relative to the folder that the command runs in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// A new model with random weights, and a tokenizer made from the task's
+    /// own text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<ModelInit>,
+}
+
+/// The validated model choice.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ModelSection {
+    /// A Hugging Face model folder.
+    Path(PathBuf),
+    /// Random weights of this shape.
+    Init(ModelInit),
+}
+
+/// `[model.init]`: the shape of a new decoder in the Qwen3 architecture. The
+/// vocabulary size comes from the tokenizer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ModelInit {
+    /// Width of the residual stream.
+    #[schemars(range(min = 2))]
+    pub hidden_size: usize,
+    /// Decoder layers.
+    #[schemars(range(min = 1))]
+    pub num_layers: usize,
+    /// Query heads per layer. Must be a multiple of `num_kv_heads`.
+    #[schemars(range(min = 1))]
+    pub num_heads: usize,
+    /// Key and value heads per layer.
+    #[schemars(range(min = 1))]
+    pub num_kv_heads: usize,
+    /// Width of one head. Must be even, because rotary embeddings turn pairs.
+    #[schemars(range(min = 2))]
+    pub head_dim: usize,
+    /// Width of the gated feed-forward layer.
+    #[schemars(range(min = 1))]
+    pub intermediate_size: usize,
+    /// Base of the rotary position embedding. Default 10000: right for
+    /// contexts of a few thousand tokens; long-context models use 1000000.
+    #[serde(default = "crate::defaults::rope_theta")]
+    #[schemars(extend("exclusiveMinimum" = 1.0))]
+    pub rope_theta: f64,
+    /// One matrix for token embeddings and output head. Default true: a small
+    /// model has better use for the parameters.
+    #[serde(default = "yes")]
+    pub tie_embeddings: bool,
+    /// Longest sequence in tokens, prompt and injected text included. Default
+    /// 2048.
+    #[serde(default = "count::<2048>")]
+    #[schemars(range(min = 8))]
+    pub max_position_embeddings: usize,
+}

@@ -1,0 +1,326 @@
+//! The sections of single stages: synth, sft, grpo, eval.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::defaults::{count, one, yes, zero};
+
+/// `[synth]`: cold-start traces written by the solver teacher.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SynthSection {
+    /// Traces to write. A trace of n sub-queries gives n + 1 training pairs.
+    #[schemars(range(min = 1))]
+    pub num_traces: usize,
+    /// Most attempts that the organizer writes between two of its actions.
+    /// Default 4.
+    #[serde(default = "count::<4>")]
+    #[schemars(range(min = 1, max = 256))]
+    pub max_attempts_organizer: usize,
+    /// Most attempts that a worker writes per sub-query. Default 4.
+    #[serde(default = "count::<4>")]
+    #[schemars(range(min = 1, max = 256))]
+    pub max_attempts_worker: usize,
+    /// Share of the attempts drawn from the true solutions; the others are
+    /// drawn blindly, so that the model also learns to reject. Default 0.3:
+    /// reinforcement learning finds nothing where attempts almost never hit.
+    #[serde(default = "crate::defaults::hit_rate")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub hit_rate: f64,
+    /// Share of the traces whose answer must be fully right. Default 0: the
+    /// cold start teaches the format, and the paper's answers need not be
+    /// right.
+    #[serde(default = "zero")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub correct_answer_rate: f64,
+    /// Most Forks in a sampled topology. Topologies are drawn uniformly from
+    /// the legal Fork/Join sequences of the pool's capacity. Default 3.
+    #[serde(default = "count::<3>")]
+    #[schemars(range(min = 0, max = 64))]
+    pub topology_max_forks: usize,
+}
+
+/// `[sft]`: stage 1, cold-start format fine-tuning.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SftSection {
+    /// Optimizer steps.
+    #[schemars(range(min = 1))]
+    pub num_steps: usize,
+    /// Tokens per optimizer step, prompts included. Small batches and many
+    /// steps teach the format sooner than the reverse.
+    #[schemars(range(min = 16))]
+    pub batch_tokens: usize,
+    /// Most tokens in memory at a time. The gradient does not depend on it.
+    /// Default 16384.
+    #[serde(default = "count::<16384>")]
+    #[schemars(range(min = 16))]
+    pub micro_batch_tokens: usize,
+    /// Steps between checkpoints; the last step always writes one.
+    /// Default 200.
+    #[serde(default = "count::<200>")]
+    #[schemars(range(min = 1))]
+    pub save_every_steps: usize,
+    /// Checkpoints to keep. Default 2, so that one is always complete.
+    #[serde(default = "count::<2>")]
+    #[schemars(range(min = 1))]
+    pub keep_checkpoints: usize,
+    /// Steps between lines of `metrics.jsonl`. Default 1.
+    #[serde(default = "count::<1>")]
+    #[schemars(range(min = 1))]
+    pub log_every_steps: usize,
+    /// Steps between losses on held-out pairs; absent means never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub eval_every_steps: Option<usize>,
+    /// AdamW and its schedule.
+    pub optimizer: OptimizerSection,
+}
+
+/// `[sft.optimizer]`, `[grpo.optimizer]`: AdamW, warm-up, decay, clipping.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerSection {
+    /// Peak learning rate.
+    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
+    pub learning_rate: f64,
+    /// Steps of linear warm-up from 0 to `learning_rate`. Default 0.
+    #[serde(default)]
+    pub warmup_steps: usize,
+    /// How the learning rate falls after the warm-up, until the last step.
+    /// Default `constant`.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Final learning rate as a share of the peak, for `cosine` and `linear`.
+    /// Default 0.1.
+    #[serde(default = "crate::defaults::min_lr_ratio")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub min_lr_ratio: f64,
+    /// Decay of the first moment. Default 0.9.
+    #[serde(default = "crate::defaults::beta1")]
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
+    pub beta1: f64,
+    /// Decay of the second moment. Default 0.95: it follows the changing
+    /// gradients of policy optimisation sooner than 0.999.
+    #[serde(default = "crate::defaults::beta2")]
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
+    pub beta2: f64,
+    /// Added to the root of the second moment. Default 1e-8.
+    #[serde(default = "crate::defaults::adam_eps")]
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
+    pub eps: f64,
+    /// Decoupled weight decay, on matrices only. Default 0.
+    #[serde(default = "zero")]
+    #[schemars(range(min = 0.0))]
+    pub weight_decay: f64,
+    /// The gradient's norm is cut to this. Default 1.
+    #[serde(default = "one")]
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
+    pub max_grad_norm: f64,
+}
+
+/// How the learning rate falls after the warm-up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// Stays at the peak.
+    #[default]
+    Constant,
+    /// Straight line to `min_lr_ratio`.
+    Linear,
+    /// Half a cosine to `min_lr_ratio`.
+    Cosine,
+}
+
+/// `[grpo]`: stage 2, organizer-worker policy optimisation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GrpoSection {
+    /// Steps, each one rollout and its updates.
+    #[schemars(range(min = 1))]
+    pub num_steps: usize,
+    /// Problems per step.
+    #[schemars(range(min = 1))]
+    pub prompts_per_step: usize,
+    /// Episodes per problem, whose rewards are compared. Default 8.
+    #[serde(default = "count::<8>")]
+    #[schemars(
+        range(min = 2),
+        extend("x-reason" = "a group of one makes every advantage zero")
+    )]
+    pub group_size: usize,
+    /// Sampling temperature of the rollout. Default 1: the policy that is
+    /// trained is the one that samples.
+    #[serde(default = "one")]
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
+    pub temperature: f64,
+    /// Optimizer updates per rollout. Default 1, fully on-policy.
+    #[serde(default = "count::<1>")]
+    #[schemars(range(min = 1, max = 64))]
+    pub num_updates_per_rollout: usize,
+    /// The probability ratio is clipped below at 1 minus this. Default 0.2.
+    #[serde(default = "crate::defaults::clip_eps")]
+    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
+    pub clip_eps_low: f64,
+    /// The probability ratio is clipped above at 1 plus this. Default 0.2;
+    /// larger values than `clip_eps_low` leave rare tokens room to grow.
+    #[serde(default = "crate::defaults::clip_eps")]
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
+    pub clip_eps_high: f64,
+    /// Weight of the KL term against the model that the stage started from.
+    /// Default 0, which also saves the reference model's memory.
+    #[serde(default = "zero")]
+    #[schemars(range(min = 0.0))]
+    pub kl_beta: f64,
+    /// How rewards become advantages. The paper does not say. Default
+    /// `mean_centred`: dividing by the group's standard deviation lets the
+    /// small concurrency reward outweigh accuracy where accuracy is equal.
+    #[serde(default)]
+    pub advantage: Advantage,
+    /// Added to the standard deviation in `mean_std`. Default 1e-4.
+    #[serde(default = "crate::defaults::advantage_eps")]
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
+    pub advantage_eps: f64,
+    /// What the loss is divided by. Default `token_mean`.
+    #[serde(default)]
+    pub loss_aggregation: LossAggregation,
+    /// Tokens per episode that `constant_length` divides by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub constant_length_tokens: Option<usize>,
+    /// Most tokens in memory at a time. The gradient does not depend on it.
+    /// Default 16384.
+    #[serde(default = "count::<16384>")]
+    #[schemars(range(min = 16))]
+    pub micro_batch_tokens: usize,
+    /// Steps between checkpoints; the last step always writes one.
+    /// Default 20.
+    #[serde(default = "count::<20>")]
+    #[schemars(range(min = 1))]
+    pub save_every_steps: usize,
+    /// Checkpoints to keep. Default 2, so that one is always complete.
+    #[serde(default = "count::<2>")]
+    #[schemars(range(min = 1))]
+    pub keep_checkpoints: usize,
+    /// Steps between lines of `metrics.jsonl`. Default 1.
+    #[serde(default = "count::<1>")]
+    #[schemars(range(min = 1))]
+    pub log_every_steps: usize,
+    /// Steps between episode files `episodes/step_N.parquet`; absent means
+    /// none are written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub dump_episodes_every_steps: Option<usize>,
+    /// The run fails where the sampler's and the trainer's log-probabilities
+    /// of a token differ by more than this, in nats; absent means that the
+    /// difference is only measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
+    pub max_logprob_mismatch: Option<f64>,
+    /// AdamW and its schedule.
+    pub optimizer: OptimizerSection,
+    /// What an episode earns.
+    #[serde(default)]
+    pub reward: RewardSection,
+}
+
+/// How rewards become advantages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Advantage {
+    /// Reward minus the group's mean.
+    #[default]
+    MeanCentred,
+    /// Reward minus the group's mean, divided by its standard deviation.
+    MeanStd,
+}
+
+/// What the loss is divided by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LossAggregation {
+    /// All trained tokens of the step.
+    #[default]
+    TokenMean,
+    /// Each episode's own tokens, then the number of episodes.
+    EpisodeMean,
+    /// The number of episodes times `constant_length_tokens`.
+    ConstantLength,
+}
+
+/// `[grpo.reward]`: accuracy plus `lambda` times `min(eta/c, tau) / tau`, or
+/// `format_error` where the episode breaks the protocol.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RewardSection {
+    /// Weight of the concurrency reward. The paper gives no number. Default
+    /// 0.2: below one solution of four, so that speed never pays for a wrong
+    /// answer.
+    #[serde(default = "crate::defaults::lambda")]
+    #[schemars(range(min = 0.0))]
+    pub lambda: f64,
+    /// Concurrency ratio eta/c from which more earns nothing. The paper gives
+    /// no number. Must exceed 1/c, the ratio of an organizer that works
+    /// alone. Default 0.9.
+    #[serde(default = "crate::defaults::tau")]
+    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
+    pub tau: f64,
+    /// Reward of an episode with a format error. The paper gives no number.
+    /// Default 0: no better than a valid wrong answer, and not so low that
+    /// the model stops forking.
+    #[serde(default = "zero")]
+    pub format_error: f64,
+    /// Pay the concurrency reward only where accuracy is above 0. Default
+    /// true: otherwise fast wrong answers are what is learnt first.
+    #[serde(default = "yes")]
+    pub gate_concurrency: bool,
+    /// Count the tokens of workers that are never joined. Default true, the
+    /// paper's measure; false takes away the gain of idle Forks.
+    #[serde(default = "yes")]
+    pub count_unjoined: bool,
+    /// Weight of the concurrency reward at the last step; between, it moves
+    /// in a straight line from `lambda`. Absent means that it stays.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0))]
+    pub lambda_final: Option<f64>,
+}
+
+impl Default for RewardSection {
+    fn default() -> Self {
+        Self {
+            lambda: crate::defaults::lambda(),
+            tau: crate::defaults::tau(),
+            format_error: zero(),
+            gate_concurrency: yes(),
+            count_unjoined: yes(),
+            lambda_final: None,
+        }
+    }
+}
+
+/// `[eval]`: measurement on held-out problems.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EvalSection {
+    /// Held-out problems to use; absent means all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub num_problems: Option<usize>,
+    /// Episodes per problem. Default 1.
+    #[serde(default = "count::<1>")]
+    #[schemars(range(min = 1))]
+    pub samples_per_problem: usize,
+    /// Sampling temperature; 0 takes the likeliest token. Default 1, as in
+    /// training.
+    #[serde(default = "one")]
+    #[schemars(range(min = 0.0))]
+    pub temperature: f64,
+    /// Resamples for the bootstrap intervals. Default 1000.
+    #[serde(default = "count::<1000>")]
+    #[schemars(range(min = 10))]
+    pub bootstrap_samples: usize,
+    /// Coverage of the intervals. Default 0.95.
+    #[serde(default = "crate::defaults::confidence")]
+    #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
+    pub confidence: f64,
+}
