@@ -1,0 +1,110 @@
+//! Backward from a tensor with a given gradient, which `tch` lacks.
+#![expect(unsafe_code, reason = "calls the C++ side")]
+
+use std::borrow::Borrow;
+
+use tch::Tensor;
+
+use crate::error::{Error, Result};
+use crate::ffi;
+
+/// Adds to the `grad` of every leaf below `tensor` the product of `grad` with the derivative of `tensor`.
+///
+/// This is how a chunked head hands its gradient to the layers below: the head's own backward gives `grad` with
+/// respect to the hidden states, one call sends it through the rest of the model. The graph is freed.
+///
+/// # Shapes
+/// `tensor` any shape, part of a graph; `grad` the same shape, kind and device, no graph needed.
+///
+/// # Errors
+/// A `grad` of another shape, a `tensor` without a graph, or a failure of libtorch.
+pub fn backward_with_grad(tensor: &Tensor, grad: &Tensor) -> Result<()> {
+    backward_with_grads(&[tensor], &[grad], false)
+}
+
+/// As [`backward_with_grad`] from several tensors at once, keeping the graph if `retain_graph`.
+///
+/// # Errors
+/// As [`backward_with_grad`]; also lists of different lengths.
+pub fn backward_with_grads<T: Borrow<Tensor>, G: Borrow<Tensor>>(
+    tensors: &[T],
+    grads: &[G],
+    retain_graph: bool,
+) -> Result<()> {
+    const OP: &str = "backward_with_grad";
+    if tensors.len() != grads.len() {
+        return Err(Error::Argument {
+            op: OP,
+            argument: "grads",
+            expected: format!("{} tensors", tensors.len()),
+            got: grads.len().to_string(),
+        });
+    }
+    for (tensor, grad) in tensors.iter().zip(grads) {
+        let (tensor, grad) = (tensor.borrow(), grad.borrow());
+        if tensor.size() != grad.size() {
+            return Err(Error::Argument {
+                op: OP,
+                argument: "grad",
+                expected: format!("of shape {:?}", tensor.size()),
+                got: format!("{:?}", grad.size()),
+            });
+        }
+    }
+    let (tensors, grads) = (ffi::pointers(tensors), ffi::pointers(grads));
+    // SAFETY: both lists hold that many live tensors, borrowed for the call.
+    unsafe {
+        let message = ffi::asyncthink_backward(
+            tensors.as_ptr(),
+            grads.as_ptr(),
+            tensors.len(),
+            retain_graph,
+        );
+        ffi::check(OP, message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    #[test]
+    fn gradient_is_the_vector_jacobian_product() {
+        let x = Tensor::from_slice(&[1.0_f32, 2.0, 3.0]).set_requires_grad(true);
+        let y = &x * &x;
+        backward_with_grad(&y, &Tensor::from_slice(&[1.0_f32, 10.0, 100.0])).unwrap();
+        assert_eq!(Vec::<f32>::try_from(x.grad()).unwrap(), [2.0, 40.0, 600.0]);
+    }
+
+    #[test]
+    fn graph_can_be_kept_for_a_second_call() {
+        let x = Tensor::from_slice(&[3.0_f64]).set_requires_grad(true);
+        let (y, one) = (&x * &x, Tensor::from_slice(&[1.0_f64]));
+        backward_with_grads(&[&y], &[&one], true).unwrap();
+        backward_with_grads(&[&y], &[&one], false).unwrap();
+        assert_eq!(Vec::<f64>::try_from(x.grad()).unwrap(), [12.0]);
+        let freed = backward_with_grad(&y, &one).unwrap_err();
+        assert!(freed.to_string().contains("second time"), "{freed}");
+    }
+
+    #[test]
+    fn errors_name_the_operation() {
+        let x = Tensor::zeros([2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let error = backward_with_grad(&(&x * 2.0), &Tensor::from_slice(&[1.0_f32])).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "`backward_with_grad`: `grad` must be of shape [2], not [1]"
+        );
+
+        let no_graph = Tensor::zeros([1], (Kind::Float, Device::Cpu));
+        let error = backward_with_grad(&no_graph, &no_graph)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("`backward_with_grad` failed: ") && !error.contains('\n'),
+            "{error}"
+        );
+    }
+}

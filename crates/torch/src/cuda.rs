@@ -1,0 +1,173 @@
+//! The part of this crate that needs CUDA: a small library carried as bytes and opened after `libtorch_cuda.so`.
+#![expect(
+    unsafe_code,
+    reason = "opens a dynamic library and calls its functions"
+)]
+
+use std::ffi::{CStr, c_char, c_int};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::OnceLock;
+
+use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW, Symbol};
+
+use crate::device::linker_message;
+use crate::error::{Error, Result};
+use crate::ffi;
+
+/// The library, or nothing where the build found no CUDA headers. Carried inside, so that the program is one file.
+static LIBRARY_BYTES: &[u8] = include_bytes!(env!("ASYNCTHINK_CUDA_LIBRARY"));
+
+type MemoryFn = unsafe extern "C" fn(c_int, *mut u64, *mut u64, *mut u64) -> *mut c_char;
+type DeviceFn = unsafe extern "C" fn(c_int) -> *mut c_char;
+type PlainFn = unsafe extern "C" fn() -> *mut c_char;
+type FreeFn = unsafe extern "C" fn(*mut c_char);
+
+/// What libtorch's caching allocator tells of one GPU.
+pub(crate) struct CudaMemory {
+    pub(crate) current_bytes: u64,
+    pub(crate) peak_bytes: u64,
+    pub(crate) reserved_bytes: u64,
+}
+
+/// The functions of the CUDA library.
+pub(crate) struct Statistics {
+    memory: Symbol<MemoryFn>,
+    reset_peak: Symbol<DeviceFn>,
+    empty_cache: Symbol<PlainFn>,
+    free: Symbol<FreeFn>,
+    _library: Library,
+}
+
+static STATISTICS: OnceLock<Statistics> = OnceLock::new();
+
+/// The CUDA library if [`open_statistics`] has opened it.
+pub(crate) fn statistics() -> Option<&'static Statistics> {
+    STATISTICS.get()
+}
+
+/// Opens the CUDA library. `libc10_cuda.so` must be loaded before.
+pub(crate) fn open_statistics() -> Result<()> {
+    if STATISTICS.get().is_none() {
+        let opened = Statistics::open()?;
+        // Another thread may have been faster; either will do.
+        let _ = STATISTICS.set(opened);
+    }
+    Ok(())
+}
+
+impl Statistics {
+    fn open() -> Result<Self> {
+        const OP: &str = "open_cuda_statistics";
+        let failed = |message: String| Error::Torch { op: OP, message };
+        if LIBRARY_BYTES.is_empty() {
+            return Err(failed("built without the CUDA headers".to_owned()));
+        }
+        let mut descriptor: c_int = -1;
+        // SAFETY: the name is NUL-terminated, the bytes are static, and `descriptor` outlives the call.
+        unsafe {
+            let message = ffi::asyncthink_memory_file(
+                c"asyncthink_cuda".as_ptr(),
+                LIBRARY_BYTES.as_ptr(),
+                LIBRARY_BYTES.len(),
+                &raw mut descriptor,
+            );
+            ffi::check(OP, message)?;
+        }
+        // SAFETY: the call above succeeded, so this is an open file that nobody else owns.
+        let file = unsafe { OwnedFd::from_raw_fd(descriptor) };
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let linker = |error: libloading::Error| failed(linker_message(&error));
+        // SAFETY: the bytes are the library that this crate's build script compiled; it has no initialisers of its
+        // own. The signatures below are those of `cpp/cuda_memory.cpp`.
+        unsafe {
+            let library = Library::open(Some(path), RTLD_NOW | RTLD_LOCAL).map_err(linker)?;
+            Ok(Statistics {
+                memory: library.get(b"asyncthink_cuda_memory\0").map_err(linker)?,
+                reset_peak: library
+                    .get(b"asyncthink_cuda_reset_peak\0")
+                    .map_err(linker)?,
+                empty_cache: library
+                    .get(b"asyncthink_cuda_empty_cache\0")
+                    .map_err(linker)?,
+                free: library.get(b"asyncthink_cuda_free\0").map_err(linker)?,
+                _library: library,
+            })
+        }
+    }
+
+    /// Memory of the GPU of this index.
+    pub(crate) fn memory(&self, device: usize) -> Result<CudaMemory> {
+        let (mut current_bytes, mut peak_bytes, mut reserved_bytes) = (0, 0, 0);
+        // SAFETY: the three places outlive the call.
+        let message = unsafe {
+            (self.memory)(
+                index(device),
+                &raw mut current_bytes,
+                &raw mut peak_bytes,
+                &raw mut reserved_bytes,
+            )
+        };
+        self.check("cuda_memory", message)?;
+        Ok(CudaMemory {
+            current_bytes,
+            peak_bytes,
+            reserved_bytes,
+        })
+    }
+
+    /// Starts the peak anew from the present use.
+    pub(crate) fn reset_peak(&self, device: usize) -> Result<()> {
+        // SAFETY: the library is open and takes any index.
+        let message = unsafe { (self.reset_peak)(index(device)) };
+        self.check("cuda_reset_peak", message)
+    }
+
+    /// Gives memory that no tensor uses back to the driver.
+    pub(crate) fn empty_cache(&self) -> Result<()> {
+        // SAFETY: the library is open.
+        let message = unsafe { (self.empty_cache)() };
+        self.check("cuda_empty_cache", message)
+    }
+
+    fn check(&self, op: &'static str, message: *mut c_char) -> Result<()> {
+        if message.is_null() {
+            return Ok(());
+        }
+        // SAFETY: a non-null message is a NUL-terminated string, freed once below by the library that made it.
+        let text = unsafe { CStr::from_ptr(message) }
+            .to_string_lossy()
+            .into_owned();
+        // SAFETY: as above.
+        unsafe { (self.free)(message) };
+        Err(Error::torch(op, &text))
+    }
+}
+
+/// An index that does not fit is one that no GPU has.
+fn index(device: usize) -> c_int {
+    c_int::try_from(device).unwrap_or(c_int::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use libloading::os::unix::RTLD_GLOBAL;
+
+    use super::*;
+    use crate::device::libtorch_folder;
+
+    /// Needs no GPU: `libc10_cuda.so` wants only the CUDA run-time library, which comes with libtorch.
+    #[test]
+    fn library_opens_and_its_errors_come_back_as_values() {
+        let allocator = libtorch_folder().unwrap().join("libc10_cuda.so");
+        if LIBRARY_BYTES.is_empty() {
+            assert!(Statistics::open().is_err());
+            return;
+        }
+        // SAFETY: a library of the libtorch that is loaded.
+        let loaded = unsafe { Library::open(Some(allocator), RTLD_NOW | RTLD_GLOBAL) }.unwrap();
+        std::mem::forget(loaded);
+        let statistics = Statistics::open().unwrap();
+        let error = statistics.memory(usize::MAX);
+        assert!(error.is_err(), "no GPU has this index");
+    }
+}

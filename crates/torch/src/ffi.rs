@@ -1,0 +1,84 @@
+//! The C functions of this crate's C++ side and the rules for calling them.
+#![expect(unsafe_code, reason = "declares and calls foreign functions")]
+
+use std::borrow::Borrow;
+use std::ffi::{CStr, c_char, c_int};
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+use crate::error::{Error, Result};
+
+unsafe extern "C" {
+    fn asyncthink_free(message: *mut c_char);
+    pub(crate) fn asyncthink_fused_adamw(
+        params: *const *const C_tensor,
+        grads: *const *const C_tensor,
+        exp_avgs: *const *const C_tensor,
+        exp_avg_sqs: *const *const C_tensor,
+        count: usize,
+        step: f64,
+        learning_rate: f64,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        eps: f64,
+    ) -> *mut c_char;
+    pub(crate) fn asyncthink_global_norm(
+        tensors: *const *const C_tensor,
+        count: usize,
+        norm: *mut f64,
+    ) -> *mut c_char;
+    pub(crate) fn asyncthink_scale(
+        tensors: *const *const C_tensor,
+        count: usize,
+        factor: f64,
+    ) -> *mut c_char;
+    pub(crate) fn asyncthink_backward(
+        tensors: *const *const C_tensor,
+        grads: *const *const C_tensor,
+        count: usize,
+        retain_graph: bool,
+    ) -> *mut c_char;
+    pub(crate) fn asyncthink_decode_attention(
+        q: *const C_tensor,
+        k_new: *const C_tensor,
+        v_new: *const C_tensor,
+        k_cache: *const C_tensor,
+        v_cache: *const C_tensor,
+        slots: *const C_tensor,
+        positions: *const C_tensor,
+        output: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    pub(crate) fn asyncthink_memory_file(
+        name: *const c_char,
+        bytes: *const u8,
+        size: usize,
+        descriptor: *mut c_int,
+    ) -> *mut c_char;
+}
+
+/// Turns what a foreign function returned into a result, freeing the message.
+///
+/// # Safety
+/// `message` is null or was returned by a function of this crate's C++ side and is not used again.
+pub(crate) unsafe fn check(op: &'static str, message: *mut c_char) -> Result<()> {
+    if message.is_null() {
+        return Ok(());
+    }
+    // SAFETY: a non-null message is a NUL-terminated string that lives until it is freed below.
+    let text = unsafe { CStr::from_ptr(message) }
+        .to_string_lossy()
+        .into_owned();
+    // SAFETY: the message was allocated by `strdup` and is freed once.
+    unsafe { asyncthink_free(message) };
+    Err(Error::torch(op, &text))
+}
+
+/// The C++ tensors behind a slice; valid as long as the slice is borrowed.
+pub(crate) fn pointers<T: Borrow<Tensor>>(tensors: &[T]) -> Vec<*const C_tensor> {
+    tensors
+        .iter()
+        .map(|tensor| tensor.borrow().as_ptr())
+        .collect()
+}

@@ -1,0 +1,32 @@
+//! The only crate with unsafe code and C++: devices, fused kernels, run-time CUDA loading.
+//!
+//! Everything that the framework needs from libtorch and that `tch` does not offer is reached through a small C++
+//! library compiled by this crate's build script. A C++ exception never crosses into Rust: it becomes an [`Error`]
+//! that names the operation.
+//!
+//! One program serves the CPU and CUDA. It links only `libtorch_cpu.so`; [`open_device`] opens `libtorch_cuda.so` at
+//! run time when a GPU is asked for, which must happen before any other use of libtorch, because libtorch decides
+//! once whether CUDA is there.
+//!
+//! Shapes in this crate's documents: `batch` sequences, `heads` query heads, `kv_heads` key-value heads, `head_dim`,
+//! `slots` and `max_len` of a cache.
+
+mod attention;
+mod autograd;
+mod cuda;
+mod device;
+mod error;
+mod ffi;
+mod memory;
+mod optim;
+mod threads;
+
+pub use attention::{MAX_KERNEL_HEAD_DIM, decode_attention_, decode_attention_portable_};
+pub use autograd::{backward_with_grad, backward_with_grads};
+pub use device::{DeviceSpec, open_device, why_not_cuda};
+pub use error::{Error, Result};
+pub use memory::{
+    MemoryUse, allocated_bytes, empty_cache, memory_use, peak_bytes, reset_peak_memory,
+};
+pub use optim::{AdamwSettings, clip_grad_norm_, fused_adamw_, global_norm, scale_};
+pub use threads::{manual_seed, num_threads, set_num_threads};
