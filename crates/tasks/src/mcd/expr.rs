@@ -1,0 +1,276 @@
+//! Expressions: the only way text of a model becomes a value.
+//!
+//! The language is `+ - * /`, parentheses and non-negative decimal integers. There is no sign, no decimal point,
+//! no exponent, no floor division, no implicit product and no comment; each of these has fooled a grader that
+//! evaluated text as code.
+
+use std::fmt;
+
+use super::key::OperatorCounts;
+use super::rational::{ArithmeticError, Rational};
+use crate::grade::Reason;
+
+/// Longest text that is parsed. Six 19-digit numbers with generous blanks and parentheses fit.
+pub(crate) const MAX_EXPRESSION_BYTES: usize = 512;
+
+/// Deepest nesting of parentheses that is parsed; it bounds the recursion.
+const MAX_DEPTH: usize = 32;
+
+/// One of the four operators.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Operator {
+    /// `+`
+    Add,
+    /// `-`
+    Subtract,
+    /// `*`
+    Multiply,
+    /// `/`
+    Divide,
+}
+
+impl Operator {
+    /// All operators.
+    pub const ALL: [Self; 4] = [Self::Add, Self::Subtract, Self::Multiply, Self::Divide];
+
+    /// The character that stands for it.
+    pub fn symbol(self) -> char {
+        match self {
+            Self::Add => '+',
+            Self::Subtract => '-',
+            Self::Multiply => '*',
+            Self::Divide => '/',
+        }
+    }
+
+    fn from_byte(byte: u8) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|operator| operator.symbol() == char::from(byte))
+    }
+
+    fn binds_tightly(self) -> bool {
+        matches!(self, Self::Multiply | Self::Divide)
+    }
+
+    /// `left self right`.
+    ///
+    /// # Errors
+    /// As [`Rational`]'s operations.
+    pub fn apply(self, left: Rational, right: Rational) -> Result<Rational, ArithmeticError> {
+        match self {
+            Self::Add => left.checked_add(right),
+            Self::Subtract => left.checked_sub(right),
+            Self::Multiply => left.checked_mul(right),
+            Self::Divide => left.checked_div(right),
+        }
+    }
+}
+
+/// An arithmetic expression.
+///
+/// `Display` writes it without blanks and with as few parentheses as give back the same tree, so that
+/// [`Expr::parse`] is its inverse.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Expr {
+    /// A number of the pool.
+    Number(i64),
+    /// `left operator right`.
+    Binary {
+        /// The operator.
+        operator: Operator,
+        /// The left operand.
+        left: Box<Expr>,
+        /// The right operand.
+        right: Box<Expr>,
+    },
+}
+
+impl Expr {
+    /// `left operator right`.
+    pub fn binary(operator: Operator, left: Self, right: Self) -> Self {
+        Self::Binary {
+            operator,
+            left: Box::new(left),
+            right: Box::new(right),
+        }
+    }
+
+    /// Parses a whole text as one expression.
+    ///
+    /// Time is linear in the text, which may have at most 512 bytes; parentheses nest at most 32 deep.
+    ///
+    /// # Errors
+    /// [`Reason::TooLong`], [`Reason::UnexpectedCharacter`], [`Reason::Syntax`], [`Reason::TooDeep`], or
+    /// [`Reason::NumberNotAvailable`] for a number beyond 64 bits, which no pool holds.
+    pub fn parse(text: &str) -> Result<Self, Reason> {
+        if text.len() > MAX_EXPRESSION_BYTES {
+            return Err(Reason::TooLong);
+        }
+        let is_allowed = |byte: u8| byte.is_ascii_digit() || b" \t()+-*/".contains(&byte);
+        if !text.bytes().all(is_allowed) {
+            return Err(Reason::UnexpectedCharacter);
+        }
+        let mut parser = Parser {
+            rest: text.as_bytes(),
+        };
+        let expr = parser.sum(0)?;
+        match parser.peek() {
+            None => Ok(expr),
+            Some(_) => Err(Reason::Syntax),
+        }
+    }
+
+    /// The exact value.
+    ///
+    /// # Errors
+    /// [`ArithmeticError`] if a sub-expression has no value or does not fit.
+    pub fn evaluate(&self) -> Result<Rational, ArithmeticError> {
+        match self {
+            Self::Number(value) => Ok(Rational::from(*value)),
+            Self::Binary {
+                operator,
+                left,
+                right,
+            } => operator.apply(left.evaluate()?, right.evaluate()?),
+        }
+    }
+
+    /// The numbers from left to right.
+    pub fn numbers(&self) -> Vec<i64> {
+        let mut numbers = Vec::new();
+        self.collect_numbers(&mut numbers);
+        numbers
+    }
+
+    fn collect_numbers(&self, numbers: &mut Vec<i64>) {
+        match self {
+            Self::Number(value) => numbers.push(*value),
+            Self::Binary { left, right, .. } => {
+                left.collect_numbers(numbers);
+                right.collect_numbers(numbers);
+            }
+        }
+    }
+
+    /// How often each operator is used.
+    pub fn operators(&self) -> OperatorCounts {
+        match self {
+            Self::Number(_) => OperatorCounts::default(),
+            Self::Binary {
+                operator,
+                left,
+                right,
+            } => OperatorCounts::combine(left.operators(), *operator, right.operators()),
+        }
+    }
+}
+
+impl fmt::Display for Expr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(value) => write!(f, "{value}"),
+            Self::Binary {
+                operator,
+                left,
+                right,
+            } => {
+                fmt_operand(f, left, *operator, false)?;
+                write!(f, "{}", operator.symbol())?;
+                fmt_operand(f, right, *operator, true)
+            }
+        }
+    }
+}
+
+fn fmt_operand(
+    f: &mut fmt::Formatter<'_>,
+    operand: &Expr,
+    parent: Operator,
+    is_right: bool,
+) -> fmt::Result {
+    let needs_parentheses = match operand {
+        Expr::Number(_) => false,
+        // The parser associates to the left, so a right operand of the same strength needs them.
+        Expr::Binary { operator, .. } => match (operator.binds_tightly(), parent.binds_tightly()) {
+            (false, true) => true,
+            (true, false) => false,
+            (true, true) | (false, false) => is_right,
+        },
+    };
+    if needs_parentheses {
+        write!(f, "({operand})")
+    } else {
+        write!(f, "{operand}")
+    }
+}
+
+/// Recursive descent; the recursion is as deep as the parentheses and no deeper.
+struct Parser<'a> {
+    rest: &'a [u8],
+}
+
+impl Parser<'_> {
+    fn peek(&mut self) -> Option<u8> {
+        while let [b' ' | b'\t', rest @ ..] = self.rest {
+            self.rest = rest;
+        }
+        self.rest.first().copied()
+    }
+
+    fn operator(&mut self, binds_tightly: bool) -> Option<Operator> {
+        let operator = Operator::from_byte(self.peek()?)?;
+        if operator.binds_tightly() != binds_tightly {
+            return None;
+        }
+        self.rest = &self.rest[1..];
+        Some(operator)
+    }
+
+    fn sum(&mut self, depth: usize) -> Result<Expr, Reason> {
+        let mut expr = self.product(depth)?;
+        while let Some(operator) = self.operator(false) {
+            expr = Expr::binary(operator, expr, self.product(depth)?);
+        }
+        Ok(expr)
+    }
+
+    fn product(&mut self, depth: usize) -> Result<Expr, Reason> {
+        let mut expr = self.operand(depth)?;
+        while let Some(operator) = self.operator(true) {
+            expr = Expr::binary(operator, expr, self.operand(depth)?);
+        }
+        Ok(expr)
+    }
+
+    fn operand(&mut self, depth: usize) -> Result<Expr, Reason> {
+        match self.peek() {
+            Some(b'(') => {
+                if depth == MAX_DEPTH {
+                    return Err(Reason::TooDeep);
+                }
+                self.rest = &self.rest[1..];
+                let expr = self.sum(depth + 1)?;
+                if self.peek() != Some(b')') {
+                    return Err(Reason::Syntax);
+                }
+                self.rest = &self.rest[1..];
+                Ok(expr)
+            }
+            Some(byte) if byte.is_ascii_digit() => self.number(),
+            _ => Err(Reason::Syntax),
+        }
+    }
+
+    fn number(&mut self) -> Result<Expr, Reason> {
+        let mut value: i64 = 0;
+        while let [digit @ b'0'..=b'9', rest @ ..] = self.rest {
+            self.rest = rest;
+            value = value
+                .checked_mul(10)
+                .and_then(|value| value.checked_add(i64::from(digit - b'0')))
+                .ok_or(Reason::NumberNotAvailable)?;
+        }
+        Ok(Expr::Number(value))
+    }
+}

@@ -1,0 +1,365 @@
+//! The generator: random problems with proof that they can be solved, train and test apart.
+
+use std::collections::BTreeSet;
+
+use rand::seq::SliceRandom;
+use rand::{Rng, RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+
+use super::grade::grade;
+use super::problem::{Problem, Rules};
+use super::solve::{SolveOptions, Subsets, solve_with};
+use crate::Error;
+
+/// What problems to make.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GeneratorConfig {
+    /// Numbers in a pool, all different.
+    pub num_numbers: usize,
+    /// Smallest and largest number of a pool.
+    pub number_range: (i64, i64),
+    /// Smallest and largest target.
+    pub target_range: (i64, i64),
+    /// How many numbers a solution uses.
+    pub rules: Rules,
+    /// Different solutions asked for; every problem is proved to have as many.
+    pub required: usize,
+    /// Problems to train on.
+    pub num_train: usize,
+    /// Problems to test on.
+    pub num_test: usize,
+    /// Share of the targets kept for testing; no training problem has one of them.
+    pub test_target_fraction: f64,
+    /// The seed; equal settings give equal problems on any machine and any number of threads.
+    pub seed: u64,
+}
+
+/// Generated problems.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProblemSet {
+    /// Problems to train on.
+    pub train: Vec<Problem>,
+    /// Problems to test on; their targets occur nowhere in `train`.
+    pub test: Vec<Problem>,
+}
+
+/// Targets beyond this many are refused: the split of the targets is held in memory.
+const MAX_TARGETS: u64 = 1 << 20;
+
+/// Up to this many combinations of pool and target, all are tried in random order, each once.
+const MAX_LISTED_CANDIDATES: u64 = 1 << 20;
+
+/// Pools tried to learn whether a target can be reached at all.
+const NUM_PROBES: u64 = 64;
+
+/// Candidates judged at a time; fixed, so that the result does not depend on the number of threads.
+const BATCH: usize = 512;
+
+/// Steps of the solver per candidate: few of those that are not settled by then have enough solutions.
+const MAX_CERTIFY_STEPS: u64 = 100_000;
+
+/// Which half of the targets; also the high bits of the random stream.
+#[derive(Clone, Copy)]
+enum Split {
+    Train = 1,
+    Test = 2,
+}
+
+impl Split {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Test => "test",
+        }
+    }
+}
+
+/// Makes different problems with at least `required` different solutions each.
+///
+/// Targets that no probed pool can reach are left out, the rest is parted at random: `test_target_fraction` of
+/// them (at least one if there are test problems) for testing, the others for training.
+///
+/// # Errors
+/// [`Error::InvalidGenerator`] for settings that contradict themselves, [`Error::TooFewProblems`] if the search
+/// finds fewer problems than asked for.
+pub fn generate(config: &GeneratorConfig) -> Result<ProblemSet, Error> {
+    let generator = Generator::new(config)?;
+    let (train_targets, test_targets) = generator.split_targets()?;
+    Ok(ProblemSet {
+        train: generator.problems(Split::Train, &train_targets, config.num_train)?,
+        test: generator.problems(Split::Test, &test_targets, config.num_test)?,
+    })
+}
+
+/// Checked settings.
+struct Generator<'a> {
+    config: &'a GeneratorConfig,
+    /// Every pool there is, if they are few enough to list with every target.
+    pools: Option<Vec<Vec<i64>>>,
+}
+
+impl<'a> Generator<'a> {
+    fn new(config: &'a GeneratorConfig) -> Result<Self, Error> {
+        check(config)?;
+        let (low, high) = config.number_range;
+        let num_pools = num_subsets(span(low, high), config.num_numbers as u64);
+        let num_targets = span(config.target_range.0, config.target_range.1);
+        let is_small = num_pools.saturating_mul(num_targets) <= MAX_LISTED_CANDIDATES;
+        let pools = is_small.then(|| {
+            let numbers: Vec<i64> = (low..=high).collect();
+            Subsets::new(&numbers, config.num_numbers).collect()
+        });
+        Ok(Self { config, pools })
+    }
+
+    /// The random stream of one attempt.
+    fn rng(&self, domain: u64, attempt: u64) -> ChaCha8Rng {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed);
+        rng.set_stream((domain << 56) | attempt);
+        rng
+    }
+
+    fn random_pool(&self, rng: &mut impl Rng) -> Vec<i64> {
+        if let Some(pools) = &self.pools {
+            return pools[rng.random_range(0..pools.len())].clone();
+        }
+        let (low, high) = self.config.number_range;
+        let mut pool = BTreeSet::new();
+        while pool.len() < self.config.num_numbers {
+            pool.insert(rng.random_range(low..=high));
+        }
+        pool.into_iter().collect()
+    }
+
+    /// The problem, if it has enough solutions.
+    fn certify(&self, pool: Vec<i64>, target: i64) -> Option<Problem> {
+        let config = self.config;
+        let problem = Problem::new(target, pool, config.required, config.rules).ok()?;
+        let options = SolveOptions {
+            limit: config.required,
+            max_steps: MAX_CERTIFY_STEPS,
+            ..SolveOptions::default()
+        };
+        let found = solve_with(&problem, &options).solutions;
+        let texts: Vec<String> = found.into_iter().map(|solution| solution.text).collect();
+        // The grader is what will be asked later, so its word is the proof.
+        grade(&problem, &texts.join("\n"))
+            .is_all_correct()
+            .then_some(problem)
+    }
+
+    /// Targets to train on and to test on.
+    fn split_targets(&self) -> Result<(Vec<i64>, Vec<i64>), Error> {
+        let config = self.config;
+        let (low, high) = config.target_range;
+        let mut targets: Vec<i64> = (low..=high)
+            .into_par_iter()
+            .filter(|&target| {
+                let mut rng = self.rng(3, target.abs_diff(low));
+                (0..NUM_PROBES).any(|_| {
+                    let pool = self.random_pool(&mut rng);
+                    self.certify(pool, target).is_some()
+                })
+            })
+            .collect();
+        targets.shuffle(&mut self.rng(4, 0));
+        let num_test = match (config.num_train, config.num_test) {
+            (_, 0) => 0,
+            (0, _) => targets.len(),
+            _ => {
+                if targets.len() < 2 {
+                    return Err(Error::TooFewProblems {
+                        split: if targets.is_empty() { "train" } else { "test" },
+                        wanted: if targets.is_empty() {
+                            config.num_train
+                        } else {
+                            config.num_test
+                        },
+                        found: 0,
+                        num_attempts: span(low, high).saturating_mul(NUM_PROBES),
+                    });
+                }
+                let share = (targets.len() as f64 * config.test_target_fraction).round();
+                // In range: the share is between 0 and the length.
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "a rounded share of a length"
+                )]
+                let share = share as usize;
+                share.clamp(1, targets.len() - 1)
+            }
+        };
+        let train = targets.split_off(num_test);
+        Ok((train, targets))
+    }
+
+    fn problems(
+        &self,
+        split: Split,
+        targets: &[i64],
+        wanted: usize,
+    ) -> Result<Vec<Problem>, Error> {
+        let mut found = Vec::new();
+        let mut num_attempts = 0;
+        if wanted > 0 && !targets.is_empty() {
+            num_attempts = match &self.pools {
+                Some(pools) => self.try_all(split, targets, pools, wanted, &mut found),
+                None => self.try_random(split, targets, wanted, &mut found),
+            };
+        }
+        if found.len() < wanted {
+            return Err(Error::TooFewProblems {
+                split: split.name(),
+                wanted,
+                found: found.len(),
+                num_attempts,
+            });
+        }
+        Ok(found)
+    }
+
+    /// Every candidate once, in random order.
+    fn try_all(
+        &self,
+        split: Split,
+        targets: &[i64],
+        pools: &[Vec<i64>],
+        wanted: usize,
+        found: &mut Vec<Problem>,
+    ) -> u64 {
+        let mut order: Vec<usize> = (0..targets.len() * pools.len()).collect();
+        order.shuffle(&mut self.rng(split as u64, 0));
+        let mut num_attempts = 0;
+        for batch in order.chunks(BATCH) {
+            num_attempts += batch.len() as u64;
+            let certified: Vec<Option<Problem>> = batch
+                .par_iter()
+                .map(|&at| {
+                    let pool = pools[at / targets.len()].clone();
+                    self.certify(pool, targets[at % targets.len()])
+                })
+                .collect();
+            let missing = wanted - found.len();
+            found.extend(certified.into_iter().flatten().take(missing));
+            if found.len() == wanted {
+                break;
+            }
+        }
+        num_attempts
+    }
+
+    /// Random candidates, those seen before left out.
+    fn try_random(
+        &self,
+        split: Split,
+        targets: &[i64],
+        wanted: usize,
+        found: &mut Vec<Problem>,
+    ) -> u64 {
+        let max_attempts = 2_000 + 20 * wanted as u64;
+        let mut seen = BTreeSet::new();
+        let mut num_attempts = 0;
+        while num_attempts < max_attempts && found.len() < wanted {
+            let attempts = num_attempts..num_attempts + BATCH as u64;
+            num_attempts = attempts.end;
+            let certified: Vec<Option<Problem>> = attempts
+                .into_par_iter()
+                .map(|attempt| {
+                    let mut rng = self.rng(split as u64, attempt);
+                    let target = targets[rng.random_range(0..targets.len())];
+                    let pool = self.random_pool(&mut rng);
+                    self.certify(pool, target)
+                })
+                .collect();
+            for problem in certified.into_iter().flatten() {
+                let identity = (problem.target, problem.available_numbers.clone());
+                if found.len() < wanted && seen.insert(identity) {
+                    found.push(problem);
+                }
+            }
+        }
+        num_attempts
+    }
+}
+
+/// Refuses settings that contradict themselves.
+fn check(config: &GeneratorConfig) -> Result<(), Error> {
+    let invalid = |field, reason: &str, value: String| {
+        Err(Error::InvalidGenerator {
+            field,
+            reason: reason.to_owned(),
+            value,
+        })
+    };
+    let (low, high) = config.number_range;
+    if low < 0 || high < low {
+        let value = format!("[{low}, {high}]");
+        return invalid("number_range", "must be ascending from 0 or more", value);
+    }
+    if config.num_numbers == 0 || config.num_numbers as u64 > span(low, high) {
+        let reason = format!(
+            "must be between 1 and the {} numbers of `number_range`",
+            span(low, high)
+        );
+        return invalid("num_numbers", &reason, config.num_numbers.to_string());
+    }
+    let (low, high) = config.target_range;
+    if high < low || span(low, high) > MAX_TARGETS {
+        let value = format!("[{low}, {high}]");
+        return invalid(
+            "target_range",
+            "must be ascending and hold at most 1048576 targets",
+            value,
+        );
+    }
+    let Rules {
+        min_numbers,
+        max_numbers,
+    } = config.rules;
+    if min_numbers == 0 || max_numbers < min_numbers || min_numbers > config.num_numbers {
+        return invalid(
+            "rules",
+            "must be ascending from 1 or more and start within `num_numbers`",
+            format!("[{min_numbers}, {max_numbers}]"),
+        );
+    }
+    if config.required == 0 {
+        return invalid("required", "must be at least 1", "0".to_owned());
+    }
+    let fraction = config.test_target_fraction;
+    if !(0.0..=1.0).contains(&fraction) {
+        return invalid(
+            "test_target_fraction",
+            "must be between 0 and 1",
+            fraction.to_string(),
+        );
+    }
+    // What is left is what a problem itself demands.
+    Problem::new(
+        0,
+        vec![0; config.num_numbers],
+        config.required,
+        config.rules,
+    )
+    .map(|_| ())
+}
+
+/// Integers in `low..=high`.
+fn span(low: i64, high: i64) -> u64 {
+    high.abs_diff(low).saturating_add(1)
+}
+
+/// Subsets of `size` elements out of `len`; stops growing at `u64::MAX`.
+fn num_subsets(len: u64, size: u64) -> u64 {
+    let size = size.min(len - size);
+    let mut count: u128 = 1;
+    for index in 0..size {
+        count = count * u128::from(len - index) / u128::from(index + 1);
+        if count > u128::from(u64::MAX) {
+            return u64::MAX;
+        }
+    }
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
