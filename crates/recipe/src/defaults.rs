@@ -31,6 +31,15 @@ pub(crate) const fn one() -> f64 {
 pub(crate) const fn zero() -> f64 {
     0.0
 }
+pub(crate) const fn half() -> f64 {
+    0.5
+}
+pub(crate) const fn quarter() -> f64 {
+    0.25
+}
+pub(crate) const fn tenth() -> f64 {
+    0.1
+}
 pub(crate) const fn min_lr_ratio() -> f64 {
     0.1
 }

@@ -5,36 +5,58 @@ use serde::{Deserialize, Serialize};
 
 use crate::defaults::{count, one, yes, zero};
 
-/// `[synth]`: cold-start traces written by the solver teacher.
+/// `[synth]`: cold-start traces written by the solver teacher. An attempt is
+/// one line: an expression, its value, and whether that is the target. The
+/// traces teach the format; how often they do the right thing decides what
+/// policy optimisation can select from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SynthSection {
     /// Traces to write. A trace of n sub-queries gives n + 1 training pairs.
     #[schemars(range(min = 1))]
     pub num_traces: usize,
-    /// Most attempts that the organizer writes between two of its actions.
-    /// Default 4.
+    /// Most attempts that the organizer writes between two of its actions;
+    /// the number is drawn uniformly from 0 to this. Default 4.
     #[serde(default = "count::<4>")]
     #[schemars(range(min = 1, max = 256))]
     pub max_attempts_organizer: usize,
-    /// Most attempts that a worker writes per sub-query. Default 4.
+    /// Most attempts that a worker writes per sub-query; the number is drawn
+    /// uniformly from 1 to this. Default 4.
     #[serde(default = "count::<4>")]
     #[schemars(range(min = 1, max = 256))]
     pub max_attempts_worker: usize,
-    /// Share of the attempts drawn from the true solutions; the others are
-    /// drawn blindly, so that the model also learns to reject. Default 0.3:
-    /// reinforcement learning finds nothing where attempts almost never hit.
+    /// Probability that an attempt is drawn from the true solutions; the
+    /// others are drawn blindly, so that the model also learns to reject.
+    /// Default 0.3: reinforcement learning finds nothing where attempts
+    /// almost never hit.
     #[serde(default = "crate::defaults::hit_rate")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub hit_rate: f64,
-    /// Share of the traces whose answer must be fully right. Default 0: the
-    /// cold start teaches the format, and the paper's answers need not be
-    /// right.
-    #[serde(default = "zero")]
+    /// Share of the traces whose answer lists what was found and returned;
+    /// the others answer with attempts whatever their value. Default 0.5: the
+    /// paper's answers need not be right, and the rest is left to learn.
+    #[serde(default = "crate::defaults::half")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub correct_answer_rate: f64,
+    /// Share of the traces whose agents go on until they have found enough,
+    /// up to their most attempts, and then stop; in the others the number of
+    /// attempts does not depend on what they find. Default 0.25.
+    #[serde(default = "crate::defaults::quarter")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub persistence_rate: f64,
+    /// Probability that a worker that found nothing returns its last attempt
+    /// instead of nothing. Default 0.1.
+    #[serde(default = "crate::defaults::tenth")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub wrong_return_rate: f64,
+    /// Probability that a sub-query names the operator to try, as in
+    /// `3 5 7 = 15 with *`. Default 0: the whole problem is handed over.
+    #[serde(default = "zero")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub focus_rate: f64,
     /// Most Forks in a sampled topology. Topologies are drawn uniformly from
-    /// the legal Fork/Join sequences of the pool's capacity. Default 3.
+    /// the legal Fork/Join sequences of the pool's capacity in which every
+    /// worker is joined, the one without Forks included. Default 3.
     #[serde(default = "count::<3>")]
     #[schemars(range(min = 0, max = 64))]
     pub topology_max_forks: usize,
