@@ -67,3 +67,18 @@ impl fmt::Display for Capacity {
         self.0.fmt(f)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capacity_is_at_least_one_in_rust_and_in_json() {
+        assert_eq!(Capacity::new(0), None);
+        assert_eq!(Capacity::new(1).map(Capacity::max_workers), Some(0));
+        let capacity: Capacity = serde_json::from_str("4").expect("4 is a capacity");
+        assert_eq!((capacity.get(), capacity.max_workers()), (4, 3));
+        assert!(serde_json::from_str::<Capacity>("0").is_err());
+        assert_eq!(serde_json::to_string(&capacity).expect("plain number"), "4");
+    }
+}

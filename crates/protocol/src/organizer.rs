@@ -301,3 +301,215 @@ impl OrganizerMachine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn protocol(capacity: u32, overflow: Overflow) -> Protocol {
+        Protocol {
+            tags: TagStyle::Plain,
+            capacity: Capacity::new(capacity).expect("positive"),
+            overflow,
+            max_forks: None,
+        }
+    }
+
+    /// The verdict on a whole organizer's decoded text.
+    fn verdict(capacity: u32, text: &str) -> Result<Vec<Action>, FormatError> {
+        let mut machine = OrganizerMachine::new(protocol(capacity, Overflow::Error));
+        let actions = machine.push(text.as_bytes())?;
+        machine.finish().map(|()| actions)
+    }
+
+    fn code(capacity: u32, text: &str) -> &'static str {
+        match verdict(capacity, text) {
+            Ok(_) => "ok",
+            Err(error) => error.code(),
+        }
+    }
+
+    #[test]
+    fn actions_carry_their_text_and_end() {
+        let text = "a<FORK1>b < c</FORK1>d<JOIN1>e<ANSWER>f\n</ANSWER>g";
+        let expected = vec![
+            Action::Fork {
+                id: SubQueryId(1),
+                sub_query: "b < c".to_owned(),
+                end: 21,
+            },
+            Action::Join {
+                id: SubQueryId(1),
+                end: 29,
+            },
+            Action::Answer {
+                text: "f\n".to_owned(),
+                end: 49,
+            },
+        ];
+        assert_eq!(verdict(2, text), Ok(expected));
+    }
+
+    #[test]
+    fn an_id_is_free_again_after_its_join() {
+        let once = "<FORK1>a</FORK1>";
+        assert_eq!(
+            code(3, &format!("{once}{once}<ANSWER>1</ANSWER>")),
+            "duplicate_sub_query"
+        );
+        let text = format!("{once}<JOIN1>{once}<JOIN1><ANSWER>1</ANSWER>");
+        assert_eq!(code(2, &text), "ok");
+    }
+
+    #[test]
+    fn a_place_is_taken_until_the_join() {
+        let forks = "<FORK1>a</FORK1><FORK2>b</FORK2>";
+        assert_eq!(code(3, &format!("{forks}<ANSWER>1</ANSWER>")), "ok");
+        assert_eq!(
+            code(2, &format!("{forks}<ANSWER>1</ANSWER>")),
+            "pool_overflow"
+        );
+        assert_eq!(code(1, "<FORK1>a</FORK1>"), "pool_overflow");
+        // A duplicate in a full pool is named as what it is.
+        assert_eq!(code(2, "<FORK1>a</FORK1><FORK1>"), "duplicate_sub_query");
+    }
+
+    #[test]
+    fn with_a_queue_only_an_empty_pool_overflows() {
+        let forks = "<FORK1>a</FORK1><FORK2>b</FORK2><FORK3>c</FORK3>";
+        let mut machine = OrganizerMachine::new(protocol(2, Overflow::Queue));
+        assert_eq!(machine.push(forks.as_bytes()).map(|all| all.len()), Ok(3));
+        let outstanding: Vec<_> = machine.outstanding().collect();
+        let expected = [(1, 0), (2, 1), (3, 2)];
+        assert_eq!(
+            outstanding,
+            expected.map(|(id, worker)| (SubQueryId(id), WorkerIndex(worker)))
+        );
+        let mut machine = OrganizerMachine::new(protocol(1, Overflow::Queue));
+        let error = machine.push(forks.as_bytes()).expect_err("no worker place");
+        assert_eq!(error.code(), "pool_overflow");
+    }
+
+    #[test]
+    fn a_join_needs_an_outstanding_fork() {
+        assert_eq!(code(2, "<JOIN1>"), "unknown_join");
+        assert_eq!(code(2, "<FORK1>a</FORK1><JOIN2>"), "unknown_join");
+        assert_eq!(code(2, "<FORK1>a</FORK1><JOIN1><JOIN1>"), "unknown_join");
+    }
+
+    #[test]
+    fn an_end_without_a_complete_answer_is_an_error() {
+        for text in [
+            "",
+            "thinking",
+            "<ANSWER>1",
+            "<ANSWER>1</ANSWER",
+            "</ANSWER>",
+        ] {
+            assert_eq!(code(2, text), "no_answer", "{text}");
+        }
+    }
+
+    #[test]
+    fn malformed_forks_are_named() {
+        let (one, two) = (SubQueryId(1), SubQueryId(2));
+        for (text, kind) in [
+            (
+                "<FORK1>a</FORK2><ANSWER>1</ANSWER>",
+                MalformedKind::UnclosedFork { id: one },
+            ),
+            (
+                "<FORK1>a<FORK2>b</FORK2></FORK1>",
+                MalformedKind::NestedFork {
+                    outer: one,
+                    inner: two,
+                },
+            ),
+            (
+                "<FORK1>a<JOIN2>",
+                MalformedKind::JoinInsideFork {
+                    fork: one,
+                    join: two,
+                },
+            ),
+        ] {
+            assert_eq!(
+                verdict(3, text),
+                Err(FormatError::Malformed(kind)),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn max_forks_counts_forks_not_workers() {
+        let mut rules = protocol(2, Overflow::Error);
+        rules.max_forks = Some(1);
+        let mut machine = OrganizerMachine::new(rules);
+        let text = b"<FORK1>a</FORK1><JOIN1><FORK1>";
+        let expected = FormatError::Malformed(MalformedKind::TooManyForks { max_forks: 1 });
+        assert_eq!(machine.push(text), Err(expected));
+    }
+
+    #[test]
+    fn tags_without_a_meaning_where_they_stand_are_text() {
+        let stray = "</FORK1></JOIN1><RETURN></RETURN></ANSWER><FORK-1>";
+        let in_fork = "<ANSWER>x</ANSWER></JOIN1></FORK2><RETURN>";
+        let in_answer = "<FORK1>x</FORK1><JOIN3><ANSWER>";
+        let text = format!("{stray}<FORK1>{in_fork}</FORK1><ANSWER>{in_answer}</ANSWER><JOIN7>");
+        let actions = verdict(2, &text).expect("legal");
+        assert_eq!(actions.len(), 2);
+        assert!(
+            matches!(&actions[0], Action::Fork { sub_query, .. } if sub_query == in_fork),
+            "{actions:?}"
+        );
+        assert!(
+            matches!(&actions[1], Action::Answer { text, .. } if text == in_answer),
+            "{actions:?}"
+        );
+    }
+
+    #[test]
+    fn a_false_start_does_not_hide_the_tag_after_it() {
+        let text = "<<FORK<FORK1><</FORK</FORK1><JOIN<JOIN1><ANS<ANSWER>1</ANS</ANSWER>";
+        let actions = verdict(2, text).expect("legal");
+        assert_eq!(actions.len(), 3);
+        assert!(
+            matches!(&actions[0], Action::Fork { sub_query, .. } if sub_query == "<</FORK"),
+            "{actions:?}"
+        );
+        assert!(
+            matches!(&actions[2], Action::Answer { text, .. } if text == "1</ANS"),
+            "{actions:?}"
+        );
+    }
+
+    #[test]
+    fn the_first_error_stays() {
+        let mut machine = OrganizerMachine::new(protocol(2, Overflow::Error));
+        let error = FormatError::UnknownJoin { id: SubQueryId(1) };
+        let mut actions = Vec::new();
+        let pushed = machine.push_into(b"<FORK2>a</FORK2><JOIN1>", &mut actions);
+        assert_eq!((pushed, actions.len()), (Err(error), 1));
+        assert_eq!(machine.push(b"<ANSWER>1</ANSWER>"), Err(error));
+        assert_eq!(machine.finish(), Err(error));
+        assert!(!machine.is_answered());
+    }
+
+    #[test]
+    fn broken_utf8_becomes_replacement_characters() {
+        let mut machine = OrganizerMachine::new(protocol(2, Overflow::Error));
+        let actions = machine.push(b"\xff<ANSWER>\xc3\xa9\xff</ANSWER>");
+        let actions = actions.expect("legal");
+        assert!(matches!(&actions[0], Action::Answer { text, .. } if text == "\u{e9}\u{fffd}"));
+    }
+
+    #[test]
+    fn thinking_is_not_kept() {
+        let mut machine = OrganizerMachine::new(protocol(2, Overflow::Error));
+        for _ in 0..1000 {
+            machine.push(b"<FORK <JOI <ANSWE </RETURN> ").expect("text");
+        }
+        assert_eq!(machine.captured.capacity(), 0);
+    }
+}

@@ -180,3 +180,59 @@ fn is_same_action(step: &Step, action: &Action) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Capacity, FormatError, Overflow, TagStyle};
+
+    fn builder(tags: TagStyle) -> TraceBuilder {
+        TraceBuilder::new(Protocol {
+            tags,
+            capacity: Capacity::new(2).expect("positive"),
+            overflow: Overflow::Error,
+            max_forks: None,
+        })
+    }
+
+    #[test]
+    fn steps_become_the_documented_text() {
+        let raw = builder(TagStyle::Hyphen)
+            .think("split. ")
+            .fork(SubQueryId(1), "try 3", "3 + 4 <RETURN>none</RETURN>")
+            .think(" meanwhile ")
+            .join(SubQueryId(1))
+            .answer("7")
+            .build()
+            .expect("legal");
+        assert_eq!(
+            raw.organizer,
+            "split. <FORK-1>try 3</FORK-1> meanwhile <JOIN-1>none</JOIN-1><ANSWER>7</ANSWER>"
+        );
+        assert_eq!(raw.workers.len(), 1);
+    }
+
+    #[test]
+    fn what_does_not_read_back_is_not_written() {
+        let id = SubQueryId(1);
+        let tags = TagStyle::Plain;
+        let early = builder(tags)
+            .think("<ANSWER>0</ANSWER>")
+            .answer("1")
+            .build();
+        assert_eq!(early, Err(RenderError::TagsInText));
+        let joined = builder(tags)
+            .think("<ANS")
+            .think("WER>")
+            .answer("1")
+            .build();
+        assert_eq!(joined, Err(RenderError::TagsInText));
+        let cut = builder(tags).answer("a</ANSWER>b").build();
+        assert_eq!(cut, Err(RenderError::TagsInText));
+        let swallowed = builder(tags).fork(id, "<FORK2>", "").answer("1").build();
+        assert!(matches!(swallowed, Err(RenderError::Trace(_))));
+        let unanswered = builder(tags).think("hm").build();
+        let no_answer = TraceError::Format(FormatError::NoAnswer);
+        assert_eq!(unanswered, Err(RenderError::Trace(no_answer)));
+    }
+}

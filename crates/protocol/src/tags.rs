@@ -205,3 +205,74 @@ fn numbered(tail: &[u8], style: TagStyle, is_close: bool, is_fork: bool) -> Shap
         Some(id) => Shape::Tag(Tag::JoinOpen(id)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the whole of `bytes` is, fed byte by byte.
+    fn tag_of(bytes: &str, style: TagStyle) -> Option<Tag> {
+        let mut matcher = TagMatcher::new(style);
+        let (last, head) = bytes.as_bytes().split_last()?;
+        for &byte in head {
+            if matcher.feed(byte) != Feed::Pending {
+                return None;
+            }
+        }
+        match matcher.feed(*last) {
+            Feed::Complete(tag) => Some(tag),
+            Feed::Pending | Feed::Dead => None,
+        }
+    }
+
+    #[test]
+    fn each_tag_has_one_spelling_per_style() {
+        let id = SubQueryId(u32::MAX);
+        for style in [TagStyle::Plain, TagStyle::Hyphen] {
+            assert_eq!(tag_of(&style.fork_open(id), style), Some(Tag::ForkOpen(id)));
+            assert_eq!(
+                tag_of(&style.fork_close(id), style),
+                Some(Tag::ForkClose(id))
+            );
+            assert_eq!(tag_of(&style.join_open(id), style), Some(Tag::JoinOpen(id)));
+            assert_eq!(tag_of(&style.join_close(id), style), Some(Tag::JoinClose));
+            assert_eq!(tag_of(ANSWER_OPEN, style), Some(Tag::AnswerOpen));
+            assert_eq!(tag_of(ANSWER_CLOSE, style), Some(Tag::AnswerClose));
+            assert_eq!(tag_of(RETURN_OPEN, style), Some(Tag::ReturnOpen));
+            assert_eq!(tag_of(RETURN_CLOSE, style), Some(Tag::ReturnClose));
+        }
+        assert_eq!(TagStyle::Plain.fork_open(SubQueryId(1)), "<FORK1>");
+        assert_eq!(TagStyle::Hyphen.join_close(SubQueryId(2)), "</JOIN-2>");
+        assert_eq!(TagStyle::Hyphen.fork_close(id).len(), MAX_TAG_BYTES);
+    }
+
+    #[test]
+    fn near_misses_are_text() {
+        for text in [
+            "<FORK>",
+            "<FORK-1>",
+            "<FORK01>",
+            "<FORK1 >",
+            "< FORK1>",
+            "<fork1>",
+            "<FORKx>",
+            "<FORK4294967296>",
+            "<FORK99999999999>",
+            "<JOIN+1>",
+            "<ANSWER1>",
+            "<ANSWER >",
+            "<//JOIN1>",
+            "<RETURN",
+            "<",
+        ] {
+            assert_eq!(tag_of(text, TagStyle::Plain), None, "{text}");
+        }
+        for text in ["<FORK1>", "<FORK-01>", "<FORK-->", "<FORK->"] {
+            assert_eq!(tag_of(text, TagStyle::Hyphen), None, "{text}");
+        }
+        assert_eq!(
+            tag_of("<FORK0>", TagStyle::Plain),
+            Some(Tag::ForkOpen(SubQueryId(0)))
+        );
+    }
+}

@@ -337,3 +337,198 @@ fn check(
     }
     Ok(is_joined)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn capacity(agents: u32) -> Capacity {
+        Capacity::new(agents).expect("positive")
+    }
+
+    fn fragment(num_tokens: u64, forks: &[(usize, u64)], join: Option<usize>) -> Fragment {
+        Fragment {
+            num_tokens,
+            forks: forks
+                .iter()
+                .map(|&(worker, at_tokens)| ForkPoint {
+                    worker: WorkerIndex(worker),
+                    at_tokens,
+                })
+                .collect(),
+            join: join.map(WorkerIndex),
+        }
+    }
+
+    fn timeline(
+        agents: u32,
+        overflow: Overflow,
+        fragments: &[Fragment],
+        worker_tokens: &[u64],
+    ) -> Result<Timeline, TimelineError> {
+        Timeline::new(
+            capacity(agents),
+            overflow,
+            fragments.to_vec(),
+            worker_tokens.to_vec(),
+        )
+    }
+
+    #[expect(clippy::float_cmp, reason = "the values are exact in binary")]
+    fn assert_concurrency(timeline: &Timeline, latency_tokens: u64, eta: f64, eta_ratio: f64) {
+        let got = timeline.concurrency(true);
+        assert_eq!(got.latency_tokens, latency_tokens);
+        assert_eq!((got.eta, got.eta_ratio), (eta, eta_ratio));
+        assert_eq!(timeline.simulate().latency_tokens, latency_tokens);
+    }
+
+    #[test]
+    fn thinking_alone_uses_one_agent() {
+        let alone = timeline(4, Overflow::Error, &[fragment(10, &[], None)], &[]).expect("legal");
+        assert_concurrency(&alone, 10, 1.0, 0.25);
+        assert_eq!((alone.num_forks(), alone.num_joins()), (0, 0));
+    }
+
+    #[test]
+    fn fork_followed_at_once_by_join_has_the_lowest_ratio() {
+        for agents in [2, 4] {
+            let fragments = [fragment(5, &[(0, 5)], Some(0)), fragment(3, &[], None)];
+            let blocked = timeline(agents, Overflow::Error, &fragments, &[100]).expect("legal");
+            assert_concurrency(&blocked, 108, 1.0, 1.0 / f64::from(agents));
+        }
+    }
+
+    #[test]
+    fn the_organizer_waits_only_for_what_is_left() {
+        // Worker 0 begins after 4 of 10 tokens and decodes 6: the Join costs nothing.
+        let fragments = [fragment(10, &[(0, 4)], Some(0)), fragment(2, &[], None)];
+        let overlapped = timeline(2, Overflow::Error, &fragments, &[6]).expect("legal");
+        assert_concurrency(&overlapped, 12, 1.5, 0.75);
+        // Two more tokens are two more steps.
+        let longer = timeline(2, Overflow::Error, &fragments, &[8]).expect("legal");
+        assert_concurrency(&longer, 14, 20.0 / 14.0, 20.0 / 28.0);
+    }
+
+    #[test]
+    fn a_worker_may_be_joined_fragments_later() {
+        let fragments = [
+            fragment(10, &[(0, 2), (1, 6)], Some(1)),
+            fragment(5, &[], Some(0)),
+            fragment(1, &[], None),
+        ];
+        let crossed = timeline(3, Overflow::Error, &fragments, &[40, 10]).expect("legal");
+        // L_1 = max(10, 6 + 10) = 16, L_2 = max(21, 2 + 40) = 42, T = 43.
+        assert_concurrency(&crossed, 43, 66.0 / 43.0, 22.0 / 43.0);
+    }
+
+    #[test]
+    fn an_unjoined_worker_counts_up_to_the_end() {
+        let fragments = [fragment(10, &[(0, 4)], None)];
+        let cancelled = timeline(2, Overflow::Error, &fragments, &[1000]).expect("legal");
+        assert_concurrency(&cancelled, 10, 1.6, 0.8);
+        let strict = cancelled.concurrency(false);
+        assert!((strict.eta - 1.0).abs() < 1e-12);
+        let simulated = cancelled.simulate();
+        assert_eq!((simulated.agent_steps, simulated.unjoined_steps), (16, 6));
+    }
+
+    #[test]
+    fn a_queued_worker_starts_when_a_place_is_free() {
+        let fragments = [
+            fragment(4, &[(0, 2), (1, 4)], Some(1)),
+            fragment(1, &[], Some(0)),
+            fragment(1, &[], None),
+        ];
+        let queued = timeline(2, Overflow::Queue, &fragments, &[10, 5]).expect("legal");
+        // Worker 1 begins at 12, when worker 0 is done.
+        assert_concurrency(&queued, 19, 21.0 / 19.0, 21.0 / 38.0);
+        assert_eq!(queued.simulate().max_active, 2);
+        assert_eq!(
+            timeline(2, Overflow::Error, &fragments, &[10, 5]),
+            Err(TimelineError::PoolOverflow {
+                worker: 1,
+                max_workers: 1
+            })
+        );
+    }
+
+    #[test]
+    fn no_steps_at_all_divide_nothing_by_zero() {
+        let empty = timeline(2, Overflow::Error, &[fragment(0, &[], None)], &[]).expect("legal");
+        assert_concurrency(&empty, 0, 1.0, 0.5);
+    }
+
+    #[test]
+    fn impossible_numbers_are_refused() {
+        let end = || fragment(1, &[], None);
+        let two_forks = [fragment(9, &[(0, 5), (1, 4)], None)];
+        let cases = [
+            (vec![], vec![], TimelineError::JoinPlacement),
+            (vec![end(), end()], vec![], TimelineError::JoinPlacement),
+            (
+                vec![fragment(1, &[(0, 1)], Some(0))],
+                vec![1],
+                TimelineError::JoinPlacement,
+            ),
+            (
+                vec![fragment(1, &[(1, 1)], None)],
+                vec![1],
+                TimelineError::ForkOrder {
+                    expected: 0,
+                    got: 1,
+                },
+            ),
+            (
+                vec![fragment(1, &[(0, 2)], None)],
+                vec![1],
+                TimelineError::ForkPlacement {
+                    worker: 0,
+                    at_tokens: 2,
+                },
+            ),
+            (
+                two_forks.to_vec(),
+                vec![1, 1],
+                TimelineError::ForkPlacement {
+                    worker: 1,
+                    at_tokens: 4,
+                },
+            ),
+            (
+                vec![fragment(1, &[], Some(0)), end()],
+                vec![],
+                TimelineError::UnknownJoin { worker: 0 },
+            ),
+            (
+                vec![
+                    fragment(1, &[(0, 1)], Some(0)),
+                    fragment(1, &[], Some(0)),
+                    end(),
+                ],
+                vec![1],
+                TimelineError::UnknownJoin { worker: 0 },
+            ),
+            (
+                vec![end()],
+                vec![1],
+                TimelineError::WorkerCount {
+                    num_forks: 0,
+                    num_workers: 1,
+                },
+            ),
+            (
+                vec![fragment(u64::MAX, &[(0, 1)], None)],
+                vec![1],
+                TimelineError::TooManyTokens,
+            ),
+        ];
+        for (fragments, worker_tokens, error) in cases {
+            let got = timeline(3, Overflow::Error, &fragments, &worker_tokens);
+            assert_eq!(got, Err(error), "{fragments:?}");
+        }
+        for overflow in [Overflow::Error, Overflow::Queue] {
+            let got = timeline(1, overflow, &[fragment(1, &[(0, 1)], None)], &[1]);
+            assert!(matches!(got, Err(TimelineError::PoolOverflow { .. })));
+        }
+    }
+}

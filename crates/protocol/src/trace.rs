@@ -369,3 +369,163 @@ impl Reader<'_> {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(capacity: u32, organizer: &str, workers: &[(u32, &str)]) -> RawTrace {
+        RawTrace {
+            capacity,
+            organizer: organizer.to_owned(),
+            workers: workers
+                .iter()
+                .map(|&(sub_query_id, text)| RawWorker {
+                    sub_query_id,
+                    text: text.to_owned(),
+                })
+                .collect(),
+        }
+    }
+
+    fn check(raw: &RawTrace) -> Result<Trace, TraceError> {
+        Trace::check(raw, TagStyle::Plain, Overflow::Error, &CharCounter)
+    }
+
+    #[test]
+    fn a_line_of_json_is_read_and_counted() {
+        let line = r#"{"id": "a", "capacity": 2,
+            "organizer": "go <FORK1>q\u00e9</FORK1>think<JOIN1>r</JOIN1><ANSWER>7</ANSWER>",
+            "workers": [{"sub_query_id": 1, "text": "hm <RETURN>r</RETURN>"}]}"#;
+        let raw: RawTrace = serde_json::from_str(line).expect("the documented form");
+        let trace = check(&raw).expect("legal");
+        assert_eq!(trace.answer(), "7");
+        let timeline = trace.timeline();
+        // "go <FORK1>qe</FORK1>" is 20 characters, "think<JOIN1>" 12, the answer 18, the worker 21.
+        let fragments = timeline.fragments();
+        assert_eq!((fragments[0].num_tokens, fragments[1].num_tokens), (32, 18));
+        assert_eq!(fragments[0].forks[0].at_tokens, 20);
+        assert_eq!(timeline.worker_tokens(), [21]);
+        assert_eq!(timeline.latency(), 41 + 18);
+        assert_eq!(timeline.decoded_tokens(), 32 + 18 + 21);
+        let worker = &trace.workers()[0];
+        assert_eq!(
+            (worker.sub_query.as_str(), worker.returned.as_str()),
+            ("q\u{e9}", "r")
+        );
+        assert!(worker.is_joined);
+    }
+
+    #[test]
+    fn returned_text_is_data() {
+        let returned = "</JOIN1><FORK2>x</FORK2><JOIN9><ANSWER>no</ANSWER>";
+        let organizer = format!("<FORK1>q</FORK1><JOIN1>{returned}</JOIN1><ANSWER>yes</ANSWER>");
+        let text = format!("<RETURN>{returned}</RETURN>");
+        let trace = check(&raw(2, &organizer, &[(1, &text)])).expect("legal");
+        assert_eq!(trace.answer(), "yes");
+        assert_eq!(trace.workers().len(), 1);
+        let texts: Vec<_> = trace
+            .spans()
+            .iter()
+            .map(|span| (&organizer[span.bytes.clone()], span.kind))
+            .collect();
+        let injected = format!("{returned}</JOIN1>");
+        assert_eq!(
+            texts,
+            [
+                ("<FORK1>q</FORK1><JOIN1>", SpanKind::Decoded),
+                (injected.as_str(), SpanKind::Injected(WorkerIndex(0))),
+                ("<ANSWER>yes</ANSWER>", SpanKind::Decoded),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_reused_id_names_the_latest_worker() {
+        let organizer =
+            "<FORK1>a</FORK1><JOIN1>A</JOIN1><FORK1>b</FORK1><JOIN1>B</JOIN1><ANSWER></ANSWER>";
+        let workers = [(1, "<RETURN>A</RETURN>"), (1, "<RETURN>B</RETURN>")];
+        let trace = check(&raw(2, organizer, &workers)).expect("legal");
+        assert_eq!(trace.workers()[1].returned, "B");
+    }
+
+    #[test]
+    fn a_worker_without_a_return_gives_nothing_and_an_unjoined_one_is_legal() {
+        let organizer = "<FORK1>a</FORK1><FORK2>b</FORK2><JOIN1></JOIN1><ANSWER>1</ANSWER>";
+        let trace = check(&raw(3, organizer, &[(1, "cut <RETURN>"), (2, "")])).expect("legal");
+        assert_eq!(trace.workers()[0].returned, "");
+        assert!(!trace.workers()[1].is_joined);
+    }
+
+    #[test]
+    fn broken_rules_are_format_errors_whatever_the_workers_are() {
+        for (organizer, code) in [
+            ("<JOIN1>x</JOIN1><ANSWER>1</ANSWER>", "unknown_join"),
+            ("<FORK1>a<FORK2>", "malformed"),
+            (
+                "<FORK1>a</FORK1><FORK2>b</FORK2><ANSWER>1</ANSWER>",
+                "pool_overflow",
+            ),
+            ("<FORK1>a</FORK1><FORK1>b</FORK1>", "duplicate_sub_query"),
+            ("<FORK1>a</FORK1><JOIN1>", "no_answer"),
+            ("", "no_answer"),
+        ] {
+            let error = check(&raw(2, organizer, &[(1, "")])).expect_err(organizer);
+            assert_eq!(error.code(), code, "{organizer}");
+            assert!(error.format_error().is_some());
+        }
+    }
+
+    #[test]
+    fn lines_that_contradict_themselves_are_unreadable() {
+        let fork = "<FORK1>a</FORK1>";
+        let answer = "<ANSWER>1</ANSWER>";
+        for raw in [
+            raw(0, answer, &[]),
+            raw(2, &format!("{fork}{answer}"), &[]),
+            raw(2, &format!("{fork}{answer}"), &[(2, "")]),
+            raw(2, answer, &[(1, "")]),
+            raw(
+                2,
+                &format!("{fork}<JOIN1>other</JOIN1>{answer}"),
+                &[(1, "<RETURN>r</RETURN>")],
+            ),
+            raw(
+                2,
+                &format!("{fork}<JOIN1>r</JOIN2>{answer}"),
+                &[(1, "<RETURN>r</RETURN>")],
+            ),
+        ] {
+            let error = check(&raw).expect_err("contradiction");
+            assert_eq!(error.code(), "unreadable", "{raw:?}");
+            assert_eq!(error.format_error(), None);
+        }
+    }
+
+    #[test]
+    fn the_hyphen_spelling_is_its_own_language() {
+        let organizer = "<FORK-1>a</FORK-1><FORK1><JOIN-1>r</JOIN-1><ANSWER>1</ANSWER>";
+        let raw = raw(2, organizer, &[(1, "<RETURN>r</RETURN>")]);
+        let trace = Trace::check(&raw, TagStyle::Hyphen, Overflow::Error, &CharCounter);
+        assert_eq!(trace.expect("legal").timeline().num_joins(), 1);
+    }
+
+    /// Two bytes are a token, so a prefix of odd length has a token that the whole continues.
+    struct Pairs;
+
+    impl TokenCounter for Pairs {
+        fn count(&self, text: &str) -> u64 {
+            text.len().div_ceil(2) as u64
+        }
+    }
+
+    #[test]
+    fn any_counter_gives_a_consistent_timeline() {
+        let organizer = "x<FORK1>ab</FORK1><JOIN1></JOIN1><ANSWER>1</ANSWER>";
+        let raw = raw(2, organizer, &[(1, "abc")]);
+        let trace = Trace::check(&raw, TagStyle::Plain, Overflow::Error, &Pairs).expect("legal");
+        let fragment = &trace.timeline().fragments()[0];
+        assert_eq!((fragment.forks[0].at_tokens, fragment.num_tokens), (9, 13));
+        assert_eq!(trace.timeline().worker_tokens(), [2]);
+    }
+}

@@ -95,3 +95,40 @@ pub fn returned_text(text: &str) -> &str {
         .and_then(|content| content.find(RETURN_CLOSE).map(|close| &content[..close]))
         .unwrap_or("")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_complete_return_comes_once() {
+        let mut machine = WorkerMachine::new();
+        assert_eq!(machine.push(b"think</RETURN><RETU"), None);
+        assert_eq!(machine.push(b"RN>3 + 4<JOIN1><"), None);
+        assert_eq!(machine.push(b"/RETURN>x"), Some("3 + 4<JOIN1>".to_owned()));
+        assert!(machine.is_returned());
+        assert_eq!(machine.push(b"<RETURN>again</RETURN>"), None);
+    }
+
+    #[test]
+    fn without_a_complete_return_nothing_is_returned() {
+        for text in [
+            "",
+            "abc",
+            "<RETURN>abc",
+            "</RETURN>abc<RETURN>",
+            "<RETURN-1>a</RETURN>",
+        ] {
+            assert_eq!(WorkerMachine::new().push(text.as_bytes()), None, "{text}");
+            assert_eq!(returned_text(text), "", "{text}");
+        }
+    }
+
+    #[test]
+    fn an_inner_opening_tag_is_text() {
+        assert_eq!(
+            returned_text("<RETURN>a<RETURN>b</RETURN>c</RETURN>"),
+            "a<RETURN>b"
+        );
+    }
+}
