@@ -1,0 +1,87 @@
+//! The result of one query: everything that organizer and workers did.
+
+use asyncthink_protocol::{FormatError, SubQueryId, Timeline};
+
+use crate::agent::AgentRecord;
+
+/// An organizer trace with all its worker traces: the unit of reward and advantage.
+#[derive(Clone, Debug)]
+pub struct Episode {
+    /// Position of the problem in its data set.
+    pub prompt_index: usize,
+    /// Which of the group's episodes this is.
+    pub sample_index: usize,
+    /// The organizer's ids.
+    pub organizer: AgentRecord,
+    /// The workers in Fork order.
+    pub workers: Vec<WorkerRecord>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The record in decoded tokens, for latency and concurrency; `None` when the episode has a format error.
+    pub timeline: Option<Timeline>,
+    /// Steps from the first organizer token to the last, as the engine took them.
+    pub num_steps: u64,
+    /// Joins served.
+    pub num_joins: usize,
+}
+
+/// How an episode ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// The content of a complete Answer.
+    Answered(String),
+    /// The first format error; generation stopped there.
+    Failed(FormatError),
+}
+
+/// One worker's part.
+#[derive(Clone, Debug)]
+pub struct WorkerRecord {
+    /// The id that the organizer chose.
+    pub sub_query_id: SubQueryId,
+    /// What it was asked.
+    pub sub_query: String,
+    /// Its ids.
+    pub record: AgentRecord,
+    /// How it ended.
+    pub end: WorkerEnd,
+}
+
+/// How a worker ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum WorkerEnd {
+    /// With a complete RETURN of this content.
+    Returned(String),
+    /// It stopped or was cut without a complete RETURN; a Join hands over the empty string.
+    Empty,
+    /// The organizer ended first.
+    Cancelled,
+}
+
+impl Episode {
+    /// The answer, when there is one.
+    pub fn answer(&self) -> Option<&str> {
+        match &self.outcome {
+            Outcome::Answered(answer) => Some(answer),
+            Outcome::Failed(_) => None,
+        }
+    }
+
+    /// The format error, when there is one.
+    pub fn format_error(&self) -> Option<&FormatError> {
+        match &self.outcome {
+            Outcome::Answered(_) => None,
+            Outcome::Failed(error) => Some(error),
+        }
+    }
+
+    /// Sub-queries forked.
+    pub fn num_forks(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// Tokens decoded by all agents.
+    pub fn decoded_tokens(&self) -> usize {
+        self.organizer.num_decoded() + self.workers.iter().map(|worker| worker.record.num_decoded()).sum::<usize>()
+    }
+}

@@ -1,0 +1,37 @@
+//! What can go wrong while episodes run. Format errors are no errors here: they are outcomes.
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The engine failed.
+    #[error(transparent)]
+    Engine(#[from] asyncthink_engine::Error),
+    /// Text could not be tokenised.
+    #[error(transparent)]
+    Data(#[from] asyncthink_data::Error),
+    /// The engine cannot hold even one episode.
+    #[error("an episode needs {needed} agents at once, the engine holds {available}")]
+    TooFewSlots {
+        /// The pool's capacity.
+        needed: usize,
+        /// Free slots of the engine.
+        available: usize,
+    },
+    /// A prompt leaves no room in the model's context.
+    #[error("the prompt of problem {prompt_index} has {num_tokens} tokens, the model's context {max_tokens}")]
+    PromptTooLong {
+        /// Position of the problem in its data set.
+        prompt_index: usize,
+        /// Length of the prompt.
+        num_tokens: usize,
+        /// Context of the model.
+        max_tokens: usize,
+    },
+    /// The recorded events do not form a timeline: a defect of this crate.
+    #[error("inconsistent episode record: {0}")]
+    Timeline(#[from] asyncthink_protocol::TimelineError),
+}
+
+/// Shorthand for results of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

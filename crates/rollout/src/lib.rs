@@ -1,0 +1,38 @@
+//! Drives organizer and workers through the protocol over any engine; yields [`Episode`]s.
+//!
+//! The organizer goes on decoding while its workers run, in the same batch; a Join pauses it until that worker has
+//! returned, then the returned text is tokenised, appended and prefilled. Everything the models decoded is kept as
+//! ids with the log-probs they were sampled at; text is only ever derived from ids, never the other way round.
+//!
+//! Decisions where the paper is silent:
+//! 1. An episode ends with the token that completes the Answer, and a worker with the token that completes its
+//!    RETURN; the end-of-sequence token that would follow carries no decision and is not decoded.
+//! 2. A token may run past a tag. What it carries beyond a Join stays in the organizer's context before the injected
+//!    text, and actions in it take effect once the Join is served.
+//! 3. When the organizer ends, outstanding workers are cancelled at that very step.
+
+mod agent;
+mod driver;
+mod episode;
+mod error;
+mod organizer;
+mod seeds;
+
+pub use agent::AgentRecord;
+pub use driver::{RolloutProgress, RolloutSettings, rollout};
+pub use episode::{Episode, Outcome, WorkerEnd, WorkerRecord};
+pub use error::{Error, Result};
+pub use seeds::mix_seed;
+
+/// One episode to be run.
+#[derive(Clone, Debug)]
+pub struct Query {
+    /// Position of the problem in its data set.
+    pub prompt_index: usize,
+    /// Which of the group's episodes this is.
+    pub sample_index: usize,
+    /// The query as the organizer's prompt template takes it.
+    pub text: String,
+    /// Seed of the episode; every agent's own seed derives from it.
+    pub seed: u64,
+}

@@ -1,0 +1,336 @@
+//! The state of one running episode and how each decoded token changes it.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use asyncthink_data::{PromptTemplates, TokenId, Tokenizer};
+use asyncthink_engine::{AgentId, Engine, Request};
+use asyncthink_protocol::{
+    Action, ForkPoint, FormatError, Fragment, OrganizerMachine, Overflow, SubQueryId, Timeline, WorkerIndex,
+    WorkerMachine,
+};
+
+use crate::agent::AgentRecord;
+use crate::driver::RolloutSettings;
+use crate::episode::{Episode, Outcome, WorkerEnd, WorkerRecord};
+use crate::error::{Error, Result};
+use crate::{Query, mix_seed};
+
+/// Agents of one episode have ids `episode << AGENT_BITS | role`, role 0 being the organizer.
+const AGENT_BITS: u32 = 24;
+
+/// What every episode of a rollout shares.
+pub(crate) struct Shared<'a> {
+    pub(crate) tokenizer: &'a Tokenizer,
+    pub(crate) templates: &'a PromptTemplates,
+    pub(crate) settings: &'a RolloutSettings,
+}
+
+pub(crate) struct RunningEpisode {
+    index: u64,
+    query: Query,
+    organizer: AgentRecord,
+    machine: OrganizerMachine,
+    /// Actions behind a Join that is not served yet; only a token that runs past a Join tag can hold any.
+    deferred: VecDeque<Action>,
+    waiting_for: Option<(WorkerIndex, SubQueryId)>,
+    outstanding: BTreeMap<SubQueryId, WorkerIndex>,
+    workers: Vec<RunningWorker>,
+    queued: VecDeque<WorkerIndex>,
+    fragments: Vec<Fragment>,
+    fragment: Fragment,
+    tokens_since_join: usize,
+    num_steps: u64,
+}
+
+struct RunningWorker {
+    sub_query_id: SubQueryId,
+    sub_query: String,
+    record: AgentRecord,
+    machine: WorkerMachine,
+    state: WorkerState,
+}
+
+#[derive(PartialEq)]
+enum WorkerState {
+    Queued,
+    Running,
+    Ended(WorkerEnd),
+}
+
+/// Splits an agent id into the episode's index and the worker, if it is one.
+pub(crate) fn owner(agent: AgentId) -> (u64, Option<WorkerIndex>) {
+    let role = agent.0 & ((1 << AGENT_BITS) - 1);
+    let worker = role.checked_sub(1).map(|index| WorkerIndex(usize::try_from(index).unwrap_or(usize::MAX)));
+    (agent.0 >> AGENT_BITS, worker)
+}
+
+impl RunningEpisode {
+    /// Prefills the organizer's prompt.
+    pub(crate) fn start(index: u64, query: &Query, shared: &Shared<'_>, engine: &mut dyn Engine) -> Result<Self> {
+        let prompt = shared.tokenizer.encode(&shared.templates.organizer(&query.text))?;
+        let max_tokens = engine.max_sequence_tokens();
+        if prompt.len() >= max_tokens {
+            return Err(Error::PromptTooLong {
+                prompt_index: query.prompt_index,
+                num_tokens: prompt.len(),
+                max_tokens,
+            });
+        }
+        engine.add(Request {
+            agent: AgentId(index << AGENT_BITS),
+            prompt: prompt.clone(),
+            seed: mix_seed(query.seed, 0),
+        })?;
+        Ok(Self {
+            index,
+            query: query.clone(),
+            organizer: AgentRecord::new(prompt),
+            machine: OrganizerMachine::new(shared.settings.protocol),
+            deferred: VecDeque::new(),
+            waiting_for: None,
+            outstanding: BTreeMap::new(),
+            workers: Vec::new(),
+            queued: VecDeque::new(),
+            fragments: Vec::new(),
+            fragment: Fragment { num_tokens: 0, forks: Vec::new(), join: None },
+            tokens_since_join: 0,
+            num_steps: 0,
+        })
+    }
+
+    /// Counts an engine step in which this episode took part.
+    pub(crate) fn count_step(&mut self) {
+        self.num_steps += 1;
+    }
+
+    fn organizer_agent(&self) -> AgentId {
+        AgentId(self.index << AGENT_BITS)
+    }
+
+    fn worker_agent(&self, worker: WorkerIndex) -> AgentId {
+        AgentId((self.index << AGENT_BITS) | (worker.0 as u64 + 1))
+    }
+
+    /// Takes a token of the organizer; `Some` when the episode has ended.
+    pub(crate) fn on_organizer_token(
+        &mut self,
+        token: TokenId,
+        logprob: f32,
+        shared: &Shared<'_>,
+        engine: &mut dyn Engine,
+    ) -> Result<Option<Outcome>> {
+        self.organizer.push_decoded(token, logprob);
+        self.fragment.num_tokens += 1;
+        self.tokens_since_join += 1;
+        if shared.tokenizer.eos_ids().contains(&token) {
+            return Ok(Some(self.cut()));
+        }
+        match self.machine.push(shared.tokenizer.token_bytes(token)) {
+            Ok(actions) => self.deferred.extend(actions),
+            Err(error) => return Ok(Some(Outcome::Failed(error))),
+        }
+        self.act(shared, engine)
+    }
+
+    /// Takes a token of a worker; `Some` when that ended the episode (the organizer could not go on after its Join).
+    pub(crate) fn on_worker_token(
+        &mut self,
+        worker: WorkerIndex,
+        token: TokenId,
+        logprob: f32,
+        shared: &Shared<'_>,
+        engine: &mut dyn Engine,
+    ) -> Result<Option<Outcome>> {
+        let agent = self.worker_agent(worker);
+        let Some(running) = self.workers.get_mut(worker.0) else { return Ok(None) };
+        running.record.push_decoded(token, logprob);
+        let returned = running.machine.push(shared.tokenizer.token_bytes(token));
+        let num_ids = running.record.ids().len();
+        let end = if let Some(text) = returned {
+            WorkerEnd::Returned(text)
+        } else if shared.tokenizer.eos_ids().contains(&token)
+            || num_ids - running.record.prompt_tokens() >= shared.settings.worker_max_tokens
+            || num_ids >= engine.max_sequence_tokens()
+        {
+            WorkerEnd::Empty
+        } else {
+            return Ok(None);
+        };
+        running.state = WorkerState::Ended(end);
+        engine.remove(agent)?;
+        if let Some(next) = self.queued.pop_front() {
+            self.launch(next, engine)?;
+        }
+        match self.waiting_for {
+            Some((awaited, id)) if awaited == worker => {
+                self.waiting_for = None;
+                if let Some(outcome) = self.inject(worker, id, shared, engine)? {
+                    return Ok(Some(outcome));
+                }
+                self.act(shared, engine)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Carries out actions up to the first Join that must wait, then applies the budgets.
+    fn act(&mut self, shared: &Shared<'_>, engine: &mut dyn Engine) -> Result<Option<Outcome>> {
+        while self.waiting_for.is_none()
+            && let Some(action) = self.deferred.pop_front()
+        {
+            match action {
+                Action::Fork { id, sub_query, .. } => self.fork(id, sub_query, shared, engine)?,
+                Action::Join { id, .. } => {
+                    if let Some(outcome) = self.join(id, shared, engine)? {
+                        return Ok(Some(outcome));
+                    }
+                }
+                Action::Answer { text, .. } => return Ok(Some(Outcome::Answered(text))),
+            }
+        }
+        if self.waiting_for.is_none() && self.budget_is_spent(shared.settings, engine) {
+            return Ok(Some(self.cut()));
+        }
+        Ok(None)
+    }
+
+    fn budget_is_spent(&self, settings: &RolloutSettings, engine: &dyn Engine) -> bool {
+        self.tokens_since_join >= settings.organizer_max_tokens
+            || settings.organizer_total_tokens.is_some_and(|limit| self.organizer.num_decoded() >= limit)
+            || self.organizer.ids().len() >= engine.max_sequence_tokens()
+    }
+
+    /// The outcome of an organizer that stops without an Answer.
+    fn cut(&self) -> Outcome {
+        Outcome::Failed(self.machine.finish().err().unwrap_or(FormatError::NoAnswer))
+    }
+
+    fn fork(
+        &mut self,
+        id: SubQueryId,
+        sub_query: String,
+        shared: &Shared<'_>,
+        engine: &mut dyn Engine,
+    ) -> Result<()> {
+        let worker = WorkerIndex(self.workers.len());
+        let prompt = shared.tokenizer.encode(&shared.templates.worker(&sub_query))?;
+        self.fragment.forks.push(ForkPoint { worker, at_tokens: self.fragment.num_tokens });
+        self.outstanding.insert(id, worker);
+        // A prompt that fills the context leaves its worker no token to decode.
+        let fits = prompt.len() < engine.max_sequence_tokens();
+        let state = if fits { WorkerState::Queued } else { WorkerState::Ended(WorkerEnd::Empty) };
+        self.workers.push(RunningWorker {
+            sub_query_id: id,
+            sub_query,
+            record: AgentRecord::new(prompt),
+            machine: WorkerMachine::new(),
+            state,
+        });
+        if !fits {
+            return Ok(());
+        }
+        let running = self.workers.iter().filter(|worker| worker.state == WorkerState::Running).count();
+        let max_workers = shared.settings.protocol.capacity.max_workers() as usize;
+        if shared.settings.protocol.overflow == Overflow::Queue && running >= max_workers {
+            self.queued.push_back(worker);
+            return Ok(());
+        }
+        self.launch(worker, engine)
+    }
+
+    fn launch(&mut self, worker: WorkerIndex, engine: &mut dyn Engine) -> Result<()> {
+        let agent = self.worker_agent(worker);
+        let seed = mix_seed(self.query.seed, worker.0 as u64 + 1);
+        let running = &mut self.workers[worker.0];
+        running.state = WorkerState::Running;
+        engine.add(Request { agent, prompt: running.record.ids().to_vec(), seed })?;
+        Ok(())
+    }
+
+    fn join(&mut self, id: SubQueryId, shared: &Shared<'_>, engine: &mut dyn Engine) -> Result<Option<Outcome>> {
+        // The machine has checked that the id is outstanding.
+        let Some(worker) = self.outstanding.remove(&id) else {
+            return Ok(Some(Outcome::Failed(FormatError::UnknownJoin { id })));
+        };
+        self.fragment.join = Some(worker);
+        let next = Fragment { num_tokens: 0, forks: Vec::new(), join: None };
+        self.fragments.push(std::mem::replace(&mut self.fragment, next));
+        self.tokens_since_join = 0;
+        if let WorkerState::Ended(_) = self.workers[worker.0].state {
+            return self.inject(worker, id, shared, engine);
+        }
+        self.waiting_for = Some((worker, id));
+        engine.pause(self.organizer_agent())?;
+        Ok(None)
+    }
+
+    /// Appends the returned text and the closing tag to the organizer's context.
+    fn inject(
+        &mut self,
+        worker: WorkerIndex,
+        id: SubQueryId,
+        shared: &Shared<'_>,
+        engine: &mut dyn Engine,
+    ) -> Result<Option<Outcome>> {
+        let returned = match &self.workers[worker.0].state {
+            WorkerState::Ended(WorkerEnd::Returned(text)) => text.as_str(),
+            _ => "",
+        };
+        let text = format!("{returned}{}", shared.settings.protocol.tags.join_close(id));
+        let ids = shared.tokenizer.encode(&text)?;
+        if self.organizer.ids().len() + ids.len() >= engine.max_sequence_tokens() {
+            return Ok(Some(self.cut()));
+        }
+        engine.extend(self.organizer_agent(), &ids)?;
+        self.organizer.push_injected(&ids);
+        Ok(None)
+    }
+
+    /// Frees every agent of the episode.
+    pub(crate) fn abandon(&self, engine: &mut dyn Engine) -> Result<()> {
+        engine.remove(self.organizer_agent())?;
+        for (index, worker) in self.workers.iter().enumerate() {
+            if worker.state == WorkerState::Running {
+                engine.remove(self.worker_agent(WorkerIndex(index)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Frees every agent of the episode and hands over its record.
+    pub(crate) fn end(self, outcome: Outcome, shared: &Shared<'_>, engine: &mut dyn Engine) -> Result<Episode> {
+        self.abandon(engine)?;
+        let mut this = self;
+        let num_joins = this.fragments.len();
+        this.fragments.push(this.fragment);
+        let worker_tokens = this.workers.iter().map(|worker| worker.record.num_decoded() as u64).collect();
+        let timeline = match outcome {
+            Outcome::Failed(_) => None,
+            Outcome::Answered(_) => {
+                let protocol = shared.settings.protocol;
+                Some(Timeline::new(protocol.capacity, protocol.overflow, this.fragments, worker_tokens)?)
+            }
+        };
+        let workers = this.workers.into_iter().map(RunningWorker::into_record).collect();
+        Ok(Episode {
+            prompt_index: this.query.prompt_index,
+            sample_index: this.query.sample_index,
+            organizer: this.organizer,
+            workers,
+            outcome,
+            timeline,
+            num_steps: this.num_steps,
+            num_joins,
+        })
+    }
+}
+
+impl RunningWorker {
+    fn into_record(self) -> WorkerRecord {
+        let end = match self.state {
+            WorkerState::Ended(end) => end,
+            WorkerState::Queued | WorkerState::Running => WorkerEnd::Cancelled,
+        };
+        WorkerRecord { sub_query_id: self.sub_query_id, sub_query: self.sub_query, record: self.record, end }
+    }
+}

@@ -1,0 +1,326 @@
+//! Episodes over an engine that plays written scripts: what the driver makes of every action, checked against the
+//! text form of the same episode and against the steps that the engine took.
+
+use std::collections::BTreeMap;
+
+use asyncthink_data::{PromptTemplates, PromptText, TokenId, Tokenizer, task_tokenizer};
+use asyncthink_engine::{AgentId, Engine, Error, Request, Result, Sampled};
+use asyncthink_protocol::{Capacity, Overflow, Protocol, TagStyle};
+use asyncthink_rollout::{Episode, Outcome, Query, RolloutSettings, WorkerEnd, rollout};
+use proptest::prelude::*;
+
+const WORDS: &str = " a b c main sub ask one two <FORK1> </FORK1> <FORK2> </FORK2> <FORK3> </FORK3> <JOIN1> </JOIN1> \
+    <JOIN2> </JOIN2> <JOIN3> </JOIN3> <RETURN> </RETURN> <ANSWER> </ANSWER>";
+
+fn tokenizer() -> Tokenizer {
+    task_tokenizer([WORDS], &asyncthink_data::TaskTokenizerConfig::default()).unwrap()
+}
+
+fn templates() -> PromptTemplates {
+    let text = PromptText { organizer: "main {query}".into(), worker: "sub {sub_query}".into(), query: "ask".into() };
+    PromptTemplates::new(text, 2).unwrap()
+}
+
+fn settings(capacity: u32, overflow: Overflow) -> RolloutSettings {
+    RolloutSettings {
+        protocol: Protocol {
+            tags: TagStyle::Plain,
+            capacity: Capacity::new(capacity).unwrap(),
+            overflow,
+            max_forks: None,
+        },
+        worker_max_tokens: 40,
+        organizer_max_tokens: 60,
+        organizer_total_tokens: Some(200),
+    }
+}
+
+/// Plays, for each organizer and for each worker by its prompt, a fixed list of ids; then ends of sequence for ever.
+struct ScriptedEngine<'a> {
+    tokenizer: &'a Tokenizer,
+    /// Text to decode by the text of the prompt.
+    scripts: BTreeMap<String, String>,
+    slots: usize,
+    agents: BTreeMap<AgentId, Playing>,
+    max_held: usize,
+}
+
+struct Playing {
+    script: Vec<TokenId>,
+    next: usize,
+    running: bool,
+    given: Vec<TokenId>,
+}
+
+impl<'a> ScriptedEngine<'a> {
+    fn new(tokenizer: &'a Tokenizer, slots: usize, scripts: &[(&str, &str)]) -> Self {
+        let scripts = scripts.iter().map(|(prompt, text)| ((*prompt).to_owned(), (*text).to_owned())).collect();
+        Self { tokenizer, scripts, slots, agents: BTreeMap::new(), max_held: 0 }
+    }
+}
+
+impl Engine for ScriptedEngine<'_> {
+    fn add(&mut self, request: Request) -> Result<()> {
+        assert!(self.agents.len() < self.slots, "the driver must never overfill the engine");
+        let prompt = self.tokenizer.decode(&request.prompt);
+        let script = self.scripts.get(&prompt).unwrap_or_else(|| panic!("no script for `{prompt}`"));
+        let script = self.tokenizer.encode(script).unwrap();
+        let playing = Playing { script, next: 0, running: true, given: Vec::new() };
+        assert!(self.agents.insert(request.agent, playing).is_none());
+        self.max_held = self.max_held.max(self.agents.len());
+        Ok(())
+    }
+
+    fn extend(&mut self, agent: AgentId, ids: &[TokenId]) -> Result<()> {
+        let playing = self.agents.get_mut(&agent).ok_or(Error::UnknownAgent(agent))?;
+        playing.given.extend_from_slice(ids);
+        playing.running = true;
+        Ok(())
+    }
+
+    fn pause(&mut self, agent: AgentId) -> Result<()> {
+        self.agents.get_mut(&agent).ok_or(Error::UnknownAgent(agent))?.running = false;
+        Ok(())
+    }
+
+    fn remove(&mut self, agent: AgentId) -> Result<()> {
+        self.agents.remove(&agent).map(|_| ()).ok_or(Error::UnknownAgent(agent))
+    }
+
+    fn step(&mut self) -> Result<Vec<Sampled>> {
+        let eos = self.tokenizer.eos_ids()[0];
+        let running = self.agents.iter_mut().filter(|(_, playing)| playing.running);
+        Ok(running
+            .map(|(&agent, playing)| {
+                let token = playing.script.get(playing.next).copied().unwrap_or(eos);
+                playing.next += 1;
+                Sampled { agent, token, logprob: -(playing.next as f32) }
+            })
+            .collect())
+    }
+
+    fn num_free(&self) -> usize {
+        self.slots - self.agents.len()
+    }
+
+    fn max_sequence_tokens(&self) -> usize {
+        500
+    }
+}
+
+fn query(index: usize) -> Query {
+    Query { prompt_index: index, sample_index: 0, text: format!("{index}"), seed: index as u64 }
+}
+
+fn run_one(scripts: &[(&str, &str)], settings: &RolloutSettings) -> Episode {
+    let tokenizer = tokenizer();
+    let mut engine = ScriptedEngine::new(&tokenizer, settings.protocol.capacity.get() as usize, scripts);
+    let mut episodes =
+        rollout(&mut engine, &tokenizer, &templates(), settings, &[query(0)], &mut |_| true).unwrap();
+    assert!(engine.agents.is_empty(), "every agent is freed");
+    episodes.remove(0)
+}
+
+/// The organizer's ids as text, decoded ids plain and injected ones in `{}`.
+fn marked(episode: &Episode) -> String {
+    let tokenizer = tokenizer();
+    let record = &episode.organizer;
+    let mut text = String::new();
+    for index in record.prompt_tokens()..record.ids().len() {
+        let piece = tokenizer.decode(&record.ids()[index..=index]);
+        if record.decoded()[index] {
+            text.push_str(&piece);
+        } else {
+            text.push_str(&format!("{{{piece}}}"));
+        }
+    }
+    text
+}
+
+#[test]
+fn the_organizer_goes_on_while_its_worker_runs_and_waits_at_the_join() {
+    let episode = run_one(
+        &[
+            ("main 0", "a<FORK1> one</FORK1> b b<JOIN1> c<ANSWER>7</ANSWER>"),
+            ("sub  one", " a a a a a a<RETURN>12</RETURN>"),
+        ],
+        &settings(2, Overflow::Error),
+    );
+    assert_eq!(episode.answer(), Some("7"));
+    assert_eq!(marked(&episode), "a<FORK1> one</FORK1> b b<JOIN1>{12}{</JOIN1>} c<ANSWER>7</ANSWER>");
+    let timeline = episode.timeline.as_ref().unwrap();
+    // Fork complete at 4, the worker decodes 9, so the Join (at 7) is served at 13; then 4 tokens more.
+    assert_eq!(timeline.latency(), 17);
+    assert_eq!(episode.num_steps, 17);
+    assert_eq!(episode.decoded_tokens(), 11 + 9);
+    let concurrency = timeline.concurrency(true);
+    assert!((concurrency.eta - 20.0 / 17.0).abs() < 1e-12);
+    assert_eq!(episode.workers[0].end, WorkerEnd::Returned("12".into()));
+    let record = &episode.workers[0].record;
+    assert_eq!(record.logprobs()[record.prompt_tokens()..], (1..=9).map(|n| -(n as f32)).collect::<Vec<_>>());
+}
+
+#[test]
+fn tags_inside_returned_text_are_data() {
+    let episode = run_one(
+        &[
+            ("main 0", "<FORK1>a</FORK1><JOIN1><ANSWER>1</ANSWER>"),
+            ("sub a", "<RETURN><JOIN2></JOIN1><ANSWER>no</ANSWER></RETURN>"),
+        ],
+        &settings(2, Overflow::Error),
+    );
+    assert_eq!(episode.answer(), Some("1"));
+    assert_eq!(episode.num_joins, 1);
+}
+
+#[test]
+fn unjoined_workers_are_cancelled_at_the_organizers_last_step() {
+    let episode = run_one(
+        &[("main 0", "<FORK1>a</FORK1> b<ANSWER>1</ANSWER>"), ("sub a", " c c c c c c c c c c c c c c")],
+        &settings(2, Overflow::Error),
+    );
+    assert_eq!(episode.workers[0].end, WorkerEnd::Cancelled);
+    assert_eq!(episode.workers[0].record.num_decoded(), 4, "it decodes while the organizer does");
+    let concurrency = episode.timeline.unwrap().concurrency(true);
+    assert!((concurrency.eta - 11.0 / 7.0).abs() < 1e-12);
+}
+
+#[test]
+fn a_worker_without_return_hands_over_nothing() {
+    for script in [" c c", " c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c"] {
+        let episode = run_one(
+            &[("main 0", "<FORK1>a</FORK1><JOIN1><ANSWER>1</ANSWER>"), ("sub a", script)],
+            &settings(2, Overflow::Error),
+        );
+        assert_eq!(episode.workers[0].end, WorkerEnd::Empty);
+        assert!(episode.workers[0].record.num_decoded() <= 40);
+        assert_eq!(marked(&episode), "<FORK1>a</FORK1><JOIN1>{</JOIN1>}<ANSWER>1</ANSWER>");
+    }
+}
+
+#[test]
+fn format_errors_end_the_episode_at_once() {
+    let endless = " a".repeat(100);
+    for (script, code) in [
+        ("<FORK1>a</FORK1><FORK1>a</FORK1> b b", "duplicate_sub_query"),
+        ("<FORK1>a</FORK1><FORK2>a</FORK2> b b", "pool_overflow"),
+        ("<JOIN1> b b", "unknown_join"),
+        ("<FORK1>a</FORK1><JOIN1><JOIN1> b", "unknown_join"),
+        (" b b", "no_answer"),
+        (endless.as_str(), "no_answer"),
+        ("<FORK1>a", "malformed"),
+        ("<FORK1>a<JOIN1>", "malformed"),
+    ] {
+        let episode = run_one(&[("main 0", script), ("sub a", "<RETURN></RETURN>")], &settings(2, Overflow::Error));
+        assert_eq!(episode.format_error().map(asyncthink_protocol::FormatError::code), Some(code), "{script}");
+        assert!(episode.timeline.is_none());
+        assert!(episode.organizer.num_decoded() <= 60);
+    }
+}
+
+#[test]
+fn a_join_resets_the_organizers_budget() {
+    let think = " a".repeat(50);
+    let script = format!("{think}<FORK1>a</FORK1><JOIN1>{think}<ANSWER>1</ANSWER>");
+    let episode = run_one(&[("main 0", &script), ("sub a", "<RETURN></RETURN>")], &settings(2, Overflow::Error));
+    assert_eq!(episode.outcome, Outcome::Answered("1".into()));
+    let script = format!("<FORK1>a</FORK1><JOIN1>{think} a a a a a a a a a a<ANSWER>1</ANSWER>");
+    let episode = run_one(&[("main 0", &script), ("sub a", "<RETURN></RETURN>")], &settings(2, Overflow::Error));
+    assert_eq!(episode.format_error().unwrap().code(), "no_answer");
+}
+
+#[test]
+fn queued_workers_wait_for_a_slot() {
+    let episode = run_one(
+        &[
+            ("main 0", "<FORK1>a</FORK1><FORK2>b</FORK2><JOIN2><JOIN1><ANSWER>1</ANSWER>"),
+            ("sub a", " c c c c c c<RETURN>1</RETURN>"),
+            ("sub b", " c<RETURN>2</RETURN>"),
+        ],
+        &settings(2, Overflow::Queue),
+    );
+    assert_eq!(marked(&episode), "<FORK1>a</FORK1><FORK2>b</FORK2><JOIN2>{2}{</JOIN2>}<JOIN1>{1}{</JOIN1>}<ANSWER>1</ANSWER>");
+    let timeline = episode.timeline.unwrap();
+    // Worker 1 runs steps 4 to 12, worker 2 steps 13 to 16; the second Join is one token later, the Answer three.
+    assert_eq!(timeline.latency(), 20);
+    assert_eq!(episode.num_steps, 20);
+}
+
+#[test]
+fn results_keep_the_order_of_the_queries_and_the_engine_is_never_overfull() {
+    let tokenizer = tokenizer();
+    let scripts: Vec<(String, String)> = (0..7)
+        .map(|n| (format!("main {n}"), format!("<FORK1>{n}</FORK1>{}<JOIN1><ANSWER>{n}</ANSWER>", " b".repeat(7 - n))))
+        .chain((0..7).map(|n| (format!("sub {n}"), "<RETURN>1</RETURN>".to_owned())))
+        .collect();
+    let scripts: Vec<(&str, &str)> = scripts.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+    let queries: Vec<Query> = (0..7).map(query).collect();
+    for slots in [2, 5, 14] {
+        let mut engine = ScriptedEngine::new(&tokenizer, slots, &scripts);
+        let episodes = rollout(
+            &mut engine,
+            &tokenizer,
+            &templates(),
+            &settings(2, Overflow::Error),
+            &queries,
+            &mut |_| true,
+        )
+        .unwrap();
+        let answers: Vec<_> = episodes.iter().map(|episode| episode.answer().unwrap().to_owned()).collect();
+        assert_eq!(answers, ["0", "1", "2", "3", "4", "5", "6"]);
+        assert!(engine.max_held <= slots);
+    }
+}
+
+#[test]
+fn a_stopped_rollout_frees_its_agents() {
+    let tokenizer = tokenizer();
+    let scripts = [("main 0", "<FORK1>a</FORK1> b b b b b"), ("sub a", " c c c c c c c c")];
+    let mut engine = ScriptedEngine::new(&tokenizer, 2, &scripts);
+    let settings = settings(2, Overflow::Error);
+    let episodes =
+        rollout(&mut engine, &tokenizer, &templates(), &settings, &[query(0)], &mut |state| state.num_steps < 5);
+    assert!(episodes.unwrap().is_empty());
+    assert!(engine.agents.is_empty());
+}
+
+/// Organizer text and worker texts of a random legal or illegal episode over three sub-query ids.
+fn random_scripts() -> impl Strategy<Value = (String, Vec<String>)> {
+    let piece = prop_oneof![
+        3 => Just(" b".to_owned()),
+        2 => (1u32..4).prop_map(|id| format!("<FORK{id}>{id}</FORK{id}>")),
+        2 => (1u32..4).prop_map(|id| format!("<JOIN{id}>")),
+    ];
+    let organizer = prop::collection::vec(piece, 0..14).prop_map(|pieces| pieces.concat() + "<ANSWER>1</ANSWER>");
+    let worker = (0usize..12).prop_map(|n| " c".repeat(n) + "<RETURN>2</RETURN>");
+    (organizer, prop::collection::vec(worker, 3))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn latency_is_the_number_of_engine_steps(
+        (organizer, workers) in random_scripts(),
+        capacity in 2u32..5,
+        queue in any::<bool>(),
+    ) {
+        let overflow = if queue { Overflow::Queue } else { Overflow::Error };
+        let scripts = [
+            ("main 0", organizer.as_str()),
+            ("sub 1", workers[0].as_str()),
+            ("sub 2", workers[1].as_str()),
+            ("sub 3", workers[2].as_str()),
+        ];
+        let episode = run_one(&scripts, &settings(capacity, overflow));
+        let ids = episode.organizer.ids().len();
+        prop_assert_eq!(ids, episode.organizer.decoded().len());
+        prop_assert_eq!(ids, episode.organizer.logprobs().len());
+        if let Some(timeline) = &episode.timeline {
+            prop_assert_eq!(timeline.latency(), episode.num_steps);
+            prop_assert_eq!(timeline.simulate().latency_tokens, episode.num_steps);
+            let ratio = timeline.concurrency(true).eta_ratio;
+            prop_assert!(ratio <= 1.0 + 1e-12);
+        }
+    }
+}
