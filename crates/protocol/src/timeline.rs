@@ -374,7 +374,6 @@ mod tests {
         )
     }
 
-    #[expect(clippy::float_cmp, reason = "the values are exact in binary")]
     fn assert_concurrency(timeline: &Timeline, latency_tokens: u64, eta: f64, eta_ratio: f64) {
         let got = timeline.concurrency(true);
         assert_eq!(got.latency_tokens, latency_tokens);
