@@ -9,6 +9,7 @@
 
 mod atomic;
 mod error;
+mod folder;
 mod pack;
 pub mod parquet;
 mod row;
@@ -18,6 +19,7 @@ mod tokenizer;
 
 pub use crate::atomic::{write_atomic, write_bytes_atomic};
 pub use crate::error::Error;
+pub use crate::folder::SynthFolder;
 pub use crate::pack::{pack, padding_share};
 pub use crate::row::{EpisodeIndex, TrainingRow};
 pub use crate::task_tokenizer::{TaskTokenizerConfig, task_tokenizer};

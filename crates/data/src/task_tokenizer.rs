@@ -19,10 +19,10 @@ const EOS: &str = "<eos>";
 const PAD: &str = "<pad>";
 const UNK: &str = "<unk>";
 
-/// What the vocabulary holds besides the pieces of the text.
+/// What the vocabulary holds besides the words of the text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskTokenizerConfig {
-    /// Every whole number from 0 to this one is a token.
+    /// Every whole number from 0 to this one is a token; larger ones are spelled digit by digit.
     pub max_number: u64,
     /// Largest vocabulary that is accepted.
     pub max_vocab: usize,
@@ -37,9 +37,9 @@ impl Default for TaskTokenizerConfig {
     }
 }
 
-/// Builds the tokenizer of a task from its text: one token per distinct piece.
+/// Builds the tokenizer of a task from its text: one token per distinct word or tag, and per number up to a bound.
 ///
-/// The result depends on the set of pieces only, not on their order.
+/// The result depends on the set of words only, not on their order.
 ///
 /// # Errors
 /// The vocabulary would be larger than the bound.
@@ -47,46 +47,39 @@ pub fn task_tokenizer<'a>(
     corpus: impl IntoIterator<Item = &'a str>,
     config: &TaskTokenizerConfig,
 ) -> Result<Tokenizer> {
-    let mut words = BTreeSet::new();
-    let mut numbers: BTreeSet<(usize, String)> = (0..=config.max_number)
-        .map(|n| n.to_string())
-        .map(|n| (n.len(), n))
-        .collect();
-    for text in corpus {
-        for piece in pieces(text) {
-            if piece.chars().count() < 2 {
-                continue;
-            }
-            if piece.bytes().all(|byte| byte.is_ascii_digit()) {
-                numbers.insert((piece.len(), piece.to_owned()));
-            } else if !words.contains(piece) {
-                words.insert(piece.to_owned());
-            }
-        }
-        let bound = config.max_vocab.max(1);
-        let needed = words.len() + numbers.len();
+    let bound = config.max_vocab;
+    let check = |needed: usize| {
         if needed > bound {
             return Err(Error::VocabularyTooLarge { needed, bound });
         }
+        Ok(())
+    };
+    // Before anything of that size is made.
+    check(usize::try_from(config.max_number).unwrap_or(usize::MAX))?;
+    let mut words = BTreeSet::new();
+    for text in corpus {
+        for piece in pieces(text) {
+            let is_number = piece.bytes().all(|byte| byte.is_ascii_digit());
+            if piece.chars().nth(1).is_some() && !is_number && !words.contains(piece) {
+                words.insert(piece.to_owned());
+                check(words.len())?;
+            }
+        }
     }
-    let characters = std::iter::once('\n').chain(' '..='~').map(String::from);
-    let mut vocab: BTreeMap<String, usize> = BTreeMap::new();
     let specials = [EOS, PAD, UNK].map(str::to_owned);
+    let characters = std::iter::once('\n').chain(' '..='~').map(String::from);
+    let numbers = (0..=config.max_number).map(|number| number.to_string());
+    let mut vocab: BTreeMap<String, usize> = BTreeMap::new();
     for token in specials
         .into_iter()
         .chain(characters)
-        .chain(numbers.into_iter().map(|(_, number)| number))
+        .chain(numbers)
         .chain(words)
     {
         let next = vocab.len();
         vocab.entry(token).or_insert(next);
     }
-    if vocab.len() > config.max_vocab {
-        return Err(Error::VocabularyTooLarge {
-            needed: vocab.len(),
-            bound: config.max_vocab,
-        });
-    }
+    check(vocab.len())?;
     build(&vocab)
 }
 
@@ -212,6 +205,15 @@ mod tests {
     }
 
     #[test]
+    fn larger_numbers_are_spelled() {
+        let tokenizer = tokenizer();
+        let ids = tokenizer.encode("1327").unwrap();
+        let digits = ["1", "3", "2", "7"].map(|digit| tokenizer.token_id(digit).unwrap());
+        assert_eq!(ids, digits);
+        assert_eq!(tokenizer.decode(&ids), "1327");
+    }
+
+    #[test]
     fn specials_end_sequences_and_add_no_text() {
         let tokenizer = tokenizer();
         let eos = tokenizer.token_id("<eos>").unwrap();
@@ -241,14 +243,16 @@ mod tests {
 
     #[test]
     fn a_vocabulary_without_bound_is_refused() {
-        let config = TaskTokenizerConfig {
-            max_number: 1000,
-            max_vocab: 512,
-        };
-        assert!(matches!(
-            task_tokenizer([TEXT], &config),
-            Err(Error::VocabularyTooLarge { .. })
-        ));
+        for max_number in [450, 1000, u64::MAX] {
+            let config = TaskTokenizerConfig {
+                max_number,
+                max_vocab: 512,
+            };
+            assert!(matches!(
+                task_tokenizer([TEXT], &config),
+                Err(Error::VocabularyTooLarge { .. })
+            ));
+        }
     }
 
     #[test]
@@ -287,7 +291,7 @@ mod tests {
         let tokenizer = task_tokenizer(
             [text],
             &TaskTokenizerConfig {
-                max_number: 9,
+                max_number: 12,
                 max_vocab: 512,
             },
         )

@@ -1,21 +1,20 @@
 use std::path::Path;
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use asyncthink_tasks::Problem;
 
 use super::table::{self, Columns};
 use crate::{Error, Result};
 
 const KIND: &str = "problems";
 
-/// Writes problems of one task, in order. Each is kept as the JSON that the `grade` command reads.
+/// Writes problems, in order. Each is kept as the JSON that the `grade` command reads, beside its task's name.
 ///
 /// # Errors
 /// A problem cannot be written as JSON, or the file cannot be written.
-pub fn write_problems<P: Serialize>(path: &Path, task: &str, problems: &[P]) -> Result<()> {
+pub fn write_problems(path: &Path, problems: &[Problem]) -> Result<()> {
     let json = problems
         .iter()
-        .map(serde_json::to_string)
+        .map(to_json)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| Error::WriteParquet {
             path: path.to_path_buf(),
@@ -23,32 +22,42 @@ pub fn write_problems<P: Serialize>(path: &Path, task: &str, problems: &[P]) -> 
         })?;
     Columns::new()
         .u64s("index", (0..).take(problems.len()))
-        .strings("task", problems.iter().map(|_| task))
+        .strings("task", problems.iter().map(Problem::task_name))
         .strings("problem", json.iter().map(String::as_str))
         .write(path, KIND)
 }
 
-/// Reads the problems of a task, in order.
+/// Reads problems, in order.
 ///
 /// # Errors
-/// The file cannot be read, is damaged, holds other rows, or a problem is of another task or form.
-pub fn read_problems<P: DeserializeOwned>(path: &Path, task: &str) -> Result<Vec<P>> {
+/// The file cannot be read, is damaged, holds other rows, or a problem is of an unknown task or form.
+pub fn read_problems(path: &Path) -> Result<Vec<Problem>> {
     table::read(path, KIND, |batch| {
         let (tasks, problems) = (batch.strings("task")?, batch.strings("problem")?);
-        let parse = |(row, (found, json)): (usize, (String, String))| {
-            if found != task {
-                return Err(batch.row_error(
-                    row,
-                    format!("a problem of task `{found}`, expected `{task}`"),
-                ));
-            }
-            serde_json::from_str(&json).map_err(|error| batch.row_error(row, error.to_string()))
-        };
         tasks
-            .into_iter()
-            .zip(problems)
+            .iter()
+            .zip(&problems)
             .enumerate()
-            .map(parse)
+            .map(|(row, (task, json))| {
+                from_json(task, json).map_err(|message| batch.row_error(row, message))
+            })
             .collect()
     })
+}
+
+fn to_json(problem: &Problem) -> serde_json::Result<String> {
+    match problem {
+        Problem::Mcd(problem) => serde_json::to_string(problem),
+        // A task that this crate does not know keeps its own form.
+        other => serde_json::to_string(other),
+    }
+}
+
+fn from_json(task: &str, json: &str) -> Result<Problem, String> {
+    match task {
+        "mcd" => serde_json::from_str(json)
+            .map(Problem::Mcd)
+            .map_err(|error| error.to_string()),
+        _ => Err(format!("unknown task `{task}`")),
+    }
 }

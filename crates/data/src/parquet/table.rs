@@ -169,7 +169,7 @@ impl Columns {
             let properties = WriterProperties::builder()
                 .set_compression(Compression::SNAPPY)
                 .build();
-            let mut write = || -> Result<(), ParquetError> {
+            let write = || -> Result<(), ParquetError> {
                 let mut writer = ArrowWriter::try_new(file, schema, Some(properties))?;
                 writer.write(&batch)?;
                 writer.close()?;
