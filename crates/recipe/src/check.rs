@@ -128,10 +128,14 @@ impl Checker<'_> {
     }
 
     fn unknown_key(&mut self, entry: &Entry, known: &Map<String, Json>, key: &str, path: &str) {
-        let section = if key.is_empty() {
-            "the top level".to_owned()
+        let (place, section) = if key.is_empty() {
+            ("at the top level".to_owned(), "the top level".to_owned())
         } else {
-            format!("`[{key}]`")
+            (format!("in `[{key}]`"), format!("`[{key}]`"))
+        };
+        let kind = match entry.node.value {
+            Value::Table(_) => "section",
+            _ => "key",
         };
         let names: Vec<&str> = known.keys().map(String::as_str).collect();
         let elsewhere = || {
@@ -153,7 +157,7 @@ impl Checker<'_> {
             entry.key_source.clone(),
             path,
             None,
-            format!("no such key in {section}"),
+            format!("no such {kind} {place}"),
             hint,
         ));
     }

@@ -38,6 +38,8 @@ pub struct RecipeError {
     value: Option<String>,
     reason: String,
     hint: String,
+    /// Whether `value` is the key's default and not written anywhere.
+    pub(crate) is_default: bool,
     pub(crate) source: Source,
     place: Place,
 }
@@ -76,6 +78,7 @@ impl RecipeError {
             value,
             reason: reason.into(),
             hint: hint.into(),
+            is_default: false,
             source,
             place: Place::Unresolved,
         }
@@ -91,7 +94,7 @@ impl RecipeError {
         &self.key
     }
 
-    /// The value as written, where there is one.
+    /// The value as written or by default, where there is one.
     pub fn value(&self) -> Option<&str> {
         self.value.as_deref()
     }
@@ -142,7 +145,16 @@ impl RecipeError {
         let file = file.display();
         match (self.key.is_empty(), &self.value) {
             (false, Some(value)) => {
-                write!(out, "error: `{}` = `{value}`: {}", self.key, self.reason)?;
+                let origin = if self.is_default {
+                    " (the default)"
+                } else {
+                    ""
+                };
+                write!(
+                    out,
+                    "error: `{}` = `{value}`{origin}: {}",
+                    self.key, self.reason
+                )?;
             }
             (false, None) => write!(out, "error: `{}`: {}", self.key, self.reason)?,
             (true, _) => write!(out, "error: {}", self.reason)?,

@@ -47,15 +47,14 @@ struct Rules<'a> {
 impl Rules<'_> {
     fn push(&mut self, kind: ErrorKind, key: &str, reason: &str, hint: &str) {
         let (source, value) = self.root.locate(key);
-        let value = value
+        let written = value
             .filter(|value| !matches!(value, Value::Table(_)))
-            .map(Value::display)
-            .or_else(|| {
-                self.default(key)
-                    .map(|default| format!("{default}, the default"))
-            });
-        self.errors
-            .push(RecipeError::new(kind, source, key, value, reason, hint));
+            .map(Value::display);
+        let default = self.default(key).map(ToString::to_string);
+        let is_default = written.is_none() && default.is_some();
+        let mut error = RecipeError::new(kind, source, key, written.or(default), reason, hint);
+        error.is_default = is_default;
+        self.errors.push(error);
     }
 
     fn conflict(&mut self, key: &str, reason: &str, hint: &str) {
@@ -253,7 +252,11 @@ impl Rules<'_> {
     fn prompts(&mut self) {
         self.template("prompts.organizer", &["query"], &["max_workers"]);
         self.template("prompts.worker", &["sub_query"], &[]);
-        self.template("prompts.query", &["numbers", "target"], &["required"]);
+        self.template(
+            "prompts.query",
+            &["numbers", "target"],
+            &["required", "min_numbers", "max_numbers"],
+        );
         self.template("prompts.sequential", &["query"], &[]);
     }
 
@@ -360,7 +363,8 @@ impl Rules<'_> {
         if let (Some(warmup_steps), Some(num_steps)) = (
             self.number(&warmup),
             self.number(&format!("{stage}.num_steps")),
-        ) && warmup_steps > num_steps
+        ) && num_steps >= 1.0
+            && warmup_steps > num_steps
         {
             self.conflict(
                 &warmup,

@@ -7,7 +7,8 @@
 
 use std::path::PathBuf;
 
-use asyncthink_protocol::{Overflow, TagStyle};
+use asyncthink_protocol::{Capacity, Overflow, Protocol, TagStyle};
+use asyncthink_tasks::mcd::{GeneratorConfig, Rules};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -90,6 +91,34 @@ pub struct McdSection {
     pub source: McdSource,
 }
 
+impl McdSection {
+    /// What a solution must obey besides reaching the target.
+    pub fn rules(&self) -> Rules {
+        Rules {
+            min_numbers: self.numbers_per_solution[0],
+            max_numbers: self.numbers_per_solution[1],
+        }
+    }
+
+    /// The generator's settings, where the problems are generated.
+    pub fn generator(&self, seed: u64) -> Option<GeneratorConfig> {
+        let McdSource::Generate(generate) = &self.source else {
+            return None;
+        };
+        Some(GeneratorConfig {
+            num_numbers: generate.num_numbers,
+            number_range: generate.number_range.into(),
+            target_range: generate.target_range.into(),
+            rules: self.rules(),
+            required: self.required_solutions,
+            num_train: generate.num_train_problems,
+            num_test: generate.num_test_problems,
+            test_target_fraction: generate.test_target_fraction,
+            seed,
+        })
+    }
+}
+
 /// Where countdown problems come from.
 #[derive(Clone, Debug, PartialEq)]
 pub enum McdSource {
@@ -127,8 +156,8 @@ pub struct McdGenerate {
 pub struct ProtocolSection {
     /// Size `c` of the agent pool: one organizer and at most `c - 1` workers
     /// at a time. The paper uses 2 for countdown and 4 for mathematics.
-    #[schemars(range(min = 1, max = 1024))]
-    pub capacity: u32,
+    #[schemars(with = "u32", range(min = 1, max = 1024))]
+    pub capacity: Capacity,
     /// Tokens that a worker may decode per sub-query. A worker cut here
     /// without a complete `<RETURN>` returns the empty string. The paper uses
     /// 512 for mathematics; 2048 for countdown follows from its prose.
@@ -161,6 +190,18 @@ pub struct ProtocolSection {
     pub organizer_total_tokens: Option<u32>,
 }
 
+impl ProtocolSection {
+    /// The rules that the recogniser applies.
+    pub fn protocol(&self) -> Protocol {
+        Protocol {
+            tags: self.tag_style,
+            capacity: self.capacity,
+            overflow: self.overflow,
+            max_forks: self.max_forks,
+        }
+    }
+}
+
 /// Names of the tag styles, for the schema.
 #[derive(JsonSchema)]
 #[schemars(rename_all = "snake_case")]
@@ -190,7 +231,8 @@ pub struct PromptsSection {
     /// organizer's context.
     pub worker: String,
     /// How a problem becomes the text of `{query}`. For mcd: must hold
-    /// `{numbers}` and `{target}`; may hold `{required}`.
+    /// `{numbers}` and `{target}`; may hold `{required}`, `{min_numbers}` and
+    /// `{max_numbers}`.
     pub query: String,
     /// What the model reads when it thinks alone, for the sequential and
     /// parallel baselines. Must hold `{query}`.

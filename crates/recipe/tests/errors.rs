@@ -1,0 +1,269 @@
+//! What a wrong recipe says, and that it says everything at once.
+
+use std::path::Path;
+
+use asyncthink_recipe::{ErrorKind, Recipe, RecipeErrors, Stage};
+use proptest::prelude::*;
+
+const GOOD: &str = include_str!("good.toml");
+
+fn load(text: &str, sets: &[&str]) -> Result<Recipe, RecipeErrors> {
+    let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
+    Recipe::parse(text, Path::new("recipe.toml"), &sets)
+}
+
+fn with(from: &str, to: &str) -> String {
+    assert!(GOOD.contains(from), "{from}");
+    GOOD.replacen(from, to, 1)
+}
+
+fn refused(text: &str, sets: &[&str]) -> RecipeErrors {
+    load(text, sets).expect_err("the recipe is wrong")
+}
+
+/// Kind and key of each error.
+fn kinds(errors: &RecipeErrors) -> Vec<(ErrorKind, &str)> {
+    let list = errors.errors().iter();
+    list.map(|error| (error.kind(), error.key())).collect()
+}
+
+#[test]
+fn the_good_recipe_is_good() {
+    load(GOOD, &[]).expect("good");
+}
+
+#[test]
+fn each_kind_of_error_has_a_place_a_reason_and_a_remedy() {
+    let cases = [
+        ("syntax", with("seed = 1", "seed = ")),
+        ("duplicate_key", with("seed = 1", "seed = 1\nseed = 2")),
+        ("unknown_key", with("group_size = 4", "groupsize = 4")),
+        (
+            "key_of_another_section",
+            with("group_size = 4", "lambda = 4"),
+        ),
+        ("unknown_section", with("[eval]", "[evaluation]")),
+        ("wrong_type", with("group_size = 4", "group_size = \"4\"")),
+        ("wrong_choice", with("\"cosine\"", "\"cosin\"")),
+        ("group_of_one", with("group_size = 4", "group_size = 1")),
+        ("tau", with("tau = 0.9", "tau = 0.5")),
+        ("negative_count", with("num_steps = 10", "num_steps = -10")),
+        ("not_finite", with("tau = 0.9", "tau = nan")),
+        ("missing_key", with("capacity = 2\n", "")),
+        ("missing_section", with("[protocol]", "[protocl]")),
+        (
+            "both_models",
+            with("[model.init]", "[model]\npath = \"m\"\n[model.init]"),
+        ),
+        ("device", with("seed = 1", "seed = 1\ndevice = \"gpu\"")),
+        ("placeholder", with("{sub_query}", "{subquery}")),
+        ("range_order", with("[1, 12]", "[12, 1]")),
+        ("range_length", with("[1, 12]", "[1, 2, 3]")),
+        ("heads", with("num_kv_heads = 2", "num_kv_heads = 3")),
+    ];
+    let mut report = String::new();
+    for (name, text) in cases {
+        report += &format!("===== {name}\n{}\n\n", refused(&text, &[]));
+    }
+    insta::assert_snapshot!("each_kind", report);
+}
+
+#[test]
+fn everything_is_named_at_once() {
+    let text = with("group_size = 4", "group_size = 1\nfoo = 2")
+        .replacen("tau = 0.9", "tau = 0.5", 1)
+        .replacen("name = \"test\"", "name = 7", 1)
+        .replacen("learning_rate = 1e-3", "learning_rate = \"fast\"", 1);
+    let errors = refused(
+        &text,
+        &["eval.temperature=-1", "device=tpu", "x", "seed.a=1"],
+    );
+    assert_eq!(
+        kinds(&errors),
+        [
+            (ErrorKind::WrongType, "name"),
+            (ErrorKind::WrongType, "sft.optimizer.learning_rate"),
+            (ErrorKind::OutOfRange, "grpo.group_size"),
+            (ErrorKind::UnknownKey, "grpo.foo"),
+            (ErrorKind::Conflict, "grpo.reward.tau"),
+            (ErrorKind::OutOfRange, "eval.temperature"),
+            (ErrorKind::OutOfRange, "device"),
+            (ErrorKind::Override, ""),
+            (ErrorKind::Override, ""),
+        ]
+    );
+    insta::assert_snapshot!("everything_at_once", errors.to_string());
+}
+
+#[test]
+fn every_syntax_error_is_named() {
+    let errors = refused("a = \nb = 1 2\n[c\n", &[]);
+    let lines: Vec<_> = errors.errors().iter().map(|error| error.line()).collect();
+    assert!(
+        errors
+            .errors()
+            .iter()
+            .all(|error| error.kind() == ErrorKind::Syntax)
+    );
+    for line in [1, 2, 3] {
+        assert!(lines.contains(&Some(line)), "{errors}");
+    }
+}
+
+#[test]
+fn overrides_win_and_are_named() {
+    let recipe = load(
+        GOOD,
+        &[
+            "grpo.group_size=16",
+            "device=cuda:3",
+            "name=\"other\"",
+            "task.mcd.number_range=[1, 20]",
+            "eval={ samples_per_problem = 2 }",
+        ],
+    )
+    .unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(recipe.grpo().expect("a section").group_size, 16);
+    assert_eq!(recipe.device.to_string(), "cuda:3");
+    assert_eq!(recipe.name, "other");
+    assert_eq!(recipe.eval().expect("a section").samples_per_problem, 2);
+    assert!(recipe.to_toml().contains("group_size = 16"));
+
+    let errors = refused(GOOD, &["grpo.group_size=1"]);
+    assert!(
+        errors.to_string().contains("--> --set grpo.group_size=1"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn a_rule_sees_the_default_of_an_absent_key() {
+    let errors = refused(
+        &with("max_position_embeddings = 512\n", ""),
+        &["protocol.worker_max_tokens=5000"],
+    );
+    assert_eq!(
+        kinds(&errors),
+        [(ErrorKind::Conflict, "model.init.max_position_embeddings")]
+    );
+    assert!(
+        errors.to_string().contains("= `2048` (the default)"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn tau_has_no_say_where_nothing_is_paid() {
+    load(
+        GOOD,
+        &[
+            "protocol.capacity=1",
+            "grpo.reward.lambda=0",
+            "synth.topology_max_forks=0",
+        ],
+    )
+    .expect("sequential thinking is a pool of one");
+    let errors = refused(GOOD, &["protocol.capacity=1", "synth.topology_max_forks=0"]);
+    assert_eq!(
+        kinds(&errors),
+        [(ErrorKind::Conflict, "grpo.reward.lambda")]
+    );
+    // 1/3 is above the float 0.333 and below 0.334.
+    refused(GOOD, &["protocol.capacity=3", "grpo.reward.tau=0.333"]);
+    load(GOOD, &["protocol.capacity=3", "grpo.reward.tau=0.334"]).expect("above 1/3");
+}
+
+#[test]
+fn problems_come_from_the_generator_or_from_files() {
+    let files = ["task.mcd.train_file=a.jsonl", "task.mcd.test_file=b.jsonl"];
+    let errors = refused(GOOD, &files);
+    assert!(
+        errors
+            .errors()
+            .iter()
+            .all(|error| error.kind() == ErrorKind::Conflict)
+    );
+    assert_eq!(errors.errors().len(), 5);
+
+    let errors = refused(GOOD, &["task={ mcd = { train_file = \"a.jsonl\" } }"]);
+    assert_eq!(
+        kinds(&errors),
+        [(ErrorKind::MissingKey, "task.mcd.test_file")]
+    );
+
+    let recipe = load(
+        GOOD,
+        &["task={ mcd = { train_file = \"no.jsonl\", test_file = \"none.jsonl\" } }"],
+    )
+    .expect("files are looked for when a stage starts");
+    let errors = recipe.check_inputs(Stage::Synth).expect_err("no files");
+    assert_eq!(
+        kinds(&errors),
+        [
+            (ErrorKind::MissingFile, "task.mcd.train_file"),
+            (ErrorKind::MissingFile, "task.mcd.test_file"),
+        ]
+    );
+}
+
+#[test]
+fn a_stage_needs_its_section_and_its_model() {
+    let recipe = load(GOOD, &[]).expect("good");
+    for stage in [Stage::Synth, Stage::Sft, Stage::Grpo, Stage::Eval] {
+        recipe.check_inputs(stage).expect("all sections are there");
+    }
+    let end = GOOD.find("[grpo]").expect("the section");
+    let recipe = load(&GOOD[..end], &[]).expect("a stage may be left out");
+    let errors = recipe.check_inputs(Stage::Grpo).expect_err("no section");
+    assert_eq!(kinds(&errors), [(ErrorKind::MissingKey, "grpo")]);
+    assert_eq!(recipe.grpo().expect_err("no section"), errors);
+
+    let recipe = load(GOOD, &["model={ path = \"no/such/model\" }"])
+        .expect("the folder is looked for later");
+    let errors = recipe.check_inputs(Stage::Sft).expect_err("no model");
+    insta::assert_snapshot!("missing_model", errors.to_string());
+}
+
+#[test]
+fn a_missing_recipe_is_named() {
+    let errors = Recipe::load(Path::new("no/such.toml"), &[]).expect_err("no file");
+    assert_eq!(errors.errors()[0].kind(), ErrorKind::Unreadable);
+    assert!(errors.to_string().contains("--> no/such.toml"), "{errors}");
+}
+
+#[test]
+fn places_count_characters_not_bytes() {
+    let errors = refused("\"naïve\" = 1 # ü\n\"ü\".x = { \"ü\" = 2, ö = 3 }\n", &[]);
+    assert_eq!(errors.errors().len(), 1);
+    let error = &errors.errors()[0];
+    assert_eq!(
+        (error.line(), error.column()),
+        (Some(2), Some(20)),
+        "{errors}"
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn no_text_makes_the_reader_panic(text in "(?s).{0,200}", set in ".{0,40}") {
+        if let Err(errors) = load(&text, &[&set]) {
+            prop_assert!(!errors.errors().is_empty());
+            prop_assert!(errors.to_string().contains("hint: "));
+        }
+    }
+
+    #[test]
+    fn a_damaged_recipe_is_answered(cut in 0..GOOD.len(), len in 0..80usize, patch in "[\\[\\]=\"a-z0-9_.{}\n]{0,6}") {
+        let end = (cut + len).min(GOOD.len());
+        let (Some(head), Some(tail)) = (GOOD.get(..cut), GOOD.get(end..)) else { return Ok(()) };
+        match load(&format!("{head}{patch}{tail}"), &[]) {
+            Ok(recipe) => {
+                let again = load(&recipe.to_toml(), &[]).map_err(|errors| TestCaseError::fail(errors.to_string()))?;
+                prop_assert_eq!(&*recipe, &*again);
+            }
+            Err(errors) => prop_assert!(errors.errors().iter().all(|error| !error.reason().is_empty() && !error.hint().is_empty())),
+        }
+    }
+}
