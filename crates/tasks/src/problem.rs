@@ -59,3 +59,32 @@ impl From<mcd::Problem> for Problem {
         Self::Mcd(problem)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mcd::Rules;
+
+    #[test]
+    fn the_sum_passes_everything_on() {
+        let rules = Rules {
+            min_numbers: 2,
+            max_numbers: 2,
+        };
+        let problem = mcd::Problem::new(15, vec![3, 5, 7, 8], 2, rules).unwrap();
+        let problem = Problem::from(problem);
+        assert_eq!(problem.task_name(), "mcd");
+        assert_eq!(problem.target(), "15");
+        assert_eq!(problem.required(), 2);
+        assert_eq!(problem.grade("3*5; 7+8").num_correct, 2);
+        let fields: Vec<String> = problem
+            .fields()
+            .into_iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        assert_eq!(
+            fields.join(", "),
+            "numbers=3 5 7 8, target=15, required=2, min_numbers=2, max_numbers=2"
+        );
+    }
+}

@@ -274,3 +274,109 @@ impl Parser<'_> {
         Ok(Expr::Number(value))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn value(text: &str) -> (i128, i128) {
+        Expr::parse(text).unwrap().evaluate().unwrap().parts()
+    }
+
+    #[test]
+    fn precedence_and_association() {
+        assert_eq!(value("2+3*4"), (14, 1));
+        assert_eq!(value("2-3-4"), (-5, 1));
+        assert_eq!(value("2-(3-4)"), (3, 1));
+        assert_eq!(value("8/4/2"), (1, 1));
+        assert_eq!(value("8/(4/2)"), (4, 1));
+        assert_eq!(value("1/3+1/6"), (1, 2));
+        assert_eq!(value(" ( 2\t+ 3 ) * 4 "), (20, 1));
+    }
+
+    #[test]
+    fn display_writes_only_the_parentheses_that_matter() {
+        for (text, written) in [
+            ("((2*3)+4)", "2*3+4"),
+            ("2*(3+4)", "2*(3+4)"),
+            ("2-(3-4)", "2-(3-4)"),
+            ("(2-3)-4", "2-3-4"),
+            ("2*(3/4)", "2*(3/4)"),
+        ] {
+            assert_eq!(Expr::parse(text).unwrap().to_string(), written);
+        }
+    }
+
+    #[test]
+    fn no_other_language_is_spoken() {
+        use Reason::{Syntax, UnexpectedCharacter};
+        for (text, reason) in [
+            ("", Syntax),
+            ("2**3", Syntax),
+            ("7//2", Syntax),
+            ("-2+3", Syntax),
+            ("2+-3", Syntax),
+            ("+2", Syntax),
+            ("2(3)", Syntax),
+            ("(2)(3)", Syntax),
+            ("1 2", Syntax),
+            ("2+", Syntax),
+            ("(2+3", Syntax),
+            ("2+3)", Syntax),
+            ("()", Syntax),
+            ("1.5", UnexpectedCharacter),
+            ("1e3", UnexpectedCharacter),
+            ("1_0", UnexpectedCharacter),
+            ("2^3", UnexpectedCharacter),
+            ("7%2", UnexpectedCharacter),
+            ("2+3 # =9", UnexpectedCharacter),
+            ("2\u{d7}3", UnexpectedCharacter),
+            ("2\u{2212}3", UnexpectedCharacter),
+            ("\u{0663}+1", UnexpectedCharacter),
+            ("2\u{a0}+3", UnexpectedCharacter),
+            ("__import__('os')", UnexpectedCharacter),
+        ] {
+            assert_eq!(Expr::parse(text), Err(reason), "{text}");
+        }
+    }
+
+    #[test]
+    fn size_and_depth_are_bounded() {
+        let nested = |depth: usize| format!("{}1{}", "(".repeat(depth), ")".repeat(depth));
+        assert_eq!(Expr::parse(&nested(32)), Ok(Expr::Number(1)));
+        assert_eq!(Expr::parse(&nested(33)), Err(Reason::TooDeep));
+        assert_eq!(Expr::parse(&"(".repeat(512)), Err(Reason::TooDeep));
+        assert_eq!(Expr::parse(&"(".repeat(513)), Err(Reason::TooLong));
+        let chain = vec!["1"; 256].join("+");
+        let chain = Expr::parse(&chain).unwrap();
+        assert_eq!(chain.evaluate(), Ok(Rational::from(256)));
+        assert_eq!(chain.numbers().len(), 256);
+        assert_eq!(chain.operators().count(Operator::Add), 255);
+        assert_eq!(
+            Expr::parse("9223372036854775808"),
+            Err(Reason::NumberNotAvailable)
+        );
+    }
+
+    fn exprs() -> impl Strategy<Value = Expr> {
+        (0i64..100)
+            .prop_map(Expr::Number)
+            .prop_recursive(5, 24, 2, |inner| {
+                let operator = prop::sample::select(Operator::ALL.to_vec());
+                (operator, inner.clone(), inner)
+                    .prop_map(|(operator, left, right)| Expr::binary(operator, left, right))
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn parse_inverts_display(expr in exprs()) {
+            let text = expr.to_string();
+            prop_assume!(text.len() <= MAX_EXPRESSION_BYTES);
+            let parsed = Expr::parse(&text).unwrap();
+            prop_assert_eq!(parsed.evaluate(), expr.evaluate());
+            prop_assert_eq!(parsed, expr);
+        }
+    }
+}

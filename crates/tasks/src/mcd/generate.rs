@@ -363,3 +363,239 @@ fn num_subsets(len: u64, size: u64) -> u64 {
     }
     u64::try_from(count).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mcd::solve;
+
+    fn tiny() -> GeneratorConfig {
+        GeneratorConfig {
+            num_numbers: 5,
+            number_range: (1, 12),
+            target_range: (1, 40),
+            rules: Rules {
+                min_numbers: 2,
+                max_numbers: 2,
+            },
+            required: 2,
+            num_train: 300,
+            num_test: 60,
+            test_target_fraction: 0.2,
+            seed: 7,
+        }
+    }
+
+    fn paper() -> GeneratorConfig {
+        GeneratorConfig {
+            num_numbers: 12,
+            number_range: (1, 100),
+            target_range: (1, 1000),
+            rules: Rules::default(),
+            required: 4,
+            num_train: 40,
+            num_test: 10,
+            test_target_fraction: 0.1,
+            seed: 7,
+        }
+    }
+
+    /// All that the generator promises.
+    fn check_promises(config: &GeneratorConfig, set: &ProblemSet) {
+        assert_eq!(set.train.len(), config.num_train);
+        assert_eq!(set.test.len(), config.num_test);
+        let targets = |problems: &[Problem]| -> BTreeSet<i64> {
+            problems.iter().map(|problem| problem.target).collect()
+        };
+        assert!(targets(&set.train).is_disjoint(&targets(&set.test)));
+        let mut seen = BTreeSet::new();
+        for problem in set.train.iter().chain(&set.test) {
+            let pool = &problem.available_numbers;
+            assert!(seen.insert((problem.target, pool.clone())));
+            assert_eq!(pool.len(), config.num_numbers);
+            assert!(pool.is_sorted_by(|a, b| a < b));
+            assert!(pool[0] >= config.number_range.0);
+            assert!(*pool.last().unwrap() <= config.number_range.1);
+            assert!((config.target_range.0..=config.target_range.1).contains(&problem.target));
+            let texts: Vec<_> = solve(problem, config.required)
+                .into_iter()
+                .map(|solution| solution.text)
+                .collect();
+            assert!(grade(problem, &texts.join(",")).is_all_correct());
+        }
+    }
+
+    #[test]
+    fn tiny_problems_keep_every_promise() {
+        check_promises(&tiny(), &generate(&tiny()).unwrap());
+    }
+
+    #[test]
+    fn the_papers_problems_keep_every_promise() {
+        check_promises(&paper(), &generate(&paper()).unwrap());
+    }
+
+    #[test]
+    fn the_seed_decides_and_the_threads_do_not() {
+        let with_threads = |num_threads: usize, config: &GeneratorConfig| {
+            let threads = rayon::ThreadPoolBuilder::new().num_threads(num_threads);
+            let threads = threads.build().unwrap();
+            threads.install(|| generate(config)).unwrap()
+        };
+        let config = tiny();
+        let set = with_threads(1, &config);
+        assert_eq!(set, with_threads(3, &config));
+        let other = GeneratorConfig { seed: 8, ..config };
+        assert_ne!(set, with_threads(1, &other));
+    }
+
+    #[test]
+    fn one_split_alone_takes_every_target() {
+        let config = GeneratorConfig {
+            num_train: 0,
+            ..tiny()
+        };
+        check_promises(&config, &generate(&config).unwrap());
+        let config = GeneratorConfig {
+            num_test: 0,
+            ..tiny()
+        };
+        check_promises(&config, &generate(&config).unwrap());
+    }
+
+    #[test]
+    fn a_lack_of_problems_is_an_error_with_numbers() {
+        let config = GeneratorConfig {
+            num_numbers: 3,
+            number_range: (1, 4),
+            target_range: (2, 6),
+            ..tiny()
+        };
+        let error = generate(&config).unwrap_err();
+        assert!(
+            matches!(error, Error::TooFewProblems { split: "train", wanted: 300, found, .. } if found < 20),
+            "{error}"
+        );
+        let config = GeneratorConfig {
+            target_range: (5_000, 5_050),
+            ..tiny()
+        };
+        let error = generate(&config).unwrap_err();
+        assert!(
+            matches!(error, Error::TooFewProblems { found: 0, .. }),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn contradictions_name_the_field() {
+        let rules = |min_numbers, max_numbers| Rules {
+            min_numbers,
+            max_numbers,
+        };
+        let base = tiny;
+        for (field, config) in [
+            (
+                "number_range",
+                GeneratorConfig {
+                    number_range: (-1, 12),
+                    ..base()
+                },
+            ),
+            (
+                "number_range",
+                GeneratorConfig {
+                    number_range: (12, 1),
+                    ..base()
+                },
+            ),
+            (
+                "num_numbers",
+                GeneratorConfig {
+                    num_numbers: 13,
+                    ..base()
+                },
+            ),
+            (
+                "num_numbers",
+                GeneratorConfig {
+                    num_numbers: 0,
+                    ..base()
+                },
+            ),
+            (
+                "target_range",
+                GeneratorConfig {
+                    target_range: (9, 8),
+                    ..base()
+                },
+            ),
+            (
+                "target_range",
+                GeneratorConfig {
+                    target_range: (i64::MIN, i64::MAX),
+                    ..base()
+                },
+            ),
+            (
+                "rules",
+                GeneratorConfig {
+                    rules: rules(0, 2),
+                    ..base()
+                },
+            ),
+            (
+                "rules",
+                GeneratorConfig {
+                    rules: rules(3, 2),
+                    ..base()
+                },
+            ),
+            (
+                "rules",
+                GeneratorConfig {
+                    rules: rules(6, 6),
+                    ..base()
+                },
+            ),
+            (
+                "required",
+                GeneratorConfig {
+                    required: 0,
+                    ..base()
+                },
+            ),
+            (
+                "required",
+                GeneratorConfig {
+                    required: 5_000,
+                    ..base()
+                },
+            ),
+            (
+                "test_target_fraction",
+                GeneratorConfig {
+                    test_target_fraction: 1.5,
+                    ..base()
+                },
+            ),
+            (
+                "test_target_fraction",
+                GeneratorConfig {
+                    test_target_fraction: f64::NAN,
+                    ..base()
+                },
+            ),
+        ] {
+            let message = generate(&config).unwrap_err().to_string();
+            assert!(message.contains(&format!("`{field}`")), "{message}");
+        }
+    }
+
+    #[test]
+    fn subsets_are_counted() {
+        assert_eq!(num_subsets(12, 5), 792);
+        assert_eq!(num_subsets(5, 5), 1);
+        assert_eq!(num_subsets(u64::MAX, 9), u64::MAX);
+    }
+}

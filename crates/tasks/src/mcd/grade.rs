@@ -139,3 +139,259 @@ fn split_items(answer: &str) -> impl Iterator<Item = &str> {
 fn cut(text: &str) -> &str {
     &text[..text.floor_char_boundary(MAX_EXPRESSION_BYTES)]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mcd::Rules;
+    use proptest::prelude::*;
+
+    fn problem(target: i64, numbers: &[i64], required: usize, used: (usize, usize)) -> Problem {
+        let rules = Rules {
+            min_numbers: used.0,
+            max_numbers: used.1,
+        };
+        Problem::new(target, numbers.to_vec(), required, rules).unwrap()
+    }
+
+    /// Target 24 from a pool with a repeated number, three solutions of two to four numbers.
+    fn twenty_four() -> Problem {
+        problem(24, &[2, 3, 4, 6, 8, 8, 12], 3, (2, 4))
+    }
+
+    fn reasons(problem: &Problem, answer: &str) -> Vec<Option<Reason>> {
+        let items = grade(problem, answer).items;
+        items.into_iter().map(|item| item.reason).collect()
+    }
+
+    fn reason(problem: &Problem, text: &str) -> Reason {
+        check_solution(problem, text).unwrap_err()
+    }
+
+    #[test]
+    fn any_separator_and_an_optional_target() {
+        let expected = vec![None; 3];
+        for answer in [
+            "4*6\n3*8\n2*12",
+            "4*6, 3*8; 2*12",
+            "  4 * 6 = 24 \r\n\r\n(3*8)=24;\n\t2*12,",
+        ] {
+            let graded = grade(&twenty_four(), answer);
+            assert_eq!(reasons(&twenty_four(), answer), expected, "{answer}");
+            assert!((graded.reward - 1.0).abs() < f64::EPSILON);
+            assert!(graded.is_all_correct());
+            assert_eq!(graded.items.len(), 3);
+        }
+    }
+
+    #[test]
+    fn every_line_counts_not_only_the_last() {
+        let graded = grade(&twenty_four(), "4*6\n3*8\n2+3");
+        assert_eq!(graded.num_correct, 2);
+        assert!((graded.reward - 2.0 / 3.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_wrong_item_earns_nothing() {
+        for answer in ["", "\n,;\n", "2+3", "cannot form 24", "(4*6"] {
+            assert!(grade(&twenty_four(), answer).reward.abs() < f64::EPSILON);
+        }
+        assert!(grade(&twenty_four(), "").items.is_empty());
+    }
+
+    #[test]
+    fn duplicates_are_found_by_key() {
+        let same = reasons(&twenty_four(), "4*6; 6*4; (6)*4 = 24");
+        assert_eq!(
+            same,
+            [None, Some(Reason::Duplicate), Some(Reason::Duplicate)]
+        );
+        // Equal as algebra, different in their operators.
+        let four = problem(6, &[1, 3, 8], 2, (3, 3));
+        assert_eq!(reasons(&four, "8-3+1; 8-(3-1)"), [None, None]);
+        // A wrong twin does not make a right one a duplicate.
+        assert_eq!(
+            reasons(&problem(5, &[2, 7], 2, (2, 2)), "2-7; 7-2"),
+            [Some(Reason::WrongValue), None]
+        );
+    }
+
+    #[test]
+    fn only_the_first_required_items_are_scored() {
+        let two = problem(24, &[2, 3, 4, 6, 8, 12], 2, (2, 2));
+        let graded = grade(&two, "2+3, 4*6, 3*8, 2*12");
+        assert_eq!(graded.num_correct, 1);
+        let reasons: Vec<_> = graded.items.iter().map(|item| item.reason).collect();
+        assert_eq!(
+            reasons,
+            [
+                Some(Reason::WrongValue),
+                None,
+                Some(Reason::Surplus),
+                Some(Reason::Surplus)
+            ]
+        );
+    }
+
+    // The mistakes of other countdown graders, one test each.
+
+    #[test]
+    fn powers_and_floor_division_are_no_operators() {
+        let eight = problem(8, &[2, 3, 9, 17], 1, (2, 3));
+        assert_eq!(reason(&eight, "2**3"), Reason::Syntax);
+        assert_eq!(reason(&eight, "17//2"), Reason::Syntax);
+        assert_eq!(reason(&eight, "9**9**9"), Reason::Syntax);
+    }
+
+    #[test]
+    fn a_decimal_is_not_two_numbers() {
+        let problem = problem(3, &[1, 5, 2], 1, (2, 3));
+        assert_eq!(reason(&problem, "1.5*2"), Reason::UnexpectedCharacter);
+    }
+
+    #[test]
+    fn close_is_not_equal() {
+        // 999 + 1/300 passes with a relative tolerance of 1e-5, 998.9999... with 1e-4.
+        let near = problem(999, &[999, 1, 300, 1000], 1, (2, 4));
+        assert_eq!(reason(&near, "999+1/300"), Reason::WrongValue);
+        assert_eq!(reason(&near, "1000-300/300"), Reason::NumberNotAvailable);
+        assert!(check_solution(&near, "1000-1").is_ok());
+    }
+
+    #[test]
+    fn repeated_numbers_are_counted() {
+        let ones = problem(81, &[1, 81, 1, 1], 1, (4, 4));
+        assert_eq!(reason(&ones, "81*1"), Reason::TooFewNumbers);
+        assert!(check_solution(&ones, "81*1*1*1").is_ok());
+        let eights = twenty_four();
+        assert!(check_solution(&eights, "8+8+2*4").is_ok());
+        assert_eq!(reason(&eights, "8+8+8"), Reason::NumberNotAvailable);
+    }
+
+    #[test]
+    fn values_are_not_truncated() {
+        let three = problem(3, &[7, 2], 1, (2, 2));
+        assert_eq!(reason(&three, "7/2"), Reason::WrongValue);
+        assert_eq!(reason(&three, "7/2 = 3"), Reason::WrongValue);
+    }
+
+    #[test]
+    fn foreign_numbers_are_refused() {
+        assert_eq!(reason(&twenty_four(), "5*5-1"), Reason::NumberNotAvailable);
+        assert_eq!(
+            reason(&twenty_four(), "99999999999999999999*0"),
+            Reason::NumberNotAvailable
+        );
+    }
+
+    #[test]
+    fn code_is_text() {
+        for text in [
+            "__import__('os').abort()",
+            "24#",
+            "4*6 if 1 else 0",
+            "4*6\u{0}",
+        ] {
+            assert_eq!(reason(&twenty_four(), text), Reason::UnexpectedCharacter);
+        }
+    }
+
+    #[test]
+    fn negative_and_fractional_intermediates_are_fine() {
+        assert!(check_solution(&twenty_four(), "(2-8)*(4-8)").is_ok());
+        assert!(check_solution(&problem(24, &[3, 3, 8, 8], 1, (4, 4)), "8/(3-8/3)").is_ok());
+    }
+
+    #[test]
+    fn division_by_zero_and_overflow_are_wrong_solutions() {
+        assert_eq!(reason(&twenty_four(), "2/(8-8)"), Reason::DivisionByZero);
+        let big = i64::MAX;
+        let huge = problem(1, &[big, big, big, big], 1, (2, 4));
+        assert_eq!(
+            reason(&huge, &format!("{big}*{big}*{big}*{big}")),
+            Reason::Overflow
+        );
+        assert!(check_solution(&huge, &format!("{big}*{big}/{big}/{big}")).is_ok());
+    }
+
+    #[test]
+    fn counts_of_numbers_are_bounded() {
+        assert_eq!(
+            reason(&problem(24, &[24], 1, (2, 2)), "24"),
+            Reason::TooFewNumbers
+        );
+        assert_eq!(reason(&twenty_four(), "2+3+4+6+8"), Reason::TooManyNumbers);
+    }
+
+    #[test]
+    fn the_claimed_target_must_be_the_target() {
+        let problem = twenty_four();
+        assert_eq!(reason(&problem, "4*6=25"), Reason::WrongTarget);
+        assert_eq!(reason(&problem, "4*6=-24"), Reason::WrongTarget);
+        assert_eq!(
+            reason(&problem, "4*6=99999999999999999999"),
+            Reason::WrongTarget
+        );
+        assert_eq!(reason(&problem, "4*6=3*8"), Reason::Syntax);
+        assert_eq!(reason(&problem, "4*6="), Reason::Syntax);
+        assert_eq!(reason(&problem, "4*6=24=24"), Reason::Syntax);
+        assert_eq!(reason(&problem, "24=4*6"), Reason::Syntax);
+        assert_eq!(reason(&problem, "4*6=24.0"), Reason::UnexpectedCharacter);
+        let negative = super::tests::problem(-5, &[2, 7], 1, (2, 2));
+        assert!(check_solution(&negative, "2-7 = -5").is_ok());
+    }
+
+    #[test]
+    fn what_is_kept_of_an_answer_is_bounded() {
+        let graded = grade(&twenty_four(), &"1,".repeat(10_000));
+        assert_eq!(graded.items.len(), 3 + MAX_SURPLUS_ITEMS);
+        let graded = grade(&twenty_four(), &"\u{e9}".repeat(10_000));
+        assert_eq!(graded.items[0].reason, Some(Reason::TooLong));
+        assert_eq!(graded.items[0].text.len(), MAX_EXPRESSION_BYTES);
+    }
+
+    #[test]
+    fn json_is_the_line_format() {
+        let graded = grade(&problem(6, &[2, 3], 2, (2, 2)), "2*3, 2+3");
+        assert_eq!(
+            serde_json::to_string(&graded).unwrap(),
+            r#"{"reward":0.5,"correct":1,"required":2,"items":[{"text":"2*3","ok":true,"reason":null},{"text":"2+3","ok":false,"reason":"wrong_value"}]}"#
+        );
+    }
+
+    fn check_bounds(problem: &Problem, answer: &str) -> Result<(), TestCaseError> {
+        let graded = grade(problem, answer);
+        prop_assert!((0.0..=1.0).contains(&graded.reward));
+        prop_assert!(graded.items.len() <= problem.required + MAX_SURPLUS_ITEMS);
+        let num_ok = graded.items.iter().filter(|item| item.ok).count();
+        prop_assert_eq!(num_ok, graded.num_correct);
+        for item in &graded.items {
+            prop_assert_eq!(item.ok, item.reason.is_none());
+            prop_assert!(item.text.len() <= MAX_EXPRESSION_BYTES);
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_graded(answer in any::<String>()) {
+            check_bounds(&twenty_four(), &answer)?;
+        }
+
+        #[test]
+        fn any_near_answer_is_graded(answer in "[2-8+*/()=,; \n-]{0,80}") {
+            check_bounds(&twenty_four(), &answer)?;
+        }
+
+        #[test]
+        fn listing_more_changes_nothing(
+            first in prop::collection::vec(prop::sample::select(vec!["4*6", "3*8", "2*3"]), 3),
+            more in "[2-8+*/()=,; \n-]{0,40}",
+        ) {
+            let first = first.join("\n");
+            let alone = grade(&twenty_four(), &first);
+            let longer = grade(&twenty_four(), &format!("{first}\n{more}"));
+            prop_assert_eq!(alone.num_correct, longer.num_correct);
+        }
+    }
+}

@@ -84,3 +84,66 @@ pub fn load_rows(reader: impl BufRead) -> Result<Vec<Row>, Error> {
     }
     Ok(rows)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In the form of the released rows: full parentheses, one negative intermediate.
+    const ROWS: &str = concat!(
+        r#"{"index": 0, "target": 655, "available_numbers": [5, 8, 13, 26, 31, 42, 50, 55, 60, 65, 78, 87], "solutions": ["((8 * 87) + (13 - 54))"]}"#,
+        "\n\n",
+        r#"{"index": 1, "target": 120, "available_numbers": [2, 3, 4, 5, 6, 10, 20], "solutions": ["((2 * 3) * 20)", "((4 * 5) * 6)", "((2 - 6) * (20 - (5 * 10)))", "((10 * (20 - 5)) - ((6 * 4) + (2 * 3)))"]}"#,
+        "\n",
+    );
+
+    #[test]
+    fn rows_load_and_are_verified() {
+        let rows = load_rows(ROWS.as_bytes()).unwrap();
+        assert_eq!(rows.len(), 2);
+        rows[1]
+            .verify(Rules {
+                min_numbers: 3,
+                max_numbers: 7,
+            })
+            .unwrap();
+        let error = rows[0].verify(Rules::default()).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "row 0: stored solution `((8 * 87) + (13 - 54))` is wrong: number_not_available"
+        );
+        let error = rows[1].verify(Rules::default()).unwrap_err().to_string();
+        assert!(error.ends_with("too_many_numbers"), "{error}");
+        let problem = rows[1].problem(4, Rules::default()).unwrap();
+        assert_eq!((problem.target, problem.required), (120, 4));
+    }
+
+    #[test]
+    fn a_repeated_solution_is_an_error() {
+        let row = Row {
+            index: 7,
+            target: 24,
+            available_numbers: vec![2, 3, 4],
+            solutions: vec!["(2 * 3) * 4".to_owned(), "4 * (3 * 2)".to_owned()],
+        };
+        let error = row.verify(Rules::default()).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "row 7: stored solution `4 * (3 * 2)` is wrong: duplicate"
+        );
+    }
+
+    #[test]
+    fn bad_lines_are_named() {
+        let error = load_rows(format!("{ROWS}not json").as_bytes()).unwrap_err();
+        assert!(matches!(error, Error::ParseRow { line: 4, .. }), "{error}");
+        let empty = r#"{"index": 0, "target": 1, "available_numbers": []}"#;
+        let error = load_rows(empty.as_bytes()).unwrap_err();
+        assert!(
+            matches!(error, Error::InvalidRow { line: 1, .. }),
+            "{error}"
+        );
+        let error = load_rows(&b"\xff\n"[..]).unwrap_err();
+        assert!(matches!(error, Error::ReadLine { line: 1, .. }), "{error}");
+    }
+}

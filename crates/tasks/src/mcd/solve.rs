@@ -228,3 +228,193 @@ impl Iterator for Subsets<'_> {
         Some(subset)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::mcd::{Operator, OperatorCounts, Rules, check_solution};
+    use proptest::prelude::*;
+
+    fn problem(target: i64, numbers: &[i64], min_numbers: usize, max_numbers: usize) -> Problem {
+        let rules = Rules {
+            min_numbers,
+            max_numbers,
+        };
+        Problem::new(target, numbers.to_vec(), 1, rules).unwrap()
+    }
+
+    /// Every tree over all of `parts`, the slow and obvious way.
+    fn try_all_trees(
+        parts: &[(Rational, OperatorCounts)],
+        target: Rational,
+        found: &mut BTreeSet<OperatorCounts>,
+    ) {
+        if let [(value, operators)] = parts {
+            if *value == target {
+                found.insert(*operators);
+            }
+            return;
+        }
+        for left in 0..parts.len() {
+            for right in (0..parts.len()).filter(|&right| right != left) {
+                for operator in Operator::ALL {
+                    let Ok(value) = operator.apply(parts[left].0, parts[right].0) else {
+                        continue;
+                    };
+                    let operators =
+                        OperatorCounts::combine(parts[left].1, operator, parts[right].1);
+                    let mut rest: Vec<_> = (0..parts.len())
+                        .filter(|&at| at != left && at != right)
+                        .map(|at| parts[at])
+                        .collect();
+                    rest.push((value, operators));
+                    try_all_trees(&rest, target, found);
+                }
+            }
+        }
+    }
+
+    fn all_keys(problem: &Problem) -> BTreeSet<DifferenceKey> {
+        let mut pool = problem.available_numbers.clone();
+        pool.sort_unstable();
+        let mut keys = BTreeSet::new();
+        for mask in 1u32..1 << pool.len() {
+            let subset: Vec<i64> = (0..pool.len())
+                .filter(|at| mask >> at & 1 == 1)
+                .map(|at| pool[at])
+                .collect();
+            if !(problem.rules.min_numbers..=problem.rules.max_numbers).contains(&subset.len()) {
+                continue;
+            }
+            let parts: Vec<_> = subset
+                .iter()
+                .map(|&number| (Rational::from(number), OperatorCounts::default()))
+                .collect();
+            let mut found = BTreeSet::new();
+            try_all_trees(&parts, Rational::from(problem.target), &mut found);
+            for operators in found {
+                keys.insert(DifferenceKey::new(subset.clone(), operators));
+            }
+        }
+        keys
+    }
+
+    /// Solves to the end and checks each solution by the grader.
+    fn solved_keys(problem: &Problem, order: SubsetOrder) -> BTreeSet<DifferenceKey> {
+        let options = SolveOptions {
+            order,
+            ..SolveOptions::default()
+        };
+        let found = solve_with(problem, &options);
+        assert!(found.is_complete);
+        let mut keys = BTreeSet::new();
+        for solution in found.solutions {
+            let expr = check_solution(problem, &solution.text).unwrap();
+            assert_eq!(DifferenceKey::of(&expr), solution.key);
+            assert_eq!(expr, solution.expr);
+            assert!(keys.insert(solution.key), "`{}` twice", solution.text);
+        }
+        keys
+    }
+
+    #[test]
+    fn five_numbers_agree_with_every_tree() {
+        for (target, pool) in [
+            (0, [0, 1, 2, 3, 3]),
+            (24, [3, 3, 8, 8, 1]),
+            (-7, [2, 9, 11, 4, 7]),
+        ] {
+            let problem = problem(target, &pool, 5, 5);
+            let keys = solved_keys(&problem, SubsetOrder::SmallFirst);
+            assert_eq!(keys, all_keys(&problem), "{target} {pool:?}");
+        }
+    }
+
+    #[test]
+    fn six_numbers_are_solved_to_the_end() {
+        let problem = problem(952, &[3, 6, 25, 50, 75, 100], 1, 6);
+        let keys = solved_keys(&problem, SubsetOrder::SmallFirst);
+        assert!(!keys.is_empty());
+        assert_eq!(
+            keys,
+            solved_keys(&problem, SubsetOrder::Shuffled { seed: 3 })
+        );
+    }
+
+    #[test]
+    fn twelve_numbers_stop_at_the_limit() {
+        let pool = [4, 9, 17, 23, 31, 42, 55, 60, 68, 71, 86, 97];
+        let problem = problem(655, &pool, 3, 6);
+        let solutions = solve(&problem, 4);
+        assert_eq!(solutions.len(), 4);
+        assert_eq!(solve(&problem, 4), solutions);
+        assert_eq!(solve(&problem, 40)[..4], solutions);
+        assert!(solve(&problem, 0).is_empty());
+    }
+
+    #[test]
+    fn steps_bound_the_search() {
+        let numbers: Vec<i64> = (1..=40).collect();
+        let problem = problem(i64::MAX, &numbers, 9, 40);
+        let options = SolveOptions {
+            max_steps: 10_000,
+            ..SolveOptions::default()
+        };
+        let found = solve_with(&problem, &options);
+        assert!(found.solutions.is_empty() && !found.is_complete);
+        let options = SolveOptions {
+            order: SubsetOrder::Shuffled { seed: 1 },
+            ..options
+        };
+        assert!(!solve_with(&problem, &options).is_complete);
+    }
+
+    #[test]
+    fn shuffled_solutions_come_from_many_subsets() {
+        let pool = [4, 9, 17, 23, 31, 42, 55, 60];
+        let problem = problem(100, &pool, 3, 4);
+        let options = |seed| SolveOptions {
+            limit: 8,
+            max_per_subset: 1,
+            order: SubsetOrder::Shuffled { seed },
+            ..SolveOptions::default()
+        };
+        let solutions = solve_with(&problem, &options(1)).solutions;
+        let subsets: BTreeSet<_> = solutions.iter().map(|one| one.key.numbers()).collect();
+        assert_eq!(subsets.len(), 8);
+        assert_eq!(solve_with(&problem, &options(1)).solutions, solutions);
+        assert_ne!(solve_with(&problem, &options(2)).solutions, solutions);
+    }
+
+    #[test]
+    fn unusable_numbers_are_left_out() {
+        assert!(solve(&problem(1, &[-3, 4], 2, 2), 9).is_empty());
+        assert_eq!(solve(&problem(4, &[-3, 4], 1, 2), 9).len(), 1);
+        assert!(solve(&problem(4, &[4], 2, 2), 9).is_empty());
+    }
+
+    #[test]
+    fn repeated_numbers_give_each_subset_once() {
+        let subsets: Vec<_> = Subsets::new(&[1, 1, 1, 2, 2], 3).collect();
+        assert_eq!(subsets, [[1, 1, 1], [1, 1, 2], [1, 2, 2]]);
+        assert_eq!(Subsets::new(&[1, 2], 3).count(), 0);
+        assert_eq!(Subsets::new(&[1, 2, 3, 4, 5], 2).count(), 10);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn small_problems_agree_with_every_tree(
+            pool in prop::collection::vec(0i64..10, 1..5),
+            target in -4i64..40,
+        ) {
+            let problem = problem(target, &pool, 1, 4);
+            let expected = all_keys(&problem);
+            prop_assert_eq!(&solved_keys(&problem, SubsetOrder::SmallFirst), &expected);
+            prop_assert_eq!(&solved_keys(&problem, SubsetOrder::Shuffled { seed: 1 }), &expected);
+        }
+    }
+}
