@@ -13,9 +13,9 @@ const SOURCES: [&str; 3] = [
 ];
 
 fn main() {
+    link::main();
     let libraries = link::libtorch_libraries();
     let include = link::libtorch_root("LIBTORCH_INCLUDE").join("include");
-    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", libraries.display());
     println!("cargo:rustc-link-search=native={}", libraries.display());
     for source in SOURCES.iter().chain(&["cpp/shim.h", "cpp/cuda_memory.cpp"]) {
         println!("cargo:rerun-if-changed={source}");

@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 
-fn main() {
+pub(crate) fn main() {
     let libraries = libtorch_libraries();
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", libraries.display());
 }

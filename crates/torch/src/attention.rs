@@ -113,7 +113,7 @@ fn portable(
     let read = |cache: &Tensor, new: &Tensor| -> Result<Tensor> {
         // The two index tensors are apart, so that their common dimension comes first: `[batch, kv_heads, head_dim]`.
         let place = [Some(slots), None, Some(positions)];
-        cache
+        let _ = cache
             .shallow_clone()
             .f_index_put_(&place, new, false)
             .op(OP)?;

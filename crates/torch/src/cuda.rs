@@ -13,6 +13,7 @@ use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW, Symbol};
 use crate::device::linker_message;
 use crate::error::{Error, Result};
 use crate::ffi;
+use crate::memory::MemoryUse;
 
 /// The library, or nothing where the build found no CUDA headers. Carried inside, so that the program is one file.
 static LIBRARY_BYTES: &[u8] = include_bytes!(env!("ASYNCTHINK_CUDA_LIBRARY"));
@@ -21,13 +22,6 @@ type MemoryFn = unsafe extern "C" fn(c_int, *mut u64, *mut u64, *mut u64) -> *mu
 type DeviceFn = unsafe extern "C" fn(c_int) -> *mut c_char;
 type PlainFn = unsafe extern "C" fn() -> *mut c_char;
 type FreeFn = unsafe extern "C" fn(*mut c_char);
-
-/// What libtorch's caching allocator tells of one GPU.
-pub(crate) struct CudaMemory {
-    pub(crate) current_bytes: u64,
-    pub(crate) peak_bytes: u64,
-    pub(crate) reserved_bytes: u64,
-}
 
 /// The functions of the CUDA library.
 pub(crate) struct Statistics {
@@ -96,7 +90,7 @@ impl Statistics {
     }
 
     /// Memory of the GPU of this index.
-    pub(crate) fn memory(&self, device: usize) -> Result<CudaMemory> {
+    pub(crate) fn memory(&self, device: usize) -> Result<MemoryUse> {
         let (mut current_bytes, mut peak_bytes, mut reserved_bytes) = (0, 0, 0);
         // SAFETY: the three places outlive the call.
         let message = unsafe {
@@ -108,7 +102,7 @@ impl Statistics {
             )
         };
         self.check("cuda_memory", message)?;
-        Ok(CudaMemory {
+        Ok(MemoryUse {
             current_bytes,
             peak_bytes,
             reserved_bytes,

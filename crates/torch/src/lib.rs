@@ -28,5 +28,5 @@ pub use error::{Error, Result};
 pub use memory::{
     MemoryUse, allocated_bytes, empty_cache, memory_use, peak_bytes, reset_peak_memory,
 };
-pub use optim::{AdamwSettings, clip_grad_norm_, fused_adamw_, global_norm, scale_};
+pub use optim::{AdamwSettings, AdamwState, clip_grad_norm_, fused_adamw_, global_norm, scale_};
 pub use threads::{manual_seed, num_threads, set_num_threads};

@@ -20,14 +20,7 @@ pub struct MemoryUse {
 pub fn memory_use(device: Device) -> Option<MemoryUse> {
     match device {
         Device::Cpu => process_memory(&std::fs::read_to_string("/proc/self/status").ok()?),
-        Device::Cuda(index) => {
-            let memory = cuda::statistics()?.memory(index).ok()?;
-            Some(MemoryUse {
-                current_bytes: memory.current_bytes,
-                peak_bytes: memory.peak_bytes,
-                reserved_bytes: memory.reserved_bytes,
-            })
-        }
+        Device::Cuda(index) => cuda::statistics()?.memory(index).ok(),
         Device::Mps | Device::Vulkan => None,
     }
 }

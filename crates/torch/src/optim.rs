@@ -23,6 +23,15 @@ pub struct AdamwSettings {
     pub eps: f64,
 }
 
+/// The moments of some parameters, one of each per parameter.
+#[derive(Debug, Clone, Copy)]
+pub struct AdamwState<'a> {
+    /// First moments.
+    pub exp_avgs: &'a [Tensor],
+    /// Second moments.
+    pub exp_avg_sqs: &'a [Tensor],
+}
+
 /// Updates `params` and their moments in place by one step of AdamW, in one pass over memory.
 ///
 /// ```text
@@ -42,8 +51,7 @@ pub struct AdamwSettings {
 pub fn fused_adamw_(
     params: &[impl Borrow<Tensor>],
     grads: &[impl Borrow<Tensor>],
-    exp_avgs: &[impl Borrow<Tensor>],
-    exp_avg_sqs: &[impl Borrow<Tensor>],
+    state: AdamwState<'_>,
     step: u64,
     settings: &AdamwSettings,
 ) -> Result<()> {
@@ -57,12 +65,12 @@ pub fn fused_adamw_(
         });
     }
     check_like(OP, "grads", params, grads)?;
-    check_like(OP, "exp_avgs", params, exp_avgs)?;
-    check_like(OP, "exp_avg_sqs", params, exp_avg_sqs)?;
+    check_like(OP, "exp_avgs", params, state.exp_avgs)?;
+    check_like(OP, "exp_avg_sqs", params, state.exp_avg_sqs)?;
     let params = ffi::pointers(params);
     let grads = ffi::pointers(grads);
-    let exp_avgs = ffi::pointers(exp_avgs);
-    let exp_avg_sqs = ffi::pointers(exp_avg_sqs);
+    let exp_avgs = ffi::pointers(state.exp_avgs);
+    let exp_avg_sqs = ffi::pointers(state.exp_avg_sqs);
     // SAFETY: the four lists hold the same number of live tensors, borrowed for the call.
     unsafe {
         let message = ffi::asyncthink_fused_adamw(
@@ -189,29 +197,41 @@ mod tests {
 
     #[test]
     fn three_steps_equal_the_formula() {
-        let sizes = [5_usize, 33];
+        let sizes = [5_u32, 33];
         let options = (Kind::Double, Device::Cpu);
         tch::manual_seed(7);
         let params: Vec<Tensor> = sizes
             .iter()
-            .map(|&n| Tensor::randn([n as i64], options))
+            .map(|&n| Tensor::randn([i64::from(n)], options))
             .collect();
         let zeros = || {
             sizes
                 .iter()
-                .map(|&n| Tensor::zeros([n as i64], options))
+                .map(|&n| Tensor::zeros([i64::from(n)], options))
                 .collect::<Vec<_>>()
         };
         let (exp_avgs, exp_avg_sqs) = (zeros(), zeros());
         let mut expected: Vec<Vec<f64>> = params.iter().map(|p| p.try_into().unwrap()).collect();
-        let mut moments: Vec<Vec<(f64, f64)>> =
-            sizes.iter().map(|&n| vec![(0.0, 0.0); n]).collect();
+        let mut moments: Vec<Vec<(f64, f64)>> = sizes
+            .iter()
+            .map(|&n| vec![(0.0, 0.0); n as usize])
+            .collect();
         for step in 1..=3 {
             let grads: Vec<Tensor> = sizes
                 .iter()
-                .map(|&n| Tensor::randn([n as i64], options))
+                .map(|&n| Tensor::randn([i64::from(n)], options))
                 .collect();
-            fused_adamw_(&params, &grads, &exp_avgs, &exp_avg_sqs, step, &SETTINGS).unwrap();
+            fused_adamw_(
+                &params,
+                &grads,
+                AdamwState {
+                    exp_avgs: &exp_avgs,
+                    exp_avg_sqs: &exp_avg_sqs,
+                },
+                step,
+                &SETTINGS,
+            )
+            .unwrap();
             for (index, grad) in grads.iter().enumerate() {
                 let grad: Vec<f64> = grad.try_into().unwrap();
                 for (element, &g) in grad.iter().enumerate() {
@@ -238,17 +258,21 @@ mod tests {
     fn wrong_lists_are_refused() {
         let one = [Tensor::zeros([2], (Kind::Float, Device::Cpu))];
         let none: [Tensor; 0] = [];
-        let error = fused_adamw_(&one, &none, &one, &one, 1, &SETTINGS).unwrap_err();
+        let state = AdamwState {
+            exp_avgs: &one,
+            exp_avg_sqs: &one,
+        };
+        let error = fused_adamw_(&one, &none, state, 1, &SETTINGS).unwrap_err();
         assert_eq!(
             error.to_string(),
             "`fused_adamw_`: `grads` must be 1 tensors, not 0"
         );
-        let error = fused_adamw_(&one, &[Tensor::new()], &one, &one, 1, &SETTINGS).unwrap_err();
+        let error = fused_adamw_(&one, &[Tensor::new()], state, 1, &SETTINGS).unwrap_err();
         assert_eq!(
             error.to_string(),
             "`fused_adamw_`: `grads` must be of shape [2] at index 0, not undefined"
         );
-        let error = fused_adamw_(&one, &one, &one, &one, 0, &SETTINGS).unwrap_err();
+        let error = fused_adamw_(&one, &one, state, 0, &SETTINGS).unwrap_err();
         assert_eq!(
             error.to_string(),
             "`fused_adamw_`: `step` must be at least 1, not 0"

@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# Makes a fresh checkout ready to build: checks the tools and fetches libtorch into third_party/. Safe to run again.
+#
+#   scripts/setup.sh [--cuda | --cpu]
+#
+# --cuda also fetches the CUDA libraries (about 5 GB on disk), --cpu leaves them out; the default is --cuda where
+# `nvidia-smi` finds a GPU. A libtorch named by LIBTORCH in the environment is used as it is and nothing is fetched.
+set -euo pipefail
+
+readonly TORCH_VERSION=2.11.0
+# The libtorch of the PyPI wheel does not depend on the Python that fetches it; any supported version will do.
+readonly WHEEL_PYTHON=3.12
+# Beside libtorch itself: what `libtorch_cpu.so` is linked with, and headers for the CUDA side of the build.
+readonly COMPANIONS=("nvidia-cuda-runtime==13.0.*" "nvidia-cuda-cupti==13.0.*" "nvidia-cuda-crt==13.0.*")
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+readonly root
+readonly target="$root/third_party/libtorch"
+
+say() { printf 'setup: %s\n' "$*"; }
+fail() {
+  printf 'error: %s\n' "$1" >&2
+  if [ $# -gt 1 ]; then printf '\nhint: %s\n' "$2" >&2; fi
+  exit 1
+}
+
+kind=""
+for argument in "$@"; do
+  case "$argument" in
+    --cuda) kind=cuda ;;
+    --cpu) kind=cpu ;;
+    *) fail "unknown argument \`$argument\`" "usage: scripts/setup.sh [--cuda | --cpu]" ;;
+  esac
+done
+
+check_rust() {
+  command -v cargo >/dev/null ||
+    fail "cargo is not installed" "install Rust from https://rustup.rs, then open a new shell"
+  local wanted version
+  wanted=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' "$root/Cargo.toml")
+  # Run inside the checkout: rustup reads rust-toolchain.toml there, and may fetch that toolchain now.
+  version=$(cd "$root" && rustc --version) ||
+    fail "the Rust toolchain of rust-toolchain.toml cannot be used" "run \`rustup toolchain install\` in $root"
+  version=$(printf '%s' "$version" | cut -d' ' -f2)
+  [ "$(printf '%s\n' "$wanted" "$version" | sort -V | head -n 1)" = "$wanted" ] ||
+    fail "Rust $version is too old: $wanted is needed" "run \`rustup update\`, or install from https://rustup.rs"
+}
+
+check_compiler() {
+  local folder
+  folder=$(mktemp -d)
+  printf '#include <omp.h>\n#include <optional>\nint main() { return std::optional<int>(omp_get_max_threads()).value() < 1; }\n' \
+    >"$folder/check.cpp"
+  if ! "${CXX:-c++}" -std=c++17 -fopenmp "$folder/check.cpp" -o "$folder/check" 2>"$folder/log"; then
+    cat "$folder/log" >&2
+    rm -rf "$folder"
+    fail "\`${CXX:-c++}\` cannot compile C++17 with OpenMP" "install a C++ compiler, on Debian and Ubuntu: sudo apt-get install g++"
+  fi
+  rm -rf "$folder"
+}
+
+check_pip() {
+  command -v python3 >/dev/null ||
+    fail "python3 is not installed; it fetches libtorch" "on Debian and Ubuntu: sudo apt-get install python3-pip"
+  python3 -m pip --version >/dev/null 2>&1 ||
+    fail "python3 has no pip; it fetches libtorch" "on Debian and Ubuntu: sudo apt-get install python3-pip"
+}
+
+# What is in $target, as the last run wrote it; nothing if there was none or it did not finish.
+installed() { cat "$target/.asyncthink-setup" 2>/dev/null || true; }
+
+fetch() {
+  local python=(--only-binary=:all: --implementation cp --python-version "$WHEEL_PYTHON")
+  local new="$target.new.$$"
+  # shellcheck disable=SC2064  # the folder's name is wanted as it is now
+  trap "rm -rf '$new'" EXIT
+  mkdir -p "$new"
+  export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+  python3 -m pip install "${python[@]}" --no-deps --target "$new/wheels" \
+    "torch==$TORCH_VERSION" "${COMPANIONS[@]}" ||
+    fail "pip could not fetch libtorch" "check the network; or set LIBTORCH to a folder with libtorch $TORCH_VERSION"
+  if [ "$kind" = cuda ]; then
+    # The libraries that this very torch names, without its Python packages.
+    local metadata="$new/wheels/torch-$TORCH_VERSION.dist-info/METADATA" requirements
+    mapfile -t requirements < <(sed -n 's/^Requires-Dist: \(\(nvidia-\|cuda-toolkit\)[^;]*\);.*/\1/p' "$metadata")
+    python3 -m pip install "${python[@]}" --target "$new/cuda" "${requirements[@]}" ||
+      fail "pip could not fetch the CUDA libraries" "check the network and disk space, or use --cpu"
+    cp -r "$new/cuda/nvidia/." "$new/wheels/nvidia/"
+    rm -rf "$new/cuda"
+  fi
+
+  # Only headers and libraries are used; licences stay with them.
+  mkdir -p "$new/keep/torch"
+  mv "$new/wheels/torch/include" "$new/wheels/torch/lib" "$new/keep/torch/"
+  mv "$new/wheels/nvidia" "$new/wheels"/*.dist-info "$new/keep/"
+  rm -f "$new/keep/torch/lib/libtorch_python.so"
+  # Read by torch-sys, which refuses a version that it was not made for.
+  printf '%s\n' "$TORCH_VERSION" >"$new/keep/torch/build-version"
+  printf '%s %s\n' "$TORCH_VERSION" "$kind" >"$new/keep/.asyncthink-setup"
+  rm -rf "$target"
+  mv "$new/keep" "$target"
+}
+
+check_rust
+check_compiler
+
+if [ -n "${LIBTORCH:-}" ]; then
+  [ -e "$LIBTORCH/lib/libtorch_cpu.so" ] ||
+    fail "LIBTORCH is \`$LIBTORCH\`, which has no lib/libtorch_cpu.so" "unset LIBTORCH to let setup fetch libtorch $TORCH_VERSION"
+  say "using libtorch in $LIBTORCH (from LIBTORCH)"
+  exit 0
+fi
+
+if [ -z "$kind" ]; then
+  kind=cpu
+  if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then kind=cuda; fi
+fi
+case "$(installed)" in
+  "$TORCH_VERSION $kind" | "$TORCH_VERSION cuda") say "libtorch $TORCH_VERSION is in third_party/libtorch" ;;
+  *)
+    [ "$(uname -sm)" = "Linux x86_64" ] ||
+      fail "libtorch is fetched for Linux on x86-64 only" "set LIBTORCH to a folder with libtorch $TORCH_VERSION"
+    check_pip
+    say "fetching libtorch $TORCH_VERSION ($kind) into third_party/libtorch"
+    fetch
+    ;;
+esac
+say "ready: cargo build, cargo test and cargo run work with nothing exported"
