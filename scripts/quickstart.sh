@@ -20,6 +20,7 @@ for argument in "$@"; do
     run_dir=*) run_dir=${argument#run_dir=} run_dir=${run_dir//\"/} ;;
     *=*) ;;
     *)
+      # shellcheck disable=SC2016  # the backticks are text
       printf 'error: unknown argument `%s`\n\nhint: usage: scripts/quickstart.sh [KEY=VALUE ...]\n' "$argument" >&2
       exit 2
       ;;
