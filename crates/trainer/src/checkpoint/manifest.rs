@@ -1,0 +1,109 @@
+//! `trainer/manifest.json`: size and checksum of every file of a checkpoint.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::Path;
+
+use fs_err as fs;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// Where the manifest lies inside a checkpoint.
+pub(super) const MANIFEST_FILE: &str = "trainer/manifest.json";
+
+/// Version of the checkpoint's layout.
+const FORMAT: u32 = 1;
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Manifest {
+    format: u32,
+    files: BTreeMap<String, FileSummary>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct FileSummary {
+    size_bytes: u64,
+    crc32: String,
+}
+
+impl Manifest {
+    /// Describes every file below `dir`.
+    pub(super) fn of(dir: &Path) -> Result<Self> {
+        let mut files = BTreeMap::new();
+        for name in file_names(dir)? {
+            files.insert(name.clone(), summarise(&dir.join(name))?);
+        }
+        Ok(Self { format: FORMAT, files })
+    }
+
+    pub(super) fn write(&self, dir: &Path) -> Result<()> {
+        let mut text = serde_json::to_string_pretty(self)
+            .map_err(|error| Error::stage("writing a manifest", error))?;
+        text.push('\n');
+        fs::write(dir.join(MANIFEST_FILE), text)?;
+        Ok(())
+    }
+
+    /// Reads the manifest of `dir` and compares every file with it.
+    pub(super) fn verify(dir: &Path) -> Result<()> {
+        let damaged = |file: &str, reason: String| Error::DamagedCheckpoint {
+            dir: dir.to_owned(),
+            file: file.to_owned(),
+            reason,
+        };
+        let bytes = fs::read(dir.join(MANIFEST_FILE))
+            .map_err(|error| damaged(MANIFEST_FILE, error.to_string()))?;
+        let manifest: Self = serde_json::from_slice(&bytes)
+            .map_err(|error| damaged(MANIFEST_FILE, error.to_string()))?;
+        if manifest.format != FORMAT {
+            return Err(damaged(MANIFEST_FILE, format!("layout version {} is not known", manifest.format)));
+        }
+        for (name, expected) in &manifest.files {
+            let found = summarise(&dir.join(name)).map_err(|error| damaged(name, error.to_string()))?;
+            if found.size_bytes != expected.size_bytes {
+                let reason = format!("{} bytes, expected {}", found.size_bytes, expected.size_bytes);
+                return Err(damaged(name, reason));
+            }
+            if found.crc32 != expected.crc32 {
+                return Err(damaged(name, format!("checksum {}, expected {}", found.crc32, expected.crc32)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Files below `dir`, relative to it, with `/`, sorted.
+pub(super) fn file_names(dir: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    let mut folders = vec![String::new()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(dir.join(&folder))? {
+            let entry = entry?;
+            let name = format!("{folder}{}", entry.file_name().to_string_lossy());
+            if entry.file_type()?.is_dir() {
+                folders.push(format!("{name}/"));
+            } else {
+                names.push(name);
+            }
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn summarise(path: &Path) -> Result<FileSummary> {
+    let mut file = fs::File::open(path)?;
+    let mut hasher = crc32fast::Hasher::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut size_bytes = 0;
+    loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            break;
+        }
+        hasher.update(&buffer[..read]);
+        size_bytes += read as u64;
+    }
+    Ok(FileSummary { size_bytes, crc32: format!("{:08x}", hasher.finalize()) })
+}

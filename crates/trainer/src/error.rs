@@ -1,0 +1,223 @@
+//! What can go wrong while training.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be read or written; the message names it.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// libtorch refused an operation.
+    #[error("libtorch failed: {0}")]
+    Torch(#[from] tch::TchError),
+    /// A kernel of the torch crate refused.
+    #[error(transparent)]
+    Kernel(#[from] asyncthink_torch::Error),
+    /// A model could not be built, loaded or run.
+    #[error(transparent)]
+    Model(#[from] asyncthink_model::Error),
+    /// Rows, tokenizer or Parquet files are not what they should be.
+    #[error(transparent)]
+    Data(#[from] asyncthink_data::Error),
+    /// Sampling episodes failed.
+    #[error(transparent)]
+    Rollout(#[from] asyncthink_rollout::Error),
+    /// The engine failed.
+    #[error(transparent)]
+    Engine(#[from] asyncthink_engine::Error),
+    /// A loss, a gradient or a weight stopped being a number.
+    #[error("{what} is not finite at step {step}: {value}")]
+    NonFinite {
+        /// The step, counted from 1.
+        step: u64,
+        /// What was looked at.
+        what: &'static str,
+        /// The value found.
+        value: f64,
+    },
+    /// Trainer and sampler disagree about a token's log-probability by more than the recipe allows.
+    #[error(
+        "log-probabilities of trainer and sampler differ at step {step}: {max_nats:e} nats, bound {bound_nats:e}"
+    )]
+    LogprobMismatch {
+        /// The step, counted from 1.
+        step: u64,
+        /// Largest difference of the step.
+        max_nats: f64,
+        /// The recipe's `grpo.max_logprob_mismatch`.
+        bound_nats: f64,
+    },
+    /// The recipe lacks a section that this command needs.
+    #[error("the recipe has no `[{section}]` section")]
+    MissingSection {
+        /// Name of the section.
+        section: &'static str,
+    },
+    /// There is nothing to train on.
+    #[error("nothing to train on: `{path}` is missing or empty")]
+    NoRows {
+        /// The file or folder.
+        path: PathBuf,
+    },
+    /// A row is longer than the model or the memory budget allows.
+    #[error("row {row} has {num_tokens} tokens, more than {limit_name}: {limit_tokens}")]
+    RowTooLong {
+        /// Index of the row.
+        row: usize,
+        /// Its length.
+        num_tokens: usize,
+        /// Which limit it exceeds.
+        limit_name: &'static str,
+        /// The limit.
+        limit_tokens: usize,
+    },
+    /// A checkpoint is damaged.
+    #[error("checkpoint `{dir}` is damaged: `{file}`: {reason}")]
+    DamagedCheckpoint {
+        /// The checkpoint's folder.
+        dir: PathBuf,
+        /// The file inside it.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Checkpoints exist and none of them can be read.
+    #[error("no checkpoint in `{dir}` is readable; the newest fails with: {newest}")]
+    NoReadableCheckpoint {
+        /// The folder of checkpoints.
+        dir: PathBuf,
+        /// Error of the newest one.
+        newest: Box<Error>,
+    },
+    /// A stage was asked to start from an earlier one that has left no model.
+    #[error("`{path}` holds no trained model to start from")]
+    NoInitialModel {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// The recipe is not the one that the checkpoint was trained with.
+    #[error("the recipe differs from that of checkpoint `{dir}`: {}", list(.differences))]
+    RecipeChanged {
+        /// The checkpoint's folder.
+        dir: PathBuf,
+        /// Keys with both values.
+        differences: Vec<KeyDifference>,
+    },
+    /// The training data is not what the checkpoint was trained on.
+    #[error("the training data differs from that of checkpoint `{dir}`: `{now}`, was `{before}`")]
+    DatasetChanged {
+        /// The checkpoint's folder.
+        dir: PathBuf,
+        /// Fingerprint in the checkpoint.
+        before: String,
+        /// Fingerprint of the data at hand.
+        now: String,
+    },
+    /// The checkpoint belongs to the other stage.
+    #[error("checkpoint `{dir}` is of stage `{found}`, expected `{expected}`")]
+    WrongStage {
+        /// The checkpoint's folder.
+        dir: PathBuf,
+        /// Stage that wrote it.
+        found: String,
+        /// Stage that is running.
+        expected: String,
+    },
+    /// A part of the pipeline outside this crate failed.
+    #[error("{context}: {source}")]
+    Stage {
+        /// What was being done.
+        context: String,
+        /// Why it failed.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// One key on which two recipes differ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyDifference {
+    /// Dotted key.
+    pub key: String,
+    /// Value in the checkpoint; `None` if it had none.
+    pub before: Option<String>,
+    /// Value now; `None` if there is none.
+    pub now: Option<String>,
+}
+
+fn list(differences: &[KeyDifference]) -> String {
+    let mut text = String::new();
+    for KeyDifference { key, before, now } in differences {
+        let comma = if text.is_empty() { "" } else { ", " };
+        let before = before.as_deref().unwrap_or("absent");
+        let now = now.as_deref().unwrap_or("absent");
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{comma}`{key}` is {now}, was {before}");
+    }
+    text
+}
+
+/// Shorthand for results of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// Wraps the error of another part of the pipeline.
+    pub(crate) fn stage(
+        context: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Stage { context: context.into(), source: source.into() }
+    }
+
+    /// Names the step in errors that mean divergence.
+    pub(crate) fn at_step(self, step: u64) -> Self {
+        match self {
+            Self::Rollout(asyncthink_rollout::Error::Engine(asyncthink_engine::Error::NonFinite(_))) => {
+                Self::NonFinite { step, what: "a logit of the model", value: f64::NAN }
+            }
+            other => other,
+        }
+    }
+
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::NonFinite { .. } => {
+                "lower `optimizer.learning_rate` or `optimizer.max_grad_norm`, then run again with `--resume auto`"
+            }
+            Self::LogprobMismatch { .. } => {
+                "use float32, raise `grpo.max_logprob_mismatch`, or remove it to only measure the difference"
+            }
+            Self::MissingSection { .. } => "add the section to the recipe",
+            Self::NoRows { .. } => "run `asyncthink-train synth` with this recipe first",
+            Self::RowTooLong { .. } => "raise the limit or shorten the budgets in `[protocol]`",
+            Self::DamagedCheckpoint { .. } | Self::NoReadableCheckpoint { .. } => {
+                "give another checkpoint with `--resume DIR`, or start over with `--resume never`"
+            }
+            Self::NoInitialModel { .. } => "run `asyncthink-train sft` with this recipe first",
+            Self::RecipeChanged { .. } | Self::DatasetChanged { .. } => {
+                "restore the earlier values, choose another `run_dir`, or start over with `--resume never`"
+            }
+            Self::WrongStage { .. } => "give a checkpoint of the stage that is run",
+            _ => return None,
+        })
+    }
+
+    /// Whether the user's input is at fault, rather than the run.
+    pub fn is_input(&self) -> bool {
+        matches!(
+            self,
+            Self::MissingSection { .. }
+                | Self::NoRows { .. }
+                | Self::RowTooLong { .. }
+                | Self::DamagedCheckpoint { .. }
+                | Self::NoReadableCheckpoint { .. }
+                | Self::NoInitialModel { .. }
+                | Self::RecipeChanged { .. }
+                | Self::DatasetChanged { .. }
+                | Self::WrongStage { .. }
+        )
+    }
+}

@@ -1,0 +1,429 @@
+//! Stage 2: organizer-worker policy optimisation.
+//!
+//! # Paper
+//! arXiv:2510.26658, section 3. We differ, by option or by decision:
+//! 1. The probability ratio is taken against the log-probabilities that the sampler stored, at every update. Sampler and
+//!    trainer share the weights, so at the first update the ratio is 1 up to the measured mismatch, and at later ones it
+//!    is the ratio to the distribution that the tokens really came from. No second scoring pass is ever needed.
+//! 2. All updates of a step use the whole batch of the rollout.
+//! 3. Advantages may be mean-centred only, the reward may gate its concurrency term, and a KL term is optional.
+
+use std::path::Path;
+use std::time::Instant;
+
+use asyncthink_data::TrainingRow;
+use asyncthink_data::parquet::write_episodes;
+use asyncthink_model::Decoder;
+use asyncthink_recipe::{self as recipes, GrpoSection, LossAggregation, Recipe, Stage};
+use asyncthink_rollout::{Episode, Query};
+use asyncthink_tasks::Problem;
+use serde::Serialize;
+use tch::Kind;
+
+use crate::advantage::Advantage;
+use crate::card::ModelCard;
+use crate::episodes::{
+    EpisodeFigures, GradedEpisode, assign_advantages, episode_records, grade_episode, training_rows,
+};
+use crate::error::{Error, Result};
+use crate::fingerprint::{self, Fingerprint};
+use crate::layout::RunLayout;
+use crate::loss::{Aggregation, Clip};
+use crate::metrics::{Phase, StepClock, Timing};
+use crate::models::{ModelFiles, grpo_initial_model, open_recipe_device};
+use crate::observer::{Observer, RunStart, StepReport, StopFlag};
+use crate::optimizer::AdamW;
+use crate::problems::train_problems;
+use crate::reward::{LambdaSchedule, RewardRule};
+use crate::run::{
+    RunOptions, RunOutcome, SavePolicy, StageRun, check_finite, learning_rate, new_optimizer, restore_optimizer,
+};
+use crate::sampling::EpisodeSampler;
+use crate::schedule::LearningRate;
+use crate::streams::{DataOrder, Stream, derive_seed};
+use crate::update::{BatchFigures, BatchSettings, Objective, accumulate_gradient};
+
+/// A line of `grpo/metrics.jsonl`.
+#[derive(Debug, Serialize)]
+struct GrpoLine {
+    step: u64,
+    epoch: u64,
+    #[serde(flatten)]
+    episodes: EpisodeFigures,
+    constant_groups: usize,
+    lambda: f64,
+    learning_rate: f64,
+    #[serde(flatten)]
+    update: UpdateFigures,
+    timing: Timing,
+}
+
+/// What the updates of a step measured; means over the updates where there are several.
+#[derive(Clone, Debug, Default, Serialize)]
+struct UpdateFigures {
+    loss: f64,
+    grad_norm: f64,
+    clip_share: f64,
+    kl_sampler: f64,
+    kl_reference: f64,
+    /// Of the first update, as are the mismatches: later ones differ because the policy has moved.
+    entropy: f64,
+    logprob_mismatch_max_nats: f64,
+    logprob_mismatch_mean_nats: f64,
+    num_rows: usize,
+    num_tokens: usize,
+    num_trained_tokens: usize,
+    num_micro_batches: usize,
+    padding_share: f64,
+}
+
+/// Optimises the model that `sft` left.
+///
+/// # Errors
+/// When the recipe has no `[grpo]`, an input is missing or damaged, a figure stops being finite, trainer and sampler
+/// disagree by more than the recipe allows, or the disk refuses.
+pub fn run_grpo(
+    recipe: &Recipe,
+    options: &RunOptions,
+    observer: &mut dyn Observer,
+    stop: &StopFlag,
+) -> Result<RunOutcome> {
+    let section = recipe.grpo.as_ref().ok_or(Error::MissingSection { section: "grpo" })?;
+    let problems = train_problems(recipe)?;
+    let initial = grpo_initial_model(recipe)?;
+    let num_steps = section.num_steps as u64;
+    let save = SavePolicy { every_steps: section.save_every_steps as u64, keep: section.keep_checkpoints };
+    let dataset = dataset_fingerprint(section, &problems, &initial)?;
+    let (mut run, checkpoint) = StageRun::open(recipe, Stage::Grpo, dataset, num_steps, save, options, observer)?;
+    if run.is_finished() {
+        return Ok(run.finished());
+    }
+    let device = open_recipe_device(recipe)?;
+    let mut model = ModelFiles::load(checkpoint.as_ref().map_or(&initial, |checkpoint| &checkpoint.dir), device)?;
+    let mut optimizer = new_optimizer(&mut model, &section.optimizer)?;
+    if let Some(checkpoint) = &checkpoint {
+        restore_optimizer(&mut optimizer, checkpoint)?;
+    }
+    let reference = if section.kl_beta > 0.0 { Some(Decoder::load(&initial, device, Kind::Float)?) } else { None };
+    observer.started(&RunStart {
+        stage: Stage::Grpo,
+        step: run.step(),
+        num_steps,
+        resumed_from: checkpoint.map(|checkpoint| checkpoint.dir),
+        num_parameters: model.decoder.config().num_parameters(),
+        num_items: problems.len(),
+    });
+    let mut trainer = Trainer::new(recipe, section, &problems, reference)?;
+    while !run.is_finished() {
+        let Some(line) = trainer.step(run.step(), &model, &mut optimizer, observer, stop)? else {
+            return run.stop(stop.requested().unwrap_or_default(), &model, &optimizer, observer);
+        };
+        if line.step.is_multiple_of(section.log_every_steps as u64) || line.step == num_steps {
+            run.metrics.append(&line)?;
+        }
+        report(observer, &line, num_steps);
+        run.finish_step(&model, &optimizer, observer)?;
+        if let Some(signal) = stop.requested()
+            && !run.is_finished()
+        {
+            return run.stop(signal, &model, &optimizer, observer);
+        }
+    }
+    Ok(run.finished())
+}
+
+/// Problems and, where a KL term holds the policy near it, the initial model.
+fn dataset_fingerprint(section: &GrpoSection, problems: &[Problem], initial: &Path) -> Result<String> {
+    let problems = fingerprint::of_problems(problems)?;
+    if section.kl_beta == 0.0 {
+        return Ok(problems);
+    }
+    let mut reference = Fingerprint::new();
+    reference.add(&fs_err::read(initial.join("model.safetensors"))?);
+    Ok(format!("{problems} reference {}", reference.text()))
+}
+
+/// Everything that stays the same from step to step.
+struct Trainer<'a> {
+    section: &'a GrpoSection,
+    seed: u64,
+    problems: &'a [Problem],
+    order: DataOrder,
+    sampler: EpisodeSampler,
+    reference: Option<Decoder>,
+    advantage: Advantage,
+    batch: BatchSettings,
+    learning_rate: LearningRate,
+    lambda: LambdaSchedule,
+    layout: RunLayout,
+}
+
+impl<'a> Trainer<'a> {
+    fn new(
+        recipe: &Recipe,
+        section: &'a GrpoSection,
+        problems: &'a [Problem],
+        reference: Option<Decoder>,
+    ) -> Result<Self> {
+        let num_steps = section.num_steps as u64;
+        Ok(Self {
+            section,
+            seed: recipe.seed,
+            problems,
+            order: DataOrder::new(recipe.seed, problems.len())
+                .ok_or_else(|| Error::stage("ordering the problems", "there are none"))?,
+            sampler: EpisodeSampler::new(&ModelCard::of(recipe), section.temperature)?,
+            reference,
+            advantage: match section.advantage {
+                recipes::Advantage::MeanCentred => Advantage::MeanCentred,
+                recipes::Advantage::MeanStd => Advantage::MeanStd { eps: section.advantage_eps },
+            },
+            batch: batch_settings(section)?,
+            learning_rate: learning_rate(&section.optimizer, num_steps),
+            lambda: LambdaSchedule {
+                first: section.reward.lambda,
+                last: section.reward.lambda_final,
+                num_steps,
+            },
+            layout: RunLayout::new(&recipe.run_dir),
+        })
+    }
+
+    /// One step after `done` finished ones; `None` if the stop flag was raised before the weights moved.
+    fn step(
+        &mut self,
+        done: u64,
+        model: &ModelFiles,
+        optimizer: &mut AdamW,
+        observer: &mut dyn Observer,
+        stop: &StopFlag,
+    ) -> Result<Option<GrpoLine>> {
+        let mut context = StepContext { step: done + 1, observer, stop, clock: StepClock::default() };
+        let queries = self.queries(done);
+        let Some(episodes) = self.sample(&queries, model, &mut context)? else { return Ok(None) };
+        let lambda = self.lambda.at(done);
+        let started = Instant::now();
+        let mut episodes = self.grade(episodes, lambda);
+        let constant_groups = assign_advantages(&mut episodes, self.section.group_size, self.advantage);
+        let rows = training_rows(&episodes)?;
+        context.clock.book(Phase::Reward, started);
+        let learning_rate = self.learning_rate.at(done);
+        let Some(update) = self.update(&rows, learning_rate, model, optimizer, &mut context)? else {
+            return Ok(None);
+        };
+        let started = Instant::now();
+        self.dump(context.step, &episodes, &queries, model)?;
+        context.clock.book(Phase::Save, started);
+        let figures = EpisodeFigures::of(&episodes)?;
+        let trained = update.num_tokens * self.section.num_updates_per_rollout;
+        let timing = context.clock.timing(&[(Phase::Rollout, figures.decoded_tokens), (Phase::Train, trained)]);
+        Ok(Some(GrpoLine {
+            step: context.step,
+            epoch: self.order.epoch(self.position(done)),
+            episodes: figures,
+            constant_groups,
+            lambda,
+            learning_rate,
+            update,
+            timing,
+        }))
+    }
+
+    /// Position of a step's first prompt in the endless sequence of prompts.
+    fn position(&self, done: u64) -> u64 {
+        done * self.section.prompts_per_step as u64
+    }
+
+    /// Group after group, one query per episode.
+    fn queries(&mut self, done: u64) -> Vec<Query> {
+        let group_size = self.section.group_size;
+        let mut queries = Vec::with_capacity(self.section.prompts_per_step * group_size);
+        for slot in 0..self.section.prompts_per_step {
+            let prompt_index = self.order.item(self.position(done) + slot as u64);
+            for sample_index in 0..group_size {
+                // By slot, not by prompt: a step that spans two epochs may hold a prompt twice.
+                let episode = (slot * group_size + sample_index) as u64;
+                let seed = derive_seed(self.seed, Stream::Rollout, done, episode);
+                queries.push(self.sampler.query(&self.problems[prompt_index], prompt_index, sample_index, seed));
+            }
+        }
+        queries
+    }
+
+    fn sample(
+        &self,
+        queries: &[Query],
+        model: &ModelFiles,
+        context: &mut StepContext<'_>,
+    ) -> Result<Option<Vec<Episode>>> {
+        let started = Instant::now();
+        let StepContext { step, observer, stop, .. } = context;
+        let episodes = self
+            .sampler
+            .run(&model.decoder, &model.tokenizer, queries, &mut |progress| {
+                observer.phase(
+                    Phase::Rollout,
+                    progress.finished_episodes as u64,
+                    progress.total_episodes as u64,
+                );
+                stop.requested().is_none()
+            })
+            .map_err(|error| error.at_step(*step))?;
+        context.clock.book(Phase::Rollout, started);
+        Ok((episodes.len() == queries.len()).then_some(episodes))
+    }
+
+    fn grade(&self, episodes: Vec<Episode>, lambda: f64) -> Vec<GradedEpisode> {
+        let reward = &self.section.reward;
+        let rule = RewardRule {
+            lambda,
+            tau: reward.tau,
+            format_error: reward.format_error,
+            gate_concurrency: reward.gate_concurrency,
+        };
+        episodes
+            .into_iter()
+            .map(|episode| {
+                let problem = &self.problems[episode.prompt_index];
+                grade_episode(episode, problem, &rule, reward.count_unjoined)
+            })
+            .collect()
+    }
+
+    /// All updates on one rollout; `None` if the stop flag was raised before the weights moved.
+    fn update(
+        &self,
+        rows: &[TrainingRow],
+        learning_rate: f64,
+        model: &ModelFiles,
+        optimizer: &mut AdamW,
+        context: &mut StepContext<'_>,
+    ) -> Result<Option<UpdateFigures>> {
+        let num_updates = self.section.num_updates_per_rollout;
+        let mut means = UpdateFigures { num_rows: rows.len(), ..UpdateFigures::default() };
+        for index in 0..num_updates {
+            optimizer.zero_grad();
+            let started = Instant::now();
+            let StepContext { step, observer, stop, .. } = context;
+            let figures = accumulate_gradient(
+                &model.decoder,
+                self.reference.as_ref(),
+                rows,
+                &self.batch,
+                &mut |done, total| {
+                    observer.phase(Phase::Train, done as u64, total as u64);
+                    index > 0 || stop.requested().is_none()
+                },
+            )?;
+            let step = *step;
+            context.clock.book(Phase::Train, started);
+            let Some(figures) = figures else { return Ok(None) };
+            check_finite(step, "the loss", figures.loss)?;
+            if index == 0 {
+                self.check_mismatch(step, &figures)?;
+                means.start(&figures);
+            }
+            let started = Instant::now();
+            let grad_norm = optimizer.clip_grad_norm(self.section.optimizer.max_grad_norm)?;
+            check_finite(step, "the gradient norm", grad_norm)?;
+            optimizer.step(learning_rate)?;
+            context.clock.book(Phase::Optimizer, started);
+            means.add(&figures, grad_norm, num_updates as f64);
+        }
+        Ok(Some(means))
+    }
+
+    fn check_mismatch(&self, step: u64, figures: &BatchFigures) -> Result<()> {
+        check_finite(step, "the log-probability of a token", figures.mismatch_max_nats)?;
+        match self.section.max_logprob_mismatch {
+            Some(bound_nats) if figures.mismatch_max_nats > bound_nats => {
+                Err(Error::LogprobMismatch { step, max_nats: figures.mismatch_max_nats, bound_nats })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn dump(&self, step: u64, episodes: &[GradedEpisode], queries: &[Query], model: &ModelFiles) -> Result<()> {
+        let is_due = self.section.dump_episodes_every_steps.is_some_and(|every| step.is_multiple_of(every as u64));
+        if is_due {
+            let texts: Vec<&str> = queries.iter().map(|query| query.text.as_str()).collect();
+            let records = episode_records(step, episodes, &texts, &model.tokenizer);
+            write_episodes(&self.layout.episodes(Stage::Grpo, step), &records)?;
+        }
+        Ok(())
+    }
+}
+
+/// What the parts of one step share.
+struct StepContext<'a> {
+    /// Counted from 1.
+    step: u64,
+    observer: &'a mut dyn Observer,
+    stop: &'a StopFlag,
+    clock: StepClock,
+}
+
+impl UpdateFigures {
+    /// Takes over what only the first update tells.
+    fn start(&mut self, figures: &BatchFigures) {
+        self.entropy = figures.entropy;
+        self.logprob_mismatch_max_nats = figures.mismatch_max_nats;
+        self.logprob_mismatch_mean_nats = figures.mismatch_mean_nats;
+        self.num_tokens = figures.num_tokens;
+        self.num_trained_tokens = figures.num_trained;
+        self.num_micro_batches = figures.num_micro_batches;
+    }
+
+    fn add(&mut self, figures: &BatchFigures, grad_norm: f64, num_updates: f64) {
+        self.loss += figures.loss / num_updates;
+        self.grad_norm += grad_norm / num_updates;
+        self.clip_share += figures.clip_share / num_updates;
+        self.kl_sampler += figures.kl_sampler / num_updates;
+        self.kl_reference += figures.kl_reference / num_updates;
+    }
+}
+
+fn batch_settings(section: &GrpoSection) -> Result<BatchSettings> {
+    let aggregation = match (section.loss_aggregation, section.constant_length_tokens) {
+        (LossAggregation::TokenMean, _) => Aggregation::TokenMean,
+        (LossAggregation::EpisodeMean, _) => Aggregation::EpisodeMean,
+        (LossAggregation::ConstantLength, Some(tokens)) => Aggregation::ConstantLength { tokens: tokens as u64 },
+        (LossAggregation::ConstantLength, None) => {
+            return Err(Error::stage("reading `grpo.loss_aggregation`", "`constant_length_tokens` is missing"));
+        }
+    };
+    Ok(BatchSettings {
+        objective: Objective::Policy {
+            clip: Clip { low: section.clip_eps_low, high: section.clip_eps_high },
+            kl_beta: section.kl_beta,
+        },
+        aggregation,
+        temperature: section.temperature,
+        micro_batch_tokens: section.micro_batch_tokens,
+    })
+}
+
+fn report(observer: &mut dyn Observer, line: &GrpoLine, num_steps: u64) {
+    let episodes = &line.episodes;
+    let tokens_per_second =
+        |phase| line.timing.tokens_per_second.get(&phase).copied().unwrap_or_default();
+    observer.step(&StepReport {
+        step: line.step,
+        num_steps,
+        figures: &[
+            ("reward", episodes.reward),
+            ("accuracy", episodes.reward_accuracy),
+            ("all_correct", episodes.all_correct),
+            ("eta_ratio", episodes.eta_ratio.unwrap_or(f64::NAN)),
+            ("latency_tokens", episodes.latency_tokens.unwrap_or(f64::NAN)),
+            ("forks_per_query", episodes.forks_per_query),
+            ("format_errors", 1.0 - episodes.valid),
+            ("kl_reference", line.update.kl_reference),
+            ("entropy", line.update.entropy),
+            ("clip_share", line.update.clip_share),
+            ("logprob_mismatch_max_nats", line.update.logprob_mismatch_max_nats),
+            ("rollout_tokens_per_second", tokens_per_second(Phase::Rollout)),
+            ("train_tokens_per_second", tokens_per_second(Phase::Train)),
+        ],
+    });
+}

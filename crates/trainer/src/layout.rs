@@ -1,0 +1,54 @@
+//! Where a run keeps its files.
+
+use std::path::{Path, PathBuf};
+
+use asyncthink_data::SynthFolder;
+use asyncthink_recipe::Stage;
+
+/// The folder of one run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunLayout {
+    root: PathBuf,
+}
+
+impl RunLayout {
+    /// The layout below a recipe's `run_dir`.
+    pub fn new(run_dir: &Path) -> Self {
+        Self { root: run_dir.to_owned() }
+    }
+
+    /// The folder itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// What the stage `synth` leaves for the others.
+    pub fn synth(&self) -> SynthFolder {
+        SynthFolder::new(&self.root)
+    }
+
+    /// Folder of a stage.
+    pub fn stage(&self, stage: Stage) -> PathBuf {
+        self.root.join(stage.name())
+    }
+
+    /// Checkpoints of a stage.
+    pub fn checkpoints(&self, stage: Stage) -> PathBuf {
+        self.stage(stage).join("checkpoints")
+    }
+
+    /// The newest model of a stage; a symbolic link to a checkpoint.
+    pub fn latest_model(&self, stage: Stage) -> PathBuf {
+        self.checkpoints(stage).join("latest")
+    }
+
+    /// Metrics of a stage.
+    pub fn metrics(&self, stage: Stage) -> PathBuf {
+        self.stage(stage).join("metrics.jsonl")
+    }
+
+    /// Episodes that a step sampled.
+    pub fn episodes(&self, stage: Stage, step: u64) -> PathBuf {
+        self.stage(stage).join("episodes").join(format!("step_{step}.parquet"))
+    }
+}

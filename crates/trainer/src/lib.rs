@@ -1,0 +1,64 @@
+//! SFT and GRPO loops, advantages, losses, AdamW, schedules, checkpoints, metrics.
+//!
+//! The loops ([`run_sft`], [`run_grpo`]) are short sequences of named steps over small pure parts, one file each. What
+//! reaches the model is rows of ids with a mask, log-probabilities and an advantage; only the step that grades episodes
+//! knows that there is a task.
+//!
+//! Three rules hold everywhere:
+//! 1. **The gradient is a sum over tokens.** Every normaliser is computed from the whole batch before the first
+//!    micro-batch ([`Aggregation::weights`]), so cutting and packing cannot change the gradient.
+//! 2. **Randomness is a function** of seed, stream, step and index ([`derive_seed`]), so a checkpoint has no generator
+//!    state and a resumed run equals the unbroken one.
+//! 3. **A checkpoint is a transaction** ([`CheckpointStore`]): a kill at any moment leaves whole ones only.
+//!
+//! Shape legend: `tokens` = packed tokens of a micro-batch, `trained` = tokens with a loss mask of one, `hidden`,
+//! `vocab`.
+
+mod advantage;
+mod batch;
+mod card;
+mod checkpoint;
+mod episodes;
+mod error;
+mod fingerprint;
+mod grpo;
+pub mod head;
+mod layout;
+mod loss;
+mod metrics;
+mod models;
+mod observer;
+mod optimizer;
+mod problems;
+mod reward;
+mod run;
+mod sampling;
+mod schedule;
+mod sft;
+mod streams;
+mod tensors;
+mod update;
+
+pub use advantage::{Advantage, Group};
+pub use batch::MicroBatch;
+pub use card::{MODEL_CARD_FILE, ModelCard};
+pub use checkpoint::{Checkpoint, CheckpointStore, Found, TrainerState};
+pub use episodes::{
+    EpisodeFigures, GradedEpisode, assign_advantages, episode_records, grade_episode, training_rows,
+};
+pub use error::{Error, KeyDifference, Result};
+pub use grpo::run_grpo;
+pub use layout::RunLayout;
+pub use loss::{Aggregation, Clip, RowCount, is_clipped, k3, policy_loss, sft_loss};
+pub use metrics::{MetricsLog, Phase, StepClock, Timing};
+pub use models::{ModelFiles, grpo_initial_model, open_recipe_device, sft_tokenizer};
+pub use observer::{Observer, RunStart, StepReport, StopFlag};
+pub use optimizer::{AdamW, AdamWSettings, is_decayed};
+pub use problems::{test_problems, train_problems};
+pub use reward::{EpisodeScore, LambdaSchedule, RewardParts, RewardRule};
+pub use run::{Resume, RunOptions, RunOutcome};
+pub use sampling::EpisodeSampler;
+pub use schedule::{Decay, LearningRate};
+pub use sft::run_sft;
+pub use streams::{DataOrder, Draws, Stream, derive_seed, epoch_order};
+pub use update::{BatchFigures, BatchSettings, Objective, accumulate_gradient, score_rows};

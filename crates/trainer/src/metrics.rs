@@ -1,0 +1,163 @@
+//! `metrics.jsonl`: one line per step.
+//!
+//! Figures that the run's inputs determine stand at the top level of a line; everything measured with a clock stands in
+//! its `timing` object. Lines without `timing` of a resumed run equal those of an unbroken one, byte for byte.
+
+use std::collections::BTreeMap;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use fs_err as fs;
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+
+/// The metrics file of one stage, open for appending.
+#[derive(Debug)]
+pub struct MetricsLog {
+    file: fs::File,
+    path: PathBuf,
+    offset_bytes: u64,
+}
+
+impl MetricsLog {
+    /// Opens the file and cuts it to the first `keep_bytes`, which a checkpoint recorded; 0 starts anew.
+    ///
+    /// A file that is shorter than that is kept as it is.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or cut.
+    pub fn open(path: &Path, keep_bytes: u64) -> Result<Self> {
+        let mut file =
+            fs::OpenOptions::new().create(true).read(true).write(true).truncate(false).open(path)?;
+        let offset_bytes = file.metadata()?.len().min(keep_bytes);
+        file.set_len(offset_bytes)?;
+        file.seek(SeekFrom::Start(offset_bytes))?;
+        Ok(Self { file, path: path.to_owned(), offset_bytes })
+    }
+
+    /// Appends one line.
+    ///
+    /// # Errors
+    /// When the line cannot be written.
+    pub fn append(&mut self, line: &impl Serialize) -> Result<()> {
+        let mut bytes = serde_json::to_vec(line)
+            .map_err(|error| Error::stage(format!("writing `{}`", self.path.display()), error))?;
+        bytes.push(b'\n');
+        self.file.write_all(&bytes)?;
+        self.offset_bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Puts everything on the disk and returns the length, for a checkpoint to record.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn sync(&mut self) -> Result<u64> {
+        self.file.sync_all()?;
+        Ok(self.offset_bytes)
+    }
+}
+
+/// What a step spends its time on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Sampling episodes.
+    Rollout,
+    /// Grading, rewards, advantages, rows.
+    Reward,
+    /// Log-probabilities of the frozen reference model.
+    Reference,
+    /// Forward and backward passes.
+    Train,
+    /// Clipping and the optimizer's update.
+    Optimizer,
+    /// Writing checkpoints and episode files.
+    Save,
+}
+
+/// Seconds by phase of one step.
+#[derive(Clone, Debug)]
+pub struct StepClock {
+    started: Instant,
+    seconds: BTreeMap<Phase, f64>,
+}
+
+/// The `timing` object of a line.
+#[derive(Clone, Debug, Serialize)]
+pub struct Timing {
+    /// Seconds of the whole step.
+    pub step_seconds: f64,
+    /// Seconds by phase.
+    pub phase_seconds: BTreeMap<Phase, f64>,
+    /// Tokens per second by phase.
+    pub tokens_per_second: BTreeMap<Phase, f64>,
+}
+
+impl Default for StepClock {
+    fn default() -> Self {
+        Self { started: Instant::now(), seconds: BTreeMap::new() }
+    }
+}
+
+impl StepClock {
+    /// Runs `work` and books its time on `phase`.
+    pub fn time<T>(&mut self, phase: Phase, work: impl FnOnce() -> T) -> T {
+        let started = Instant::now();
+        let result = work();
+        self.book(phase, started);
+        result
+    }
+
+    /// Books the time since `started` on `phase`.
+    pub fn book(&mut self, phase: Phase, started: Instant) {
+        *self.seconds.entry(phase).or_default() += started.elapsed().as_secs_f64();
+    }
+
+    /// The `timing` object, given tokens by phase.
+    pub fn timing(&self, tokens: &[(Phase, usize)]) -> Timing {
+        let tokens_per_second = tokens
+            .iter()
+            .filter_map(|&(phase, tokens)| {
+                let seconds = *self.seconds.get(&phase)?;
+                (seconds > 0.0).then(|| (phase, tokens as f64 / seconds))
+            })
+            .collect();
+        Timing {
+            step_seconds: self.started.elapsed().as_secs_f64(),
+            phase_seconds: self.seconds.clone(),
+            tokens_per_second,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reopening_cuts_what_the_checkpoint_did_not_see() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let mut log = MetricsLog::open(&path, 0).unwrap();
+        log.append(&serde_json::json!({"step": 1})).unwrap();
+        let offset = log.sync().unwrap();
+        log.append(&serde_json::json!({"step": 2})).unwrap();
+        drop(log);
+        let mut log = MetricsLog::open(&path, offset).unwrap();
+        log.append(&serde_json::json!({"step": 3})).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"step\":1}\n{\"step\":3}\n");
+        drop(log);
+        MetricsLog::open(&path, 0).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "");
+    }
+
+    #[test]
+    fn numbers_are_written_so_that_they_read_back_equal() {
+        let value = 0.1_f64 + 0.2;
+        let text = serde_json::to_string(&value).unwrap();
+        assert_eq!(serde_json::from_str::<f64>(&text).unwrap().to_bits(), value.to_bits());
+    }
+}

@@ -1,0 +1,287 @@
+//! Stage 1: cold-start format fine-tuning.
+
+use std::time::Instant;
+
+use asyncthink_data::TrainingRow;
+use asyncthink_data::parquet::read_sft_pairs;
+use asyncthink_recipe::{Recipe, SftSection, Stage};
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::fingerprint;
+use crate::layout::RunLayout;
+use crate::loss::Aggregation;
+use crate::metrics::{Phase, StepClock, Timing};
+use crate::models::{ModelFiles, open_recipe_device, sft_tokenizer};
+use crate::observer::{Observer, RunStart, StepReport, StopFlag};
+use crate::optimizer::AdamW;
+use crate::run::{
+    RunOptions, RunOutcome, SavePolicy, StageRun, check_finite, learning_rate, new_optimizer, restore_optimizer,
+};
+use crate::streams::DataOrder;
+use crate::update::{BatchFigures, BatchSettings, Objective, accumulate_gradient};
+
+/// A line of `sft/metrics.jsonl`.
+#[derive(Debug, Serialize)]
+struct SftLine {
+    step: u64,
+    epoch: u64,
+    loss: f64,
+    learning_rate: f64,
+    grad_norm: f64,
+    num_rows: usize,
+    num_tokens: usize,
+    num_trained_tokens: usize,
+    num_micro_batches: usize,
+    padding_share: f64,
+    timing: Timing,
+}
+
+/// Fine-tunes the recipe's model on the pairs that `synth` wrote.
+///
+/// # Errors
+/// When the recipe has no `[sft]`, an input is missing or damaged, the loss stops being finite, or the disk refuses.
+pub fn run_sft(
+    recipe: &Recipe,
+    options: &RunOptions,
+    observer: &mut dyn Observer,
+    stop: &StopFlag,
+) -> Result<RunOutcome> {
+    let section = recipe.sft.as_ref().ok_or(Error::MissingSection { section: "sft" })?;
+    let rows = read_rows(recipe)?;
+    let num_steps = section.num_steps as u64;
+    let save = SavePolicy { every_steps: section.save_every_steps as u64, keep: section.keep_checkpoints };
+    let dataset = fingerprint::of_rows(&rows);
+    let (mut run, checkpoint) = StageRun::open(recipe, Stage::Sft, dataset, num_steps, save, options, observer)?;
+    if run.is_finished() {
+        return Ok(run.finished());
+    }
+    let device = open_recipe_device(recipe)?;
+    let mut model = match &checkpoint {
+        Some(checkpoint) => ModelFiles::load(&checkpoint.dir, device)?,
+        None => ModelFiles::for_sft(recipe, device)?,
+    };
+    check_lengths(&rows, &model)?;
+    let mut optimizer = new_optimizer(&mut model, &section.optimizer)?;
+    if let Some(checkpoint) = &checkpoint {
+        restore_optimizer(&mut optimizer, checkpoint)?;
+    }
+    observer.started(&RunStart {
+        stage: Stage::Sft,
+        step: run.step(),
+        num_steps,
+        resumed_from: checkpoint.map(|checkpoint| checkpoint.dir),
+        num_parameters: model.decoder.config().num_parameters(),
+        num_items: rows.len(),
+    });
+    let mut batches = Batches::new(recipe.seed, &rows, section.batch_tokens, run.step())?;
+    while !run.is_finished() {
+        let mut clock = StepClock::default();
+        let batch = batches.next_batch();
+        let learning_rate = learning_rate(&section.optimizer, num_steps).at(run.step());
+        let update = Update { section, step: run.step() + 1, learning_rate };
+        let Some((figures, grad_norm)) = update.run(&model, &mut optimizer, &batch, observer, stop, &mut clock)? else {
+            return run.stop(stop.requested().unwrap_or_default(), &model, &optimizer, observer);
+        };
+        let line = SftLine {
+            step: run.step() + 1,
+            epoch: batch.epoch,
+            loss: figures.loss,
+            learning_rate,
+            grad_norm,
+            num_rows: batch.rows.len(),
+            num_tokens: figures.num_tokens,
+            num_trained_tokens: figures.num_trained,
+            num_micro_batches: figures.num_micro_batches,
+            padding_share: 0.0,
+            timing: clock.timing(&[(Phase::Train, figures.num_tokens)]),
+        };
+        if line.step.is_multiple_of(section.log_every_steps as u64) || line.step == num_steps {
+            run.metrics.append(&line)?;
+        }
+        report(observer, &line, num_steps);
+        run.finish_step(&model, &optimizer, observer)?;
+        if let Some(signal) = stop.requested()
+            && !run.is_finished()
+        {
+            return run.stop(signal, &model, &optimizer, observer);
+        }
+    }
+    Ok(run.finished())
+}
+
+fn report(observer: &mut dyn Observer, line: &SftLine, num_steps: u64) {
+    let tokens_per_second = line.timing.tokens_per_second.get(&Phase::Train).copied().unwrap_or_default();
+    observer.step(&StepReport {
+        step: line.step,
+        num_steps,
+        figures: &[
+            ("loss", line.loss),
+            ("learning_rate", line.learning_rate),
+            ("grad_norm", line.grad_norm),
+            ("tokens_per_second", tokens_per_second),
+        ],
+    });
+}
+
+/// The pairs as rows, in the order of the file.
+fn read_rows(recipe: &Recipe) -> Result<Vec<TrainingRow>> {
+    let path = RunLayout::new(&recipe.run_dir).synth().pairs();
+    if !path.exists() {
+        return Err(Error::NoRows { path });
+    }
+    let tokenizer = sft_tokenizer(recipe)?;
+    let pairs = read_sft_pairs(&path)?;
+    let rows = pairs.iter().map(|pair| pair.tokenize(&tokenizer)).collect::<Result<Vec<_>, _>>()?;
+    if rows.is_empty() {
+        return Err(Error::NoRows { path });
+    }
+    Ok(rows)
+}
+
+fn check_lengths(rows: &[TrainingRow], model: &ModelFiles) -> Result<()> {
+    let limit_tokens = usize::try_from(model.decoder.config().max_position_embeddings).unwrap_or(usize::MAX);
+    match rows.iter().enumerate().find(|(_, row)| row.len() > limit_tokens) {
+        None => Ok(()),
+        Some((index, row)) => Err(Error::RowTooLong {
+            row: index,
+            num_tokens: row.len(),
+            limit_name: "the model's `max_position_embeddings`",
+            limit_tokens,
+        }),
+    }
+}
+
+/// The update of one step.
+struct Update<'a> {
+    section: &'a SftSection,
+    step: u64,
+    learning_rate: f64,
+}
+
+impl Update<'_> {
+    /// Returns the batch's figures and gradient norm; `None` if the stop flag was raised before the weights moved.
+    fn run(
+        &self,
+        model: &ModelFiles,
+        optimizer: &mut AdamW,
+        batch: &Batch,
+        observer: &mut dyn Observer,
+        stop: &StopFlag,
+        clock: &mut StepClock,
+    ) -> Result<Option<(BatchFigures, f64)>> {
+        let settings = BatchSettings {
+            objective: Objective::Sft,
+            aggregation: Aggregation::TokenMean,
+            temperature: 1.0,
+            micro_batch_tokens: self.section.micro_batch_tokens,
+        };
+        optimizer.zero_grad();
+        let started = Instant::now();
+        let figures = accumulate_gradient(&model.decoder, None, &batch.rows, &settings, &mut |done, total| {
+            observer.phase(Phase::Train, done as u64, total as u64);
+            stop.requested().is_none()
+        })?;
+        clock.book(Phase::Train, started);
+        let Some(figures) = figures else { return Ok(None) };
+        check_finite(self.step, "the loss", figures.loss)?;
+        let started = Instant::now();
+        let grad_norm = optimizer.clip_grad_norm(self.section.optimizer.max_grad_norm)?;
+        check_finite(self.step, "the gradient norm", grad_norm)?;
+        optimizer.step(self.learning_rate)?;
+        clock.book(Phase::Optimizer, started);
+        Ok(Some((figures, grad_norm)))
+    }
+}
+
+/// Rows of one step.
+struct Batch {
+    rows: Vec<TrainingRow>,
+    /// Epoch of its first row, counted from 0.
+    epoch: u64,
+}
+
+/// Cuts the endless sequence of rows into batches of at most `batch_tokens` tokens, at least one row each. A batch may
+/// span two epochs.
+struct Batches<'a> {
+    rows: &'a [TrainingRow],
+    order: DataOrder,
+    batch_tokens: usize,
+    position: u64,
+}
+
+impl<'a> Batches<'a> {
+    /// The batches after the first `num_done`. Skipping walks through lengths only, so it costs microseconds a batch.
+    fn new(seed: u64, rows: &'a [TrainingRow], batch_tokens: usize, num_done: u64) -> Result<Self> {
+        let order = DataOrder::new(seed, rows.len())
+            .ok_or_else(|| Error::stage("ordering the training rows", "there are none"))?;
+        let mut batches = Self { rows, order, batch_tokens, position: 0 };
+        for _ in 0..num_done {
+            batches.next_indices();
+        }
+        Ok(batches)
+    }
+
+    fn next_indices(&mut self) -> Vec<usize> {
+        let mut indices = Vec::new();
+        let mut num_tokens = 0;
+        loop {
+            let index = self.order.item(self.position);
+            num_tokens += self.rows[index].len();
+            if !indices.is_empty() && num_tokens > self.batch_tokens {
+                return indices;
+            }
+            indices.push(index);
+            self.position += 1;
+        }
+    }
+
+    fn next_batch(&mut self) -> Batch {
+        let epoch = self.order.epoch(self.position);
+        let rows = self.next_indices().into_iter().map(|index| self.rows[index].clone()).collect();
+        Batch { rows, epoch }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use asyncthink_data::TokenId;
+
+    fn rows() -> Vec<TrainingRow> {
+        (0..10_u32)
+            .map(|index| {
+                let response = vec![TokenId(index); 1 + index as usize % 4];
+                TrainingRow::sft(&[TokenId(index)], &response).unwrap()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn batches_after_a_skip_are_those_of_the_straight_walk() {
+        let rows = rows();
+        let mut straight = Batches::new(5, &rows, 12, 0).unwrap();
+        let mut walked = Vec::new();
+        for _ in 0..20 {
+            walked.push(straight.next_batch());
+        }
+        assert!(walked.last().unwrap().epoch >= 3);
+        for num_done in 0..20 {
+            let mut skipped = Batches::new(5, &rows, 12, num_done).unwrap();
+            let (got, expected) = (skipped.next_batch(), &walked[usize::try_from(num_done).unwrap()]);
+            assert_eq!((got.rows, got.epoch), (expected.rows.clone(), expected.epoch));
+        }
+    }
+
+    #[test]
+    fn batches_respect_the_budget_and_hold_at_least_one_row() {
+        let rows = rows();
+        let mut batches = Batches::new(5, &rows, 12, 0).unwrap();
+        for _ in 0..20 {
+            let batch = batches.next_batch();
+            assert!(batch.rows.iter().map(TrainingRow::len).sum::<usize>() <= 12);
+        }
+        let mut tiny = Batches::new(5, &rows, 1, 0).unwrap();
+        assert_eq!(tiny.next_batch().rows.len(), 1);
+    }
+}

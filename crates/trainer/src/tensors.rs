@@ -1,0 +1,45 @@
+//! Named tensors in a safetensors file, for the optimizer's state.
+
+use std::path::Path;
+
+use fs_err as fs;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{Error, Result};
+
+/// Writes f32 tensors.
+pub(crate) fn save(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    let fail = |error: safetensors::SafeTensorError| Error::stage(format!("writing `{}`", path.display()), error);
+    let mut buffers = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let host = tensor.detach().f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
+        let mut bytes = vec![0_u8; host.numel() * 4];
+        host.f_copy_data_u8(&mut bytes, host.numel())?;
+        let shape: Vec<usize> = host.size().iter().map(|&size| usize::try_from(size).unwrap_or(0)).collect();
+        buffers.push((name.as_str(), shape, bytes));
+    }
+    let views = buffers
+        .iter()
+        .map(|(name, shape, bytes)| Ok((*name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(fail)?;
+    fs::write(path, safetensors::serialize(views, None).map_err(fail)?)?;
+    Ok(())
+}
+
+/// Reads f32 tensors onto the host.
+pub(crate) fn load(path: &Path) -> Result<Vec<(String, Tensor)>> {
+    let context = || format!("reading `{}`", path.display());
+    let bytes = fs::read(path)?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| Error::stage(context(), error))?;
+    file.iter()
+        .map(|(name, view)| {
+            if view.dtype() != Dtype::F32 {
+                return Err(Error::stage(context(), format!("`{name}` is not f32")));
+            }
+            let shape: Vec<i64> = view.shape().iter().map(|&size| i64::try_from(size).unwrap_or(i64::MAX)).collect();
+            Ok((name.to_owned(), Tensor::f_from_data_size(view.data(), &shape, Kind::Float)?))
+        })
+        .collect()
+}

@@ -1,0 +1,282 @@
+//! The gradient of one batch, micro-batch by micro-batch.
+
+use std::ops::Range;
+
+use asyncthink_data::{TrainingRow, pack};
+use asyncthink_model::Decoder;
+use tch::{Kind, Tensor};
+
+use crate::batch::{MicroBatch, to_host};
+use crate::error::Result;
+use crate::head::{self, CHUNK_TOKENS, HeadSettings};
+use crate::loss::{Aggregation, Clip, RowCount, is_clipped, k3, policy_loss, sft_loss};
+
+/// What is minimised.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Objective {
+    /// Causal-LM loss of the trained tokens.
+    Sft,
+    /// Clipped policy loss plus `kl_beta` times k3 against a frozen reference.
+    Policy {
+        /// Limits of the probability ratio.
+        clip: Clip,
+        /// Weight of the KL term; 0 needs no reference model.
+        kl_beta: f64,
+    },
+}
+
+/// How a batch is cut and weighed.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchSettings {
+    /// What is minimised.
+    pub objective: Objective,
+    /// How per-token losses become one number.
+    pub aggregation: Aggregation,
+    /// Temperature that the rows were sampled at; 1 for supervised rows.
+    pub temperature: f64,
+    /// Most tokens in memory at a time.
+    pub micro_batch_tokens: usize,
+}
+
+/// What one pass over a batch measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct BatchFigures {
+    /// The loss that was differentiated.
+    pub loss: f64,
+    /// Micro-batches.
+    pub num_micro_batches: usize,
+    /// Tokens computed.
+    pub num_tokens: usize,
+    /// Trained tokens among them; the means below are over these.
+    pub num_trained: usize,
+    /// Mean entropy of the policy, in nats.
+    pub entropy: f64,
+    /// Mean k3 estimate of the KL from the sampler's log-probabilities to the policy.
+    pub kl_sampler: f64,
+    /// Mean k3 estimate of the KL to the reference; 0 without one.
+    pub kl_reference: f64,
+    /// Share of tokens whose gradient the clip took away.
+    pub clip_share: f64,
+    /// Largest difference between trainer's and sampler's log-probability, in nats.
+    pub mismatch_max_nats: f64,
+    /// Mean of that difference.
+    pub mismatch_mean_nats: f64,
+}
+
+/// Adds the gradient of the batch's loss to the parameters of `decoder` and reports what it saw.
+///
+/// The loss of `rows` is the same number, and its gradient the same up to rounding, for every `micro_batch_tokens`:
+/// weights come from all rows first. Policy rows whose advantage is zero have no gradient without a KL term; they count
+/// in the normaliser and are not computed. `on_micro_batch` is called with micro-batches done and in total; returning
+/// `false` abandons the batch, and `None` is returned with gradients in an undefined state.
+///
+/// # Errors
+/// When libtorch refuses an operation.
+pub fn accumulate_gradient(
+    decoder: &Decoder,
+    reference: Option<&Decoder>,
+    rows: &[TrainingRow],
+    settings: &BatchSettings,
+    on_micro_batch: &mut dyn FnMut(usize, usize) -> bool,
+) -> Result<Option<BatchFigures>> {
+    let counts: Vec<RowCount> = rows
+        .iter()
+        .map(|row| RowCount { episode: row.episode().0, num_trained: row.num_trained() })
+        .collect();
+    let weights = match settings.objective {
+        Objective::Sft => Aggregation::TokenMean.weights(&counts),
+        Objective::Policy { .. } => settings.aggregation.weights(&counts),
+    };
+    let computed: Vec<usize> = (0..rows.len()).filter(|&row| has_gradient(&rows[row], settings.objective)).collect();
+    let lengths: Vec<usize> = computed.iter().map(|&row| rows[row].len()).collect();
+    let micro_batches = pack(&lengths, settings.micro_batch_tokens);
+    let mut totals = Totals::default();
+    for (done, members) in micro_batches.iter().enumerate() {
+        if !on_micro_batch(done, micro_batches.len()) {
+            return Ok(None);
+        }
+        let members: Vec<(&TrainingRow, f64)> =
+            members.iter().map(|&member| (&rows[computed[member]], weights[computed[member]])).collect();
+        let batch = MicroBatch::assemble(&members, decoder.device())?;
+        totals.add(&micro_batch_gradient(decoder, reference, &batch, settings)?);
+    }
+    Ok(Some(totals.figures(micro_batches.len())))
+}
+
+fn has_gradient(row: &TrainingRow, objective: Objective) -> bool {
+    let is_weighed = match objective {
+        Objective::Sft => true,
+        Objective::Policy { kl_beta, .. } => kl_beta > 0.0 || row.advantage() != 0.0,
+    };
+    row.num_trained() > 0 && is_weighed
+}
+
+fn micro_batch_gradient(
+    decoder: &Decoder,
+    reference: Option<&Decoder>,
+    batch: &MicroBatch,
+    settings: &BatchSettings,
+) -> Result<Totals> {
+    let head_settings = HeadSettings {
+        temperature: settings.temperature,
+        chunk_tokens: CHUNK_TOKENS,
+        entropy: settings.objective != Objective::Sft,
+    };
+    let logp_reference = match reference {
+        Some(reference) => Some(score(reference, batch, head_settings)?),
+        None => None,
+    };
+    let hidden = batch.select_trained(&decoder.hidden_packed(&batch.ids, &batch.segment_lens)?)?;
+    let lm_head = |hidden: &Tensor| Ok(decoder.lm_head(hidden)?);
+    let mut chunk_loss = |range: Range<i64>, logp: &Tensor| {
+        chunk_loss(batch, logp_reference.as_ref(), settings.objective, &range, logp)
+    };
+    let output = head::backward(&lm_head, &hidden, &batch.targets, head_settings, &mut chunk_loss)?;
+    let mut totals = Totals {
+        loss: output.loss,
+        num_tokens: batch.num_tokens(),
+        num_trained: batch.num_trained(),
+        ..Totals::default()
+    };
+    if let Objective::Policy { clip, .. } = settings.objective {
+        totals.measure_policy(batch, &output, logp_reference.as_ref(), clip)?;
+    }
+    Ok(totals)
+}
+
+/// Log-probabilities of a micro-batch's trained tokens, without gradients; f32 `[trained]`.
+pub(crate) fn score(decoder: &Decoder, batch: &MicroBatch, settings: HeadSettings) -> Result<Tensor> {
+    let _no_grad = tch::no_grad_guard();
+    let hidden = batch.select_trained(&decoder.hidden_packed(&batch.ids, &batch.segment_lens)?)?;
+    head::score(&|hidden: &Tensor| Ok(decoder.lm_head(hidden)?), &hidden, &batch.targets, settings)
+}
+
+/// Log-probabilities of the trained tokens of `rows`, row by row, without gradients.
+///
+/// # Errors
+/// When libtorch refuses an operation.
+pub fn score_rows(
+    decoder: &Decoder,
+    rows: &[TrainingRow],
+    temperature: f64,
+    micro_batch_tokens: usize,
+) -> Result<Vec<Vec<f64>>> {
+    let settings = HeadSettings { temperature, chunk_tokens: CHUNK_TOKENS, entropy: false };
+    let lengths: Vec<usize> = rows.iter().map(TrainingRow::len).collect();
+    let mut scores = vec![Vec::new(); rows.len()];
+    for members in pack(&lengths, micro_batch_tokens) {
+        let batch: Vec<(&TrainingRow, f64)> = members.iter().map(|&row| (&rows[row], 1.0)).collect();
+        let batch = MicroBatch::assemble(&batch, decoder.device())?;
+        let mut logp = to_host(&score(decoder, &batch, settings)?)?.into_iter();
+        for row in members {
+            scores[row] = logp.by_ref().take(rows[row].num_trained()).collect();
+        }
+    }
+    Ok(scores)
+}
+
+/// The weighted loss of a chunk of trained tokens, a scalar.
+///
+/// ```text
+/// sft      sum_t w_t * -logp_t
+/// policy   sum_t w_t * (-min(r_t A_t, clip(r_t) A_t) + kl_beta * k3_t)
+/// ```
+pub(crate) fn chunk_loss(
+    batch: &MicroBatch,
+    logp_reference: Option<&Tensor>,
+    objective: Objective,
+    range: &Range<i64>,
+    logp: &Tensor,
+) -> Result<Tensor> {
+    let weights = MicroBatch::part(&batch.weights, range)?;
+    match objective {
+        Objective::Sft => Ok(sft_loss(logp, &weights)?),
+        Objective::Policy { clip, kl_beta } => {
+            let logp_old = MicroBatch::part(&batch.logp_old, range)?;
+            let advantages = MicroBatch::part(&batch.advantages, range)?;
+            let mut losses = policy_loss(logp, &logp_old, &advantages, clip)?;
+            if let Some(reference) = logp_reference {
+                let penalty = k3(logp, &MicroBatch::part(reference, range)?)?;
+                losses = losses.f_add(&penalty.f_mul_scalar(kl_beta)?)?;
+            }
+            Ok(losses.f_mul(&weights)?.f_sum(Kind::Float)?)
+        }
+    }
+}
+
+/// Sums over trained tokens, in f64.
+#[derive(Clone, Copy, Debug, Default)]
+struct Totals {
+    loss: f64,
+    num_tokens: usize,
+    num_trained: usize,
+    entropy: f64,
+    kl_sampler: f64,
+    kl_reference: f64,
+    num_clipped: f64,
+    mismatch_max: f64,
+    mismatch_sum: f64,
+}
+
+impl Totals {
+    fn measure_policy(
+        &mut self,
+        batch: &MicroBatch,
+        output: &head::HeadOutput,
+        logp_reference: Option<&Tensor>,
+        clip: Clip,
+    ) -> Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        let logp = &output.logp;
+        let sum = |tensor: &Tensor| tensor.f_sum(Kind::Double);
+        let zero = Tensor::f_zeros([], (Kind::Double, logp.device()))?;
+        let mismatch = logp.f_sub(&batch.logp_old)?.f_abs()?;
+        // One transfer for all figures.
+        let figures = Tensor::f_stack(
+            &[
+                output.entropy.as_ref().map_or_else(|| Ok(zero.shallow_clone()), sum)?,
+                sum(&k3(logp, &batch.logp_old)?)?,
+                logp_reference.map_or_else(|| Ok(zero.shallow_clone()), |reference| sum(&k3(logp, reference)?))?,
+                sum(&is_clipped(logp, &batch.logp_old, &batch.advantages, clip)?)?,
+                mismatch.f_max()?.f_to_kind(Kind::Double)?,
+                sum(&mismatch)?,
+            ],
+            0,
+        )?;
+        if let [entropy, kl_sampler, kl_reference, num_clipped, mismatch_max, mismatch_sum] = to_host(&figures)?[..] {
+            *self = Self { entropy, kl_sampler, kl_reference, num_clipped, mismatch_max, mismatch_sum, ..*self };
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.loss += other.loss;
+        self.num_tokens += other.num_tokens;
+        self.num_trained += other.num_trained;
+        self.entropy += other.entropy;
+        self.kl_sampler += other.kl_sampler;
+        self.kl_reference += other.kl_reference;
+        self.num_clipped += other.num_clipped;
+        // `f64::max` would drop a NaN.
+        if other.mismatch_max > self.mismatch_max || other.mismatch_max.is_nan() {
+            self.mismatch_max = other.mismatch_max;
+        }
+        self.mismatch_sum += other.mismatch_sum;
+    }
+
+    fn figures(&self, num_micro_batches: usize) -> BatchFigures {
+        let mean = |sum: f64| if self.num_trained == 0 { 0.0 } else { sum / self.num_trained as f64 };
+        BatchFigures {
+            loss: self.loss,
+            num_micro_batches,
+            num_tokens: self.num_tokens,
+            num_trained: self.num_trained,
+            entropy: mean(self.entropy),
+            kl_sampler: mean(self.kl_sampler),
+            kl_reference: mean(self.kl_reference),
+            clip_share: mean(self.num_clipped),
+            mismatch_max_nats: self.mismatch_max,
+            mismatch_mean_nats: mean(self.mismatch_sum),
+        }
+    }
+}
