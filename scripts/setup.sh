@@ -3,7 +3,7 @@
 #
 #   scripts/setup.sh [--cuda | --cpu]
 #
-# --cuda also fetches the CUDA libraries (about 5 GB on disk), --cpu leaves them out; the default is --cuda where
+# --cuda also fetches the CUDA libraries (about 4 GB on disk), --cpu leaves them out; the default is --cuda where
 # `nvidia-smi` finds a GPU. A libtorch named by LIBTORCH in the environment is used as it is and nothing is fetched.
 set -euo pipefail
 
