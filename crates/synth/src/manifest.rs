@@ -1,0 +1,134 @@
+//! What the files of a finished stage were made from, so that a second call does nothing.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::Path;
+
+use asyncthink_data::{SynthFolder, write_bytes_atomic};
+use asyncthink_recipe::{McdSource, ModelSection, Recipe, TaskSection};
+use fs_err as fs;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::report::SynthReport;
+use crate::{Error, Result};
+
+/// Raised when the same inputs give other files.
+const FORMAT: u32 = 1;
+
+/// `manifest.json`: written last, so that it vouches for the files beside it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Manifest {
+    /// Every input in full; equality means that the files are still right.
+    inputs: Value,
+    /// Length and digest of every file by its name.
+    files: BTreeMap<String, FileMark>,
+    /// What the run told its user.
+    report: SynthReport,
+}
+
+/// Enough to notice another or a damaged file; not proof against malice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct FileMark {
+    num_bytes: u64,
+    /// 64-bit FNV-1a in hexadecimal.
+    digest: String,
+}
+
+/// The inputs of a recipe's first stage.
+pub(crate) fn inputs(recipe: &Recipe) -> Result<Value> {
+    let TaskSection::Mcd(section) = &recipe.task;
+    let mut files = BTreeMap::new();
+    if let McdSource::Files {
+        train_file,
+        test_file,
+    } = &section.source
+    {
+        for path in [train_file, test_file] {
+            files.insert(path.display().to_string(), mark(path)?);
+        }
+    }
+    let model = match &recipe.model {
+        ModelSection::Init(init) => {
+            json!({"init": {"max_position_embeddings": init.max_position_embeddings}})
+        }
+        ModelSection::Path(path) => {
+            let tokenizer = path.join("tokenizer.json");
+            files.insert("tokenizer.json".to_owned(), mark(&tokenizer)?);
+            json!({"path": path})
+        }
+    };
+    Ok(json!({
+        "format": FORMAT,
+        "seed": recipe.seed,
+        "task": format!("{section:?}"),
+        "protocol": recipe.protocol,
+        "prompts": recipe.prompts,
+        "synth": recipe.synth,
+        "model": model,
+        "files": files,
+    }))
+}
+
+/// The report of an earlier run, if it had the same inputs and all its files are there unchanged.
+pub(crate) fn reusable(folder: &SynthFolder, inputs: &Value) -> Option<SynthReport> {
+    let text = fs::read(folder.manifest()).ok()?;
+    // A manifest that cannot be read is that of another version or of nobody: the work is done again.
+    let manifest: Manifest = serde_json::from_slice(&text).ok()?;
+    let is_whole = !manifest.files.is_empty()
+        && manifest.files.iter().all(|(name, expected)| {
+            mark(&folder.root().join(name)).is_ok_and(|found| found == *expected)
+        });
+    (manifest.inputs == *inputs && is_whole).then(|| SynthReport {
+        is_reused: true,
+        ..manifest.report
+    })
+}
+
+/// Removes the mark of completeness before files are replaced.
+pub(crate) fn invalidate(folder: &SynthFolder) -> Result<()> {
+    match fs::remove_file(folder.manifest()) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Vouches for the files that were just written.
+pub(crate) fn write(folder: &SynthFolder, inputs: Value, report: &SynthReport) -> Result<()> {
+    let mut files = BTreeMap::new();
+    for name in [
+        "train_problems.parquet",
+        "test_problems.parquet",
+        "pairs.parquet",
+        "tokenizer/tokenizer.json",
+    ] {
+        files.insert(name.to_owned(), mark(&folder.root().join(name))?);
+    }
+    let manifest = Manifest {
+        inputs,
+        files,
+        report: report.clone(),
+    };
+    let mut text = serde_json::to_vec_pretty(&manifest)?;
+    text.push(b'\n');
+    write_bytes_atomic(&folder.manifest(), &text).map_err(Error::from)
+}
+
+fn mark(path: &Path) -> Result<FileMark> {
+    let mut file = fs::File::open(path)?;
+    let mut buffer = vec![0; 1 << 16];
+    let (mut num_bytes, mut digest) = (0, 0xcbf2_9ce4_8422_2325_u64);
+    loop {
+        let count = file.read(&mut buffer)?;
+        if count == 0 {
+            return Ok(FileMark {
+                num_bytes,
+                digest: format!("{digest:016x}"),
+            });
+        }
+        num_bytes += count as u64;
+        for &byte in &buffer[..count] {
+            digest = (digest ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+}

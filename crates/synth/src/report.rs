@@ -1,0 +1,82 @@
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::topology::describe;
+use crate::trace::SynthTrace;
+
+/// What the first stage made, and how good its teacher is: what a model that imitates perfectly would reach.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct SynthReport {
+    /// The files of an earlier call with the same inputs were kept.
+    #[serde(skip)]
+    pub is_reused: bool,
+    /// Training problems.
+    pub num_train_problems: usize,
+    /// Held-out problems.
+    pub num_test_problems: usize,
+    /// Traces that passed the rules.
+    pub num_traces: usize,
+    /// Query-response pairs: one per organizer and one per worker.
+    pub num_pairs: usize,
+    /// Refused traces by the rule that refused them.
+    pub rejected: BTreeMap<String, u64>,
+    /// Traces per sequence of Forks and Joins.
+    pub topologies: BTreeMap<String, u64>,
+    /// Size of the vocabulary.
+    pub vocab_size: usize,
+    /// Tokens of all pairs, prompts included.
+    pub num_tokens: u64,
+    /// Most tokens of a pair.
+    pub max_pair_tokens: usize,
+    /// Mean share of the required solutions that answers hold.
+    pub mean_accuracy: f64,
+    /// Share of the traces whose answer holds all of them.
+    pub all_correct: f64,
+    /// Mean concurrency as a share of the capacity.
+    pub mean_eta_ratio: f64,
+    /// Mean critical path.
+    pub mean_latency_tokens: f64,
+}
+
+impl SynthReport {
+    /// Takes a trace into the sums; means are of the traces taken so far.
+    pub(crate) fn add(&mut self, trace: &SynthTrace) {
+        *self
+            .topologies
+            .entry(describe(&trace.topology))
+            .or_default() += 1;
+        self.num_traces += 1;
+        let weight = 1.0 / self.num_traces as f64;
+        let concurrency = trace.trace.timeline().concurrency(true);
+        let all_correct = if trace.grade.is_all_correct() {
+            1.0
+        } else {
+            0.0
+        };
+        for (mean, value) in [
+            (&mut self.mean_accuracy, trace.grade.reward),
+            (&mut self.all_correct, all_correct),
+            (&mut self.mean_eta_ratio, concurrency.eta_ratio),
+            (
+                &mut self.mean_latency_tokens,
+                concurrency.latency_tokens as f64,
+            ),
+        ] {
+            *mean += (value - *mean) * weight;
+        }
+    }
+
+    pub(crate) fn rejected_text(&self) -> String {
+        let reasons: Vec<String> = self
+            .rejected
+            .iter()
+            .map(|(reason, count)| format!("{count} by `{reason}`"))
+            .collect();
+        if reasons.is_empty() {
+            "none".to_owned()
+        } else {
+            reasons.join(", ")
+        }
+    }
+}

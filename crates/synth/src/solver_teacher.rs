@@ -1,0 +1,249 @@
+//! The teacher: writes what organizer and workers decode for one problem.
+
+use asyncthink_data::PromptTemplates;
+use asyncthink_protocol::{Protocol, RETURN_CLOSE, RETURN_OPEN, Step, SubQueryId, TraceBuilder};
+use asyncthink_recipe::SynthSection;
+use asyncthink_tasks::mcd::{DifferenceKey, Expr, Operator, Problem, Solution};
+use rand::seq::IndexedRandom;
+use rand::{Rng, RngExt};
+
+use crate::arithmetic::{in_fixed_order, last_operator, random_expr, value_text};
+use crate::topology::Event;
+
+/// The name of this teacher in provenance.
+pub(crate) const TEACHER: &str = "solver";
+
+/// Separates the expressions of a return or an answer.
+const SEPARATOR: &str = ";";
+
+/// How often a blind attempt is redrawn that was made before.
+const MAX_REDRAWS: usize = 8;
+
+/// Text that holds every word the teacher may write, for the vocabulary.
+pub(crate) const LEXICON: [&str; 3] = ["1+2=3 no\n", "1*2=2 ok 1*2\n", "1 2 = 3 with *"];
+
+/// A problem with what the teacher knows about it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Solved<'a> {
+    pub(crate) problem: &'a Problem,
+    pub(crate) solutions: &'a [Solution],
+}
+
+/// What a trace is written by.
+pub(crate) struct Lesson<'a> {
+    pub(crate) solved: Solved<'a>,
+    pub(crate) settings: &'a SynthSection,
+    pub(crate) protocol: Protocol,
+    pub(crate) query: String,
+}
+
+impl<'a> Lesson<'a> {
+    pub(crate) fn new(
+        solved: Solved<'a>,
+        settings: &'a SynthSection,
+        protocol: Protocol,
+        templates: &PromptTemplates,
+    ) -> Self {
+        let query = templates.query(&solved.problem.fields());
+        Self {
+            solved,
+            settings,
+            protocol,
+            query,
+        }
+    }
+
+    /// Writes a trace along a topology.
+    pub(crate) fn write(&self, topology: &[Event], rng: &mut impl Rng) -> TraceBuilder {
+        let is_persistent = rng.random_bool(self.settings.persistence_rate);
+        let max_attempts = self.settings.max_attempts_organizer;
+        let mut organizer = Agent::new(self.solved, self.settings.hit_rate, None);
+        let mut returns: Vec<(SubQueryId, Vec<Expr>)> = Vec::new();
+        let mut steps = Vec::new();
+        for event in topology {
+            let num_attempts = rng.random_range(0..=max_attempts);
+            steps.push(Step::Think(organizer.attempts(num_attempts, rng)));
+            match *event {
+                Event::Fork(id) => {
+                    let (step, returned) = self.fork(id, is_persistent, rng);
+                    steps.push(step);
+                    returns.push((id, returned));
+                }
+                Event::Join(id) => {
+                    steps.push(Step::Join(id));
+                    for (_, returned) in returns.extract_if(.., |(forked, _)| *forked == id) {
+                        returned.iter().for_each(|expr| organizer.learn(expr));
+                    }
+                }
+            }
+        }
+        let last = if is_persistent {
+            organizer.attempts_until(self.solved.problem.required, max_attempts, rng)
+        } else {
+            // One who neither forks nor tries has nothing to answer with.
+            let min_attempts = usize::from(topology.is_empty());
+            let num_attempts = rng.random_range(min_attempts..=max_attempts.max(min_attempts));
+            organizer.attempts(num_attempts, rng)
+        };
+        steps.push(Step::Think(last));
+        steps.push(Step::Answer(self.answer(&organizer, rng)));
+        steps.retain(|step| !matches!(step, Step::Think(text) if text.is_empty()));
+        TraceBuilder::from_steps(self.protocol, steps)
+    }
+
+    /// A Fork with all that its worker writes, and what that returns.
+    fn fork(&self, id: SubQueryId, is_persistent: bool, rng: &mut impl Rng) -> (Step, Vec<Expr>) {
+        let focus = if rng.random_bool(self.settings.focus_rate) {
+            Operator::ALL.choose(rng).copied()
+        } else {
+            None
+        };
+        let mut worker = Agent::new(self.solved, self.settings.hit_rate, focus);
+        let max_attempts = self.settings.max_attempts_worker;
+        let mut text = if is_persistent {
+            worker.attempts_until(1, max_attempts, rng)
+        } else {
+            let num_attempts = rng.random_range(1..=max_attempts);
+            worker.attempts(num_attempts, rng)
+        };
+        let mut returned: Vec<Expr> = worker.known.into_iter().map(|known| known.expr).collect();
+        if returned.is_empty() && rng.random_bool(self.settings.wrong_return_rate) {
+            returned.extend(worker.tried.pop());
+        }
+        text.push_str(RETURN_OPEN);
+        text.push_str(&list(&returned));
+        text.push_str(RETURN_CLOSE);
+        let sub_query = match focus {
+            Some(operator) => format!("{} with {}", self.query, operator.symbol()),
+            None => self.query.clone(),
+        };
+        (
+            Step::Fork {
+                id,
+                sub_query,
+                worker_text: text,
+            },
+            returned,
+        )
+    }
+
+    /// What was found and returned; or, in the traces that leave it to learn, attempts whatever their value.
+    fn answer(&self, organizer: &Agent<'_>, rng: &mut impl Rng) -> String {
+        let required = self.solved.problem.required;
+        let is_verified = rng.random_bool(self.settings.correct_answer_rate);
+        if is_verified && !organizer.known.is_empty() {
+            let known: Vec<Expr> = organizer
+                .known
+                .iter()
+                .take(required)
+                .map(|known| known.expr.clone())
+                .collect();
+            return list(&known);
+        }
+        let attempts: Vec<Expr> = organizer.tried.sample(rng, required).cloned().collect();
+        if attempts.is_empty() {
+            return random_expr(self.solved.problem, None, rng).to_string();
+        }
+        list(&attempts)
+    }
+}
+
+fn list(exprs: &[Expr]) -> String {
+    exprs
+        .iter()
+        .map(Expr::to_string)
+        .collect::<Vec<_>>()
+        .join(SEPARATOR)
+}
+
+struct Known {
+    expr: Expr,
+    key: DifferenceKey,
+}
+
+/// One agent's attempts and knowledge.
+struct Agent<'a> {
+    solved: Solved<'a>,
+    hit_rate: f64,
+    focus: Option<Operator>,
+    tried: Vec<Expr>,
+    /// Different solutions, found or returned, in that order. A wrong return is among them: the organizer cannot tell.
+    known: Vec<Known>,
+}
+
+impl<'a> Agent<'a> {
+    fn new(solved: Solved<'a>, hit_rate: f64, focus: Option<Operator>) -> Self {
+        Self {
+            solved,
+            hit_rate,
+            focus,
+            tried: Vec::new(),
+            known: Vec::new(),
+        }
+    }
+
+    fn learn(&mut self, expr: &Expr) {
+        let key = DifferenceKey::of(expr);
+        if self.known.iter().all(|known| known.key != key) {
+            self.known.push(Known {
+                expr: expr.clone(),
+                key,
+            });
+        }
+    }
+
+    fn attempts(&mut self, count: usize, rng: &mut impl Rng) -> String {
+        (0..count).map(|_| self.attempt(rng)).collect()
+    }
+
+    fn attempts_until(&mut self, num_known: usize, max_count: usize, rng: &mut impl Rng) -> String {
+        let mut text = String::new();
+        for _ in 0..max_count {
+            if self.known.len() >= num_known {
+                break;
+            }
+            text.push_str(&self.attempt(rng));
+        }
+        text
+    }
+
+    /// One line; a hit is remembered.
+    fn attempt(&mut self, rng: &mut impl Rng) -> String {
+        let expr = self.next_expr(rng);
+        let (value, is_hit) = value_text(&expr, self.solved.problem.target);
+        let line = if is_hit {
+            format!("{expr}={value} ok {expr}\n")
+        } else {
+            format!("{expr}={value} no\n")
+        };
+        if is_hit {
+            self.learn(&expr);
+        }
+        self.tried.push(expr);
+        line
+    }
+
+    fn next_expr(&self, rng: &mut impl Rng) -> Expr {
+        if rng.random_bool(self.hit_rate) {
+            let is_new = |solution: &&Solution| {
+                let is_known = self.known.iter().any(|known| known.key == solution.key);
+                !is_known
+                    && self
+                        .focus
+                        .is_none_or(|focus| last_operator(&solution.expr) == Some(focus))
+            };
+            let new: Vec<&Solution> = self.solved.solutions.iter().filter(is_new).collect();
+            if let Some(solution) = new.choose(rng) {
+                return in_fixed_order(&solution.expr);
+            }
+        }
+        let mut expr = random_expr(self.solved.problem, self.focus, rng);
+        for _ in 0..MAX_REDRAWS {
+            if !self.tried.contains(&expr) {
+                break;
+            }
+            expr = random_expr(self.solved.problem, self.focus, rng);
+        }
+        expr
+    }
+}

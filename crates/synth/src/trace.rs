@@ -1,0 +1,298 @@
+//! One checked trace, and the pairs that it becomes.
+
+use asyncthink_data::parquet::{Role, SftPair, Span};
+use asyncthink_data::{PromptTemplates, PromptText, Tokenizer};
+use asyncthink_protocol::{Protocol, RawTrace, SpanKind, TokenCounter, Trace};
+use asyncthink_recipe::{ModelSection, ProtocolSection, Recipe, SynthSection};
+use asyncthink_tasks::mcd::{SolveOptions, SubsetOrder, solve_with};
+use asyncthink_tasks::{Grade, Problem, mcd};
+use rayon::prelude::*;
+
+use crate::seeds::{Stream, generator, seed_of};
+use crate::solver_teacher::{Lesson, Solved, TEACHER};
+use crate::topology::{Event, Topologies, describe};
+use crate::{Error, Result};
+
+/// How the solver is bounded per problem. Problems of few numbers are solved completely; of large ones a sample is enough.
+const SOLVE: SolveOptions = SolveOptions {
+    limit: 64,
+    max_per_subset: 4,
+    max_steps: 2_000_000,
+    order: SubsetOrder::Shuffled { seed: 0 },
+};
+
+/// A legal trace with where it came from.
+#[derive(Debug, Clone)]
+pub struct SynthTrace {
+    /// The trace's number; unique within a run.
+    pub trace_id: u64,
+    /// The problem, an index into the training problems.
+    pub problem_index: usize,
+    /// The seed that the trace was drawn with.
+    pub seed: u64,
+    /// Its Forks and Joins.
+    pub topology: Vec<Event>,
+    /// The text.
+    pub raw: RawTrace,
+    /// The text as checked; counts are in tokens.
+    pub trace: Trace,
+    /// The query that the organizer starts with.
+    pub query: String,
+    /// How good the answer is.
+    pub grade: Grade,
+}
+
+impl SynthTrace {
+    /// The organizer's pair, then one per worker in Fork order.
+    pub fn pairs(&self, templates: &PromptTemplates) -> Vec<SftPair> {
+        let injected = self
+            .trace
+            .spans()
+            .iter()
+            .filter(|span| matches!(span.kind, SpanKind::Injected(_)));
+        // Texts are far shorter than 4 GiB: the budgets bound them.
+        let offset = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+        let injected = injected
+            .map(|span| Span {
+                start: offset(span.bytes.start),
+                end: offset(span.bytes.end),
+            })
+            .collect();
+        let organizer = SftPair {
+            trace_id: self.trace_id,
+            role: Role::Organizer,
+            worker_index: None,
+            problem_index: self.problem_index as u64,
+            prompt: templates.organizer(&self.query),
+            response: self.raw.organizer.clone(),
+            injected,
+            teacher: TEACHER.to_owned(),
+            seed: self.seed,
+            topology: describe(&self.topology),
+        };
+        let workers = self
+            .raw
+            .workers
+            .iter()
+            .zip(self.trace.workers())
+            .zip(0..)
+            .map(|((text, worker), index)| SftPair {
+                role: Role::Worker,
+                worker_index: Some(index),
+                prompt: templates.worker(&worker.sub_query),
+                response: text.text.clone(),
+                injected: Vec::new(),
+                ..organizer.clone()
+            });
+        std::iter::once(organizer.clone()).chain(workers).collect()
+    }
+}
+
+/// Writes and checks traces.
+pub(crate) struct Writer<'a> {
+    settings: &'a SynthSection,
+    budgets: &'a ProtocolSection,
+    max_sequence_tokens: Option<usize>,
+    protocol: Protocol,
+    topologies: Topologies,
+    templates: &'a PromptTemplates,
+    tokenizer: &'a Tokenizer,
+    seed: u64,
+}
+
+impl<'a> Writer<'a> {
+    pub(crate) fn new(
+        recipe: &'a Recipe,
+        templates: &'a PromptTemplates,
+        tokenizer: &'a Tokenizer,
+        seed: u64,
+    ) -> Result<Self> {
+        let settings = recipe.synth.as_ref().ok_or(Error::NoSection)?;
+        let protocol = protocol(recipe);
+        let max_sequence_tokens = match &recipe.model {
+            ModelSection::Init(init) => Some(init.max_position_embeddings),
+            ModelSection::Path(_) => None,
+        };
+        Ok(Self {
+            settings,
+            budgets: &recipe.protocol,
+            max_sequence_tokens,
+            protocol,
+            topologies: Topologies::new(protocol.capacity, max_forks(recipe))?,
+            templates,
+            tokenizer,
+            seed,
+        })
+    }
+
+    /// Writes the trace of a number, or says why the rules refuse it.
+    pub(crate) fn write(
+        &self,
+        trace_id: u64,
+        problem_index: usize,
+        problem: &mcd::Problem,
+        solutions: &[mcd::Solution],
+    ) -> Result<SynthTrace, &'static str> {
+        let seed = seed_of(self.seed, Stream::Trace, trace_id);
+        let mut rng = generator(seed);
+        let topology = self.topologies.sample(&mut rng);
+        let lesson = Lesson::new(
+            Solved { problem, solutions },
+            self.settings,
+            self.protocol,
+            self.templates,
+        );
+        let raw = lesson.write(&topology, &mut rng).render_unchecked();
+        let counter = TokenizerCounter(self.tokenizer);
+        let trace = Trace::check(&raw, self.protocol.tags, self.protocol.overflow, &counter)
+            .map_err(|error| error.code())?;
+        let grade = mcd::grade(problem, trace.answer());
+        let trace = SynthTrace {
+            trace_id,
+            problem_index,
+            seed,
+            topology,
+            raw,
+            trace,
+            query: lesson.query,
+            grade,
+        };
+        self.check_budgets(&trace)?;
+        Ok(trace)
+    }
+
+    /// A trace that the runtime would cut must not be taught.
+    fn check_budgets(&self, trace: &SynthTrace) -> Result<(), &'static str> {
+        let timeline = trace.trace.timeline();
+        let fragment_tokens = timeline
+            .fragments()
+            .iter()
+            .map(|fragment| fragment.num_tokens)
+            .max()
+            .unwrap_or(0);
+        if fragment_tokens > u64::from(self.budgets.organizer_max_tokens) {
+            return Err("organizer_max_tokens");
+        }
+        if self
+            .budgets
+            .organizer_total_tokens
+            .is_some_and(|limit| timeline.organizer_tokens() > u64::from(limit))
+        {
+            return Err("organizer_total_tokens");
+        }
+        let worker_tokens = timeline.worker_tokens().iter().max().copied().unwrap_or(0);
+        if worker_tokens > u64::from(self.budgets.worker_max_tokens) {
+            return Err("worker_max_tokens");
+        }
+        if let Some(limit) = self.max_sequence_tokens {
+            for pair in trace.pairs(self.templates) {
+                if pair
+                    .tokenize(self.tokenizer)
+                    .is_ok_and(|row| row.len() > limit)
+                {
+                    return Err("max_position_embeddings");
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Tokens as the run's tokenizer counts them.
+struct TokenizerCounter<'a>(&'a Tokenizer);
+
+impl TokenCounter for TokenizerCounter<'_> {
+    fn count(&self, text: &str) -> u64 {
+        // What cannot be encoded is refused when the pair is tokenised.
+        self.0.encode(text).map_or(0, |ids| ids.len() as u64)
+    }
+}
+
+/// Solves a problem for the teacher.
+pub(crate) fn solutions(problem: &mcd::Problem, seed: u64) -> Vec<mcd::Solution> {
+    let order = SubsetOrder::Shuffled {
+        seed: seed_of(seed, Stream::Solver, 0),
+    };
+    solve_with(problem, &SolveOptions { order, ..SOLVE }).solutions
+}
+
+/// Writes `num_traces` candidate traces over the problems in turn and returns those that pass the rules, in order.
+///
+/// [`crate::run`] does the same with progress, replacements for refused traces, and files.
+///
+/// # Errors
+/// The recipe has no `[synth]` section, or its topologies cannot be counted.
+pub fn synthesize(
+    recipe: &Recipe,
+    problems: &[Problem],
+    templates: &PromptTemplates,
+    tokenizer: &Tokenizer,
+    seed: u64,
+) -> Result<Vec<SynthTrace>> {
+    let writer = Writer::new(recipe, templates, tokenizer, seed)?;
+    let problems: Vec<&mcd::Problem> = problems.iter().filter_map(as_mcd).collect();
+    if problems.is_empty() {
+        return Ok(Vec::new());
+    }
+    let traces = (0..writer.settings.num_traces)
+        .into_par_iter()
+        .filter_map(|index| {
+            let problem_index = index % problems.len();
+            let problem = problems[problem_index];
+            writer
+                .write(
+                    index as u64,
+                    problem_index,
+                    problem,
+                    &solutions(problem, seed),
+                )
+                .ok()
+        });
+    Ok(traces.collect())
+}
+
+/// The problem as one that this teacher can solve.
+pub(crate) fn as_mcd(problem: &Problem) -> Option<&mcd::Problem> {
+    match problem {
+        Problem::Mcd(problem) => Some(problem),
+        _ => None,
+    }
+}
+
+/// The recipe's protocol as rules.
+pub(crate) fn protocol(recipe: &Recipe) -> Protocol {
+    let section = &recipe.protocol;
+    Protocol {
+        tags: section.tag_style,
+        capacity: section.capacity,
+        overflow: section.overflow,
+        max_forks: section.max_forks,
+    }
+}
+
+/// The recipe's prompt templates, checked.
+pub(crate) fn templates(recipe: &Recipe) -> Result<PromptTemplates> {
+    let prompts = &recipe.prompts;
+    let text = PromptText {
+        organizer: prompts.organizer.clone(),
+        worker: prompts.worker.clone(),
+        query: prompts.query.clone(),
+    };
+    Ok(PromptTemplates::new(
+        text,
+        protocol(recipe).capacity.max_workers(),
+    )?)
+}
+
+/// Most Forks of a trace: a topology must not exceed what the protocol lets an episode do.
+pub(crate) fn max_forks(recipe: &Recipe) -> u32 {
+    let wanted = recipe
+        .synth
+        .as_ref()
+        .map_or(0, |section| section.topology_max_forks);
+    let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
+    recipe
+        .protocol
+        .max_forks
+        .map_or(wanted, |limit| wanted.min(limit))
+}

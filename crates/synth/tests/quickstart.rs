@@ -1,0 +1,246 @@
+//! The teacher on a small recipe: legal, lossless, deterministic, reusable.
+
+use std::path::Path;
+
+use asyncthink_data::parquet::{Role, read_problems, read_sft_pairs};
+use asyncthink_data::{PromptTemplates, PromptText, SynthFolder, Tokenizer};
+use asyncthink_protocol::{CharCounter, Overflow, TagStyle, Trace};
+use asyncthink_recipe::Recipe;
+use asyncthink_synth::{Error, SynthReport, run, synthesize};
+use proptest::prelude::*;
+
+const RECIPE: &str = r#"
+name = "small"
+run_dir = "unused"
+
+[task.mcd]
+num_numbers = 5
+number_range = [1, 12]
+target_range = [2, 30]
+numbers_per_solution = [2, 2]
+required_solutions = 2
+num_train_problems = 60
+num_test_problems = 10
+test_target_fraction = 0.2
+
+[protocol]
+capacity = 2
+worker_max_tokens = 120
+organizer_max_tokens = 120
+
+[prompts]
+organizer = "main {query}\n"
+worker = "sub {sub_query}\n"
+query = "{numbers} = {target}"
+
+[model.init]
+hidden_size = 16
+num_layers = 1
+num_heads = 2
+num_kv_heads = 1
+head_dim = 8
+intermediate_size = 16
+max_position_embeddings = 512
+
+[synth]
+num_traces = 300
+focus_rate = 0.3
+"#;
+
+fn recipe(sets: &[&str]) -> Recipe {
+    let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
+    Recipe::parse(RECIPE, Path::new("small.toml"), &sets).unwrap()
+}
+
+fn run_quietly(recipe: &Recipe, directory: &Path) -> SynthReport {
+    run(recipe, directory, &mut |_| {}).unwrap()
+}
+
+fn templates(recipe: &Recipe) -> PromptTemplates {
+    let text = PromptText {
+        organizer: recipe.prompts.organizer.clone(),
+        worker: recipe.prompts.worker.clone(),
+        query: recipe.prompts.query.clone(),
+    };
+    PromptTemplates::new(text, 1).unwrap()
+}
+
+#[test]
+fn pairs_are_complete_and_lossless() {
+    let directory = tempfile::tempdir().unwrap();
+    let report = run_quietly(&recipe(&[]), directory.path());
+    let folder = SynthFolder::new(directory.path());
+    assert_eq!(read_problems(&folder.train_problems()).unwrap().len(), 60);
+    assert_eq!(read_problems(&folder.test_problems()).unwrap().len(), 10);
+    let pairs = read_sft_pairs(&folder.pairs()).unwrap();
+    assert_eq!(pairs.len(), report.num_pairs);
+    let tokenizer = Tokenizer::from_dir(&folder.tokenizer()).unwrap();
+    assert!(tokenizer.vocab_size() < 512, "{}", tokenizer.vocab_size());
+    let mut num_tokens = 0;
+    for pair in &pairs {
+        for text in [&pair.prompt, &pair.response] {
+            assert_eq!(tokenizer.decode(&tokenizer.encode(text).unwrap()), *text);
+        }
+        let row = pair.tokenize(&tokenizer).unwrap();
+        assert_eq!(
+            tokenizer.decode(row.ids()),
+            format!("{}{}", pair.prompt, pair.response)
+        );
+        num_tokens += row.len() as u64;
+    }
+    assert_eq!(num_tokens, report.num_tokens);
+    // A trace of n sub-queries gives n + 1 pairs, in order.
+    let organizers = pairs
+        .iter()
+        .filter(|pair| pair.role == Role::Organizer)
+        .count();
+    assert_eq!(organizers, report.num_traces);
+    for trace in pairs.chunk_by(|left, right| left.trace_id == right.trace_id) {
+        assert_eq!(trace[0].role, Role::Organizer);
+        assert_eq!(trace.len() - 1, trace[0].response.matches("<FORK").count());
+        for (index, worker) in (0..).zip(&trace[1..]) {
+            assert_eq!(
+                (worker.role, worker.worker_index),
+                (Role::Worker, Some(index))
+            );
+            assert!(
+                trace[0]
+                    .response
+                    .contains(worker.prompt.strip_prefix("sub ").unwrap().trim_end())
+            );
+        }
+    }
+    // Topologies of capacity 2 with up to 3 Forks: four, each about as often.
+    assert_eq!(report.topologies.len(), 4);
+    assert!(
+        report.topologies.values().all(|&count| count > 40),
+        "{:?}",
+        report.topologies
+    );
+    assert!(
+        report.mean_accuracy > 0.1 && report.all_correct < 0.9 && report.mean_eta_ratio > 0.5,
+        "{report:?}"
+    );
+}
+
+#[test]
+fn a_second_call_reuses_the_files_and_a_change_does_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = run_quietly(&recipe(&[]), directory.path());
+    let folder = SynthFolder::new(directory.path());
+    let bytes = std::fs::read(folder.pairs()).unwrap();
+    let second = run_quietly(&recipe(&[]), directory.path());
+    assert!(!first.is_reused && second.is_reused);
+    assert_eq!(
+        SynthReport {
+            is_reused: false,
+            ..second
+        },
+        first
+    );
+
+    // A damaged file is made again, to the same bytes.
+    std::fs::write(folder.pairs(), b"damaged").unwrap();
+    assert!(!run_quietly(&recipe(&[]), directory.path()).is_reused);
+    assert_eq!(std::fs::read(folder.pairs()).unwrap(), bytes);
+
+    assert!(!run_quietly(&recipe(&["seed=2"]), directory.path()).is_reused);
+    assert_ne!(std::fs::read(folder.pairs()).unwrap(), bytes);
+}
+
+#[test]
+fn budgets_that_nothing_fits_are_an_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let tight = recipe(&["protocol.worker_max_tokens=4", "synth.num_traces=50"]);
+    let error = run(&tight, directory.path(), &mut |_| {}).unwrap_err();
+    assert!(
+        matches!(error, Error::TooFewTraces { wanted: 50, .. }),
+        "{error}"
+    );
+    assert!(error.to_string().contains("`worker_max_tokens`"), "{error}");
+    assert!(!SynthFolder::new(directory.path()).manifest().exists());
+}
+
+#[test]
+fn rates_do_what_they_say() {
+    let directory = tempfile::tempdir().unwrap();
+    let keen = [
+        "synth.hit_rate=1.0",
+        "synth.correct_answer_rate=1.0",
+        "synth.persistence_rate=1.0",
+        "synth.wrong_return_rate=0.0",
+        "synth.focus_rate=0.0",
+    ];
+    let report = run_quietly(&recipe(&keen), directory.path());
+    assert!(report.all_correct > 0.99, "{report:?}");
+    let lazy = [
+        "synth.hit_rate=0.0",
+        "synth.correct_answer_rate=0.0",
+        "synth.persistence_rate=0.0",
+    ];
+    let report = run_quietly(&recipe(&lazy), directory.path());
+    assert!(report.all_correct < 0.1, "{report:?}");
+}
+
+/// A look at the text, so that a change of it is seen.
+#[test]
+fn text_is_as_documented() {
+    let recipe = recipe(&["synth.num_traces=40"]);
+    let directory = tempfile::tempdir().unwrap();
+    run_quietly(&recipe, directory.path());
+    for pair in read_sft_pairs(&SynthFolder::new(directory.path()).pairs()).unwrap() {
+        for line in pair
+            .response
+            .lines()
+            .filter(|line| line.contains('=') && !line.contains('<') && !line.contains('>'))
+        {
+            let (expr, rest) = line.split_once('=').unwrap();
+            let (_, verdict) = rest.split_once(' ').unwrap();
+            assert!(verdict == "no" || verdict == format!("ok {expr}"), "{line}");
+        }
+        let closing = if pair.role == Role::Organizer {
+            "</ANSWER>"
+        } else {
+            "</RETURN>"
+        };
+        assert!(pair.response.ends_with(closing));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+    #[test]
+    fn every_trace_is_legal(seed: u64, capacity in 1_u32..6, tags_are_hyphen: bool, large: bool) {
+        let tags = if tags_are_hyphen { "hyphen" } else { "plain" };
+        let forks = if capacity == 1 { 0 } else { 4 };
+        let mut sets = vec![
+            format!("protocol.capacity={capacity}"), format!("protocol.tag_style=\"{tags}\""),
+            format!("synth.topology_max_forks={forks}"), "synth.num_traces=40".to_owned(), "task.mcd.num_train_problems=5".to_owned(),
+            "protocol.organizer_max_tokens=2000".to_owned(), "protocol.worker_max_tokens=2000".to_owned(),
+            "model.init.max_position_embeddings=8000".to_owned(), "synth.persistence_rate=0.5".to_owned(),
+        ];
+        if large {
+            sets.extend(["task.mcd.numbers_per_solution=[2,4]", "task.mcd.number_range=[1,50]", "task.mcd.target_range=[100,200]"].map(str::to_owned));
+        }
+        let recipe = Recipe::parse(RECIPE, Path::new("small.toml"), &sets).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let report = run_quietly(&recipe, directory.path());
+        prop_assert_eq!(&report.rejected, &std::collections::BTreeMap::new());
+        let folder = SynthFolder::new(directory.path());
+        let tokenizer = Tokenizer::from_dir(&folder.tokenizer()).unwrap();
+        let problems = read_problems(&folder.train_problems()).unwrap();
+        let traces = synthesize(&recipe, &problems, &templates(&recipe), &tokenizer, seed).unwrap();
+        prop_assert_eq!(traces.len(), 40);
+        let style = if tags_are_hyphen { TagStyle::Hyphen } else { TagStyle::Plain };
+        for trace in &traces {
+            let checked = Trace::check(&trace.raw, style, Overflow::Error, &CharCounter);
+            prop_assert!(checked.is_ok(), "{:?} {:?}", checked, trace.raw);
+            prop_assert!(checked.unwrap().workers().iter().all(|worker| worker.is_joined));
+            for pair in trace.pairs(&templates(&recipe)) {
+                prop_assert_eq!(tokenizer.decode(&tokenizer.encode(&pair.response).unwrap()), pair.response);
+            }
+        }
+        let again = synthesize(&recipe, &problems, &templates(&recipe), &tokenizer, seed).unwrap();
+        prop_assert!(traces.iter().zip(&again).all(|(left, right)| left.raw == right.raw));
+    }
+}
