@@ -489,104 +489,34 @@ mod tests {
 
     #[test]
     fn contradictions_name_the_field() {
-        let rules = |min_numbers, max_numbers| Rules {
-            min_numbers,
-            max_numbers,
-        };
-        let base = tiny;
-        for (field, config) in [
-            (
-                "number_range",
-                GeneratorConfig {
-                    number_range: (-1, 12),
-                    ..base()
-                },
-            ),
-            (
-                "number_range",
-                GeneratorConfig {
-                    number_range: (12, 1),
-                    ..base()
-                },
-            ),
-            (
-                "num_numbers",
-                GeneratorConfig {
-                    num_numbers: 13,
-                    ..base()
-                },
-            ),
-            (
-                "num_numbers",
-                GeneratorConfig {
-                    num_numbers: 0,
-                    ..base()
-                },
-            ),
-            (
-                "target_range",
-                GeneratorConfig {
-                    target_range: (9, 8),
-                    ..base()
-                },
-            ),
-            (
-                "target_range",
-                GeneratorConfig {
-                    target_range: (i64::MIN, i64::MAX),
-                    ..base()
-                },
-            ),
-            (
-                "rules",
-                GeneratorConfig {
-                    rules: rules(0, 2),
-                    ..base()
-                },
-            ),
-            (
-                "rules",
-                GeneratorConfig {
-                    rules: rules(3, 2),
-                    ..base()
-                },
-            ),
-            (
-                "rules",
-                GeneratorConfig {
-                    rules: rules(6, 6),
-                    ..base()
-                },
-            ),
-            (
-                "required",
-                GeneratorConfig {
-                    required: 0,
-                    ..base()
-                },
-            ),
-            (
-                "required",
-                GeneratorConfig {
-                    required: 5_000,
-                    ..base()
-                },
-            ),
-            (
-                "test_target_fraction",
-                GeneratorConfig {
-                    test_target_fraction: 1.5,
-                    ..base()
-                },
-            ),
-            (
-                "test_target_fraction",
-                GeneratorConfig {
-                    test_target_fraction: f64::NAN,
-                    ..base()
-                },
-            ),
-        ] {
+        type Change = fn(&mut GeneratorConfig);
+        let changes: [(&str, Change); 13] = [
+            ("number_range", |config| config.number_range = (-1, 12)),
+            ("number_range", |config| config.number_range = (12, 1)),
+            ("num_numbers", |config| config.num_numbers = 13),
+            ("num_numbers", |config| config.num_numbers = 0),
+            ("target_range", |config| config.target_range = (9, 8)),
+            ("target_range", |config| {
+                config.target_range = (i64::MIN, i64::MAX)
+            }),
+            ("rules", |config| config.rules.min_numbers = 0),
+            ("rules", |config| config.rules.min_numbers = 3),
+            ("rules", |config| {
+                config.rules.min_numbers = 6;
+                config.rules.max_numbers = 6;
+            }),
+            ("required", |config| config.required = 0),
+            ("required", |config| config.required = 5_000),
+            ("test_target_fraction", |config| {
+                config.test_target_fraction = 1.5
+            }),
+            ("test_target_fraction", |config| {
+                config.test_target_fraction = f64::NAN
+            }),
+        ];
+        for (field, change) in changes {
+            let mut config = tiny();
+            change(&mut config);
             let message = generate(&config).unwrap_err().to_string();
             assert!(message.contains(&format!("`{field}`")), "{message}");
         }

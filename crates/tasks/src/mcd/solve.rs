@@ -18,8 +18,8 @@ const MAX_SUBSET_NUMBERS: usize = 12;
 /// Subsets that a shuffled search draws from.
 const MAX_SHUFFLED_SUBSETS: usize = 1 << 20;
 
-/// Steps of [`solve`]: several times what every solution of 12 numbers, 3 to 6 used, takes.
-const DEFAULT_MAX_STEPS: u64 = 1_000_000_000;
+/// Steps of [`solve`]: twice what every solution of 12 numbers, 3 to 6 used, takes.
+const DEFAULT_MAX_STEPS: u64 = 100_000_000;
 
 /// A solution found by the solver.
 #[derive(Debug, Clone, PartialEq, Eq)]

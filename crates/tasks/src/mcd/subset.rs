@@ -1,7 +1,6 @@
 //! All different ways to reach a value with exactly the numbers of one set.
 //!
-//! The search meets in the middle. Sets of up to [`TABLE_NUMBERS`] numbers have a table of every value they can
-//! take; a larger set reaches a wanted value by undoing its last operation with each value of its smaller part,
+//! The search meets in the middle. Sets of two or three numbers have a table of every value they can take; a larger set reaches a wanted value by undoing its last operation with each value of its smaller part,
 //! which leaves a wanted value for the larger part. One expression per operator counts is kept.
 
 use std::cell::{Cell, OnceCell};
@@ -11,9 +10,13 @@ use super::expr::{Expr, Operator};
 use super::key::OperatorCounts;
 use super::rational::Rational;
 
-/// Sets of at most this many numbers are tabulated; larger ones are searched. Three numbers take about 150
-/// values, four about 2,500, so tables beyond three cost more than they save.
-const TABLE_NUMBERS: u32 = 3;
+/// Sets of at most this many numbers are tabulated in a search of `num_numbers`; larger ones are searched.
+///
+/// Two numbers take 8 values, three about 150, four about 2,500. A table of three pays once it is used by many
+/// sets of four, a table of four never does.
+fn max_table_numbers(num_numbers: usize) -> u32 {
+    if num_numbers <= 4 { 2 } else { 3 }
+}
 
 /// Which numbers of the set: bit `i` stands for its `i`-th number.
 type Mask = u32;
@@ -58,6 +61,7 @@ pub(crate) struct SubsetSolver<'a> {
     numbers: &'a [i64],
     /// By mask; each sorted by value, then operator counts.
     tables: Vec<OnceCell<Vec<Entry>>>,
+    max_table_numbers: u32,
     num_steps: Cell<u64>,
     max_steps: u64,
 }
@@ -67,6 +71,7 @@ impl<'a> SubsetSolver<'a> {
         Self {
             numbers,
             tables: vec![OnceCell::new(); 1 << numbers.len()],
+            max_table_numbers: max_table_numbers(numbers.len()),
             num_steps: Cell::new(0),
             max_steps,
         }
@@ -95,7 +100,7 @@ impl<'a> SubsetSolver<'a> {
 
     /// The expressions of the numbers in `mask` with the value `wanted`.
     fn values(&self, mask: Mask, wanted: Rational) -> Vec<(OperatorCounts, Expr)> {
-        if mask.count_ones() > TABLE_NUMBERS {
+        if mask.count_ones() > self.max_table_numbers {
             return self.reach(mask, wanted).into_iter().collect();
         }
         let table = self.table(mask);
