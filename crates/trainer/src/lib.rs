@@ -21,6 +21,8 @@ mod checkpoint;
 mod episodes;
 mod error;
 mod fingerprint;
+#[cfg(test)]
+mod golden;
 mod grpo;
 pub mod head;
 mod layout;

@@ -1,0 +1,21 @@
+//! Held-out measurement: accuracy, latency and concurrency, each with a bootstrap interval.
+//!
+//! Problems are the unit of resampling: samples of one problem are alike, and an interval over all episodes as if they
+//! were independent would be too narrow. Episodes with a format error count as wrong in every accuracy and are left out
+//! of the means of latency and concurrency, which have no meaning for them; their share and their kinds are reported.
+//!
+//! [`evaluate`] runs a model, [`Evaluation`] is the result (JSON by serde), [`table`] sets several side by side.
+
+mod bootstrap;
+mod error;
+mod evaluate;
+mod outcome;
+mod summary;
+mod table;
+
+pub use bootstrap::{Bootstrap, Interval};
+pub use error::{Error, Result};
+pub use evaluate::{EvalProgress, evaluate};
+pub use outcome::EpisodeOutcome;
+pub use summary::{Evaluation, Metric, summarise};
+pub use table::table;

@@ -1,0 +1,170 @@
+//! From episodes to metrics with intervals.
+
+use asyncthink_protocol::FormatError;
+use serde::{Deserialize, Serialize};
+
+use crate::bootstrap::{Bootstrap, Interval};
+use crate::outcome::EpisodeOutcome;
+
+/// The result of one evaluation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// The model's folder.
+    pub model: String,
+    /// Held-out problems.
+    pub num_problems: usize,
+    /// Episodes per problem.
+    pub samples_per_problem: usize,
+    /// Sampling temperature.
+    pub temperature: f64,
+    /// Coverage of the intervals.
+    pub confidence: f64,
+    /// Resamples behind the intervals.
+    pub bootstrap_samples: usize,
+    /// Seed of sampling and resampling.
+    pub seed: u64,
+    /// The metrics, in the order of the table.
+    pub metrics: Vec<Metric>,
+}
+
+/// One metric.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Metric {
+    /// Stable key, for instance `all_correct`.
+    pub key: String,
+    /// What the table calls it.
+    pub label: String,
+    /// Whether the value is a share, which the table shows in percent.
+    pub is_share: bool,
+    /// The estimate with its interval; `None` where no episode has a value.
+    pub interval: Option<Interval>,
+}
+
+impl Evaluation {
+    /// The interval of a metric by its key.
+    pub fn metric(&self, key: &str) -> Option<Interval> {
+        self.metrics.iter().find(|metric| metric.key == key)?.interval
+    }
+}
+
+/// Numerator and denominator that one episode adds to a metric; `None` adds nothing.
+type Part<'a> = Box<dyn Fn(&EpisodeOutcome) -> Option<f64> + 'a>;
+
+/// Computes every metric of `outcomes`, which belong to problems `0..num_problems`.
+pub fn summarise(outcomes: &[EpisodeOutcome], num_problems: usize, bootstrap: &Bootstrap) -> Vec<Metric> {
+    definitions(outcomes)
+        .into_iter()
+        .map(|(key, label, is_share, part)| {
+            let mut parts = vec![(0.0, 0.0); num_problems];
+            for outcome in outcomes {
+                if let Some(value) = part(outcome) {
+                    let sums: &mut (f64, f64) = &mut parts[outcome.problem];
+                    sums.0 += value;
+                    sums.1 += 1.0;
+                }
+            }
+            Metric { key, label, is_share, interval: bootstrap.ratio(&parts) }
+        })
+        .collect()
+}
+
+fn definitions(outcomes: &[EpisodeOutcome]) -> Vec<(String, String, bool, Part<'static>)> {
+    let indicator = |holds: bool| Some(f64::from(u8::from(holds)));
+    let max_required = outcomes.iter().map(|outcome| outcome.num_required).max().unwrap_or(0);
+    let mut definitions: Vec<(String, String, bool, Part<'static>)> = Vec::new();
+    for count in 1..=max_required {
+        definitions.push((
+            format!("at_least_{count}_correct"),
+            format!(">= {count} correct"),
+            true,
+            Box::new(move |outcome| indicator(outcome.num_correct >= count)),
+        ));
+    }
+    let mut add = |key: &str, label: &str, is_share, part: Part<'static>| {
+        definitions.push((key.to_owned(), label.to_owned(), is_share, part));
+    };
+    add(
+        "all_correct",
+        "all correct",
+        true,
+        Box::new(move |outcome| indicator(outcome.num_correct >= outcome.num_required)),
+    );
+    add("accuracy", "mean accuracy", true, Box::new(|outcome| Some(outcome.accuracy)));
+    add(
+        "latency_tokens",
+        "latency, tokens",
+        false,
+        Box::new(|outcome| outcome.latency_tokens.map(|tokens| tokens as f64)),
+    );
+    add("eta_ratio", "concurrency eta/c", true, Box::new(|outcome| outcome.eta_ratio));
+    add("forks_per_query", "Forks per query", false, Box::new(|outcome| Some(outcome.num_forks as f64)));
+    add(
+        "decoded_tokens_per_query",
+        "tokens per query",
+        false,
+        Box::new(|outcome| Some(outcome.decoded_tokens as f64)),
+    );
+    add("format_errors", "format errors", true, Box::new(move |outcome| indicator(outcome.error.is_some())));
+    for code in FormatError::CODES {
+        add(
+            &format!("format_errors.{code}"),
+            &format!("  {code}"),
+            true,
+            Box::new(move |outcome| indicator(outcome.error == Some(code))),
+        );
+    }
+    definitions
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(problem: usize, num_correct: usize, error: Option<&'static str>) -> EpisodeOutcome {
+        let is_valid = error.is_none();
+        EpisodeOutcome {
+            problem,
+            num_correct,
+            num_required: 2,
+            accuracy: num_correct as f64 / 2.0,
+            error,
+            latency_tokens: is_valid.then_some(100 + 20 * problem as u64),
+            eta_ratio: is_valid.then_some(0.5),
+            num_forks: problem,
+            decoded_tokens: 50,
+        }
+    }
+
+    #[test]
+    fn errors_count_as_wrong_and_stay_out_of_latency_and_concurrency() {
+        let outcomes =
+            [outcome(0, 2, None), outcome(0, 1, None), outcome(1, 0, Some("no_answer")), outcome(1, 0, None)];
+        let metrics = summarise(&outcomes, 2, &Bootstrap::new(2, 100, 0.95, 1));
+        let value = |key: &str| {
+            metrics.iter().find(|metric| metric.key == key).unwrap().interval.unwrap().value
+        };
+        let expected = [
+            ("at_least_1_correct", 0.5),
+            ("at_least_2_correct", 0.25),
+            ("all_correct", 0.25),
+            ("accuracy", 0.375),
+            ("latency_tokens", (100.0 + 100.0 + 120.0) / 3.0),
+            ("eta_ratio", 0.5),
+            ("forks_per_query", 0.5),
+            ("format_errors", 0.25),
+            ("format_errors.no_answer", 0.25),
+            ("format_errors.malformed", 0.0),
+        ];
+        for (key, expected) in expected {
+            assert!((value(key) - expected).abs() < 1e-12, "{key}: {}", value(key));
+        }
+    }
+
+    #[test]
+    fn without_a_valid_episode_latency_has_no_value() {
+        let outcomes = [outcome(0, 0, Some("no_answer"))];
+        let metrics = summarise(&outcomes, 1, &Bootstrap::new(1, 10, 0.95, 1));
+        let latency = metrics.iter().find(|metric| metric.key == "latency_tokens").unwrap();
+        assert_eq!(latency.interval, None);
+    }
+}

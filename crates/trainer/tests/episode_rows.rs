@@ -1,0 +1,221 @@
+//! What of an episode is trained, shown token by token.
+
+use std::collections::BTreeMap;
+
+use asyncthink_data::{PromptTemplates, PromptText, TaskTokenizerConfig, TokenId, Tokenizer, TrainingRow, task_tokenizer};
+use asyncthink_engine::{AgentId, Engine, Error, Request, Result, Sampled};
+use asyncthink_protocol::{Capacity, Overflow, Protocol, TagStyle};
+use asyncthink_rollout::{Episode, Query, RolloutSettings, rollout};
+use asyncthink_tasks::{Problem, mcd};
+use asyncthink_trainer::{
+    Advantage, EpisodeFigures, RewardRule, assign_advantages, episode_records, grade_episode, training_rows,
+};
+
+const RULE: RewardRule = RewardRule { lambda: 0.2, tau: 0.9, format_error: -0.5, gate_concurrency: false };
+
+/// Decodes, for each prompt, a written text; then ends of sequence.
+struct ScriptedEngine<'a> {
+    tokenizer: &'a Tokenizer,
+    scripts: BTreeMap<&'static str, &'static str>,
+    agents: BTreeMap<AgentId, Script>,
+}
+
+struct Script {
+    ids: Vec<TokenId>,
+    next: usize,
+    running: bool,
+}
+
+impl ScriptedEngine<'_> {
+    fn agent(&mut self, agent: AgentId) -> Result<&mut Script> {
+        self.agents.get_mut(&agent).ok_or(Error::UnknownAgent(agent))
+    }
+}
+
+impl Engine for ScriptedEngine<'_> {
+    fn add(&mut self, request: Request) -> Result<()> {
+        let prompt = self.tokenizer.decode(&request.prompt);
+        let ids = self.tokenizer.encode(self.scripts[prompt.as_str()]).unwrap();
+        self.agents.insert(request.agent, Script { ids, next: 0, running: true });
+        Ok(())
+    }
+
+    fn extend(&mut self, agent: AgentId, _ids: &[TokenId]) -> Result<()> {
+        self.agent(agent)?.running = true;
+        Ok(())
+    }
+
+    fn pause(&mut self, agent: AgentId) -> Result<()> {
+        self.agent(agent)?.running = false;
+        Ok(())
+    }
+
+    fn remove(&mut self, agent: AgentId) -> Result<()> {
+        self.agents.remove(&agent);
+        Ok(())
+    }
+
+    fn step(&mut self) -> Result<Vec<Sampled>> {
+        let eos = self.tokenizer.eos_ids()[0];
+        let running = self.agents.iter_mut().filter(|(_, script)| script.running);
+        Ok(running
+            .map(|(&agent, script)| {
+                let token = script.ids.get(script.next).copied().unwrap_or(eos);
+                script.next += 1;
+                Sampled { agent, token, logprob: -0.5 * script.next as f32 }
+            })
+            .collect())
+    }
+
+    fn num_free(&self) -> usize {
+        16
+    }
+
+    fn max_sequence_tokens(&self) -> usize {
+        500
+    }
+}
+
+fn tokenizer() -> Tokenizer {
+    let text = "main sub ask think <FORK1></FORK1><JOIN1></JOIN1><RETURN></RETURN><ANSWER></ANSWER>";
+    task_tokenizer([text], &TaskTokenizerConfig::default()).unwrap()
+}
+
+fn episode(tokenizer: &Tokenizer, scripts: &[(&'static str, &'static str)]) -> Episode {
+    let text = PromptText { organizer: "main {query}".into(), worker: "sub {sub_query}".into(), query: "ask".into() };
+    let templates = PromptTemplates::new(text, 1).unwrap();
+    let settings = RolloutSettings {
+        protocol: Protocol {
+            tags: TagStyle::Plain,
+            capacity: Capacity::new(2).unwrap(),
+            overflow: Overflow::Error,
+            max_forks: None,
+        },
+        worker_max_tokens: 40,
+        organizer_max_tokens: 40,
+        organizer_total_tokens: None,
+    };
+    let scripts = scripts.iter().copied().collect();
+    let mut engine = ScriptedEngine { tokenizer, scripts, agents: BTreeMap::new() };
+    let query = Query { prompt_index: 0, sample_index: 0, text: "ask".into(), seed: 0 };
+    rollout(&mut engine, tokenizer, &templates, &settings, &[query], &mut |_| true).unwrap().remove(0)
+}
+
+fn problem() -> Problem {
+    let rules = mcd::Rules { min_numbers: 2, max_numbers: 2 };
+    mcd::Problem::new(8, vec![3, 5, 2, 4], 2, rules).unwrap().into()
+}
+
+/// One line per token: `1` if it is trained, the sampler's log-probability, and the token.
+fn lines(tokenizer: &Tokenizer, row: &TrainingRow) -> Vec<String> {
+    (0..row.len())
+        .map(|index| {
+            let trained = u8::from(row.loss_mask()[index]);
+            let logprob = row.logprobs().unwrap()[index];
+            format!("{trained} {logprob:>4} {}", tokenizer.decode(&row.ids()[index..=index]))
+        })
+        .collect()
+}
+
+#[test]
+fn decoded_tokens_are_trained_and_given_ones_are_not() {
+    let tokenizer = tokenizer();
+    let episode = episode(
+        &tokenizer,
+        &[
+            ("main ask", "think<FORK1>4*2</FORK1>3<JOIN1><ANSWER>3+5,4*2</ANSWER>"),
+            ("sub 4*2", "8<RETURN>4*2</RETURN>"),
+        ],
+    );
+    let mut graded = [grade_episode(episode, &problem(), &RULE, true)];
+    graded[0].advantage = 0.75;
+    let rows = training_rows(&graded).unwrap();
+    assert_eq!(rows.len(), 2, "the organizer and its worker");
+    let organizer = [
+        "0    0 main",
+        "0    0  ask",
+        "1 -0.5 think",
+        "1   -1 <FORK1>",
+        "1 -1.5 4",
+        "1   -2 *",
+        "1 -2.5 2",
+        "1   -3 </FORK1>",
+        "1 -3.5 3",
+        // The opening tag is the organizer's own decision; what follows it was put there.
+        "1   -4 <JOIN1>",
+        "0    0 4",
+        "0    0 *",
+        "0    0 2",
+        "0    0 </JOIN1>",
+        "1 -4.5 <ANSWER>",
+        "1   -5 3",
+        "1 -5.5 +",
+        "1   -6 5",
+        "1 -6.5 ,",
+        "1   -7 4",
+        "1 -7.5 *",
+        "1   -8 2",
+        "1 -8.5 </ANSWER>",
+    ];
+    assert_eq!(lines(&tokenizer, &rows[0]), organizer);
+    let worker = [
+        "0    0 sub",
+        "0    0  ",
+        "0    0 4",
+        "0    0 *",
+        "0    0 2",
+        "1 -0.5 8",
+        "1   -1 <RETURN>",
+        "1 -1.5 4",
+        "1   -2 *",
+        "1 -2.5 2",
+        "1   -3 </RETURN>",
+    ];
+    assert_eq!(lines(&tokenizer, &rows[1]), worker);
+    for row in &rows {
+        assert_eq!((row.advantage(), row.episode().0), (0.75, 0));
+    }
+}
+
+#[test]
+fn one_advantage_covers_all_rows_of_an_episode_and_format_errors_stay_in_their_group() {
+    let tokenizer = tokenizer();
+    let right = [
+        ("main ask", "<FORK1>4*2</FORK1>3<JOIN1><ANSWER>3+5,4*2</ANSWER>"),
+        ("sub 4*2", "8<RETURN>4*2</RETURN>"),
+    ];
+    let half = [("main ask", "<ANSWER>3+5</ANSWER>")];
+    let broken =
+        [("main ask", "<FORK1>4*2</FORK1><FORK1>4*2</FORK1>"), ("sub 4*2", "8<RETURN>4*2</RETURN>")];
+    let mut graded: Vec<_> = [&right[..], &half, &broken]
+        .iter()
+        .map(|scripts| grade_episode(episode(&tokenizer, scripts), &problem(), &RULE, true))
+        .collect();
+    assert_eq!(assign_advantages(&mut graded, 3, Advantage::MeanCentred), 0);
+    let rewards: Vec<f64> = graded.iter().map(|episode| episode.reward.total).collect();
+    assert!(rewards[0] > rewards[1] && rewards[1] > rewards[2]);
+    assert!((rewards[2] + 0.5).abs() < 1e-12);
+    let rows = training_rows(&graded).unwrap();
+    let episodes: Vec<u32> = rows.iter().map(|row| row.episode().0).collect();
+    assert_eq!(episodes, [0, 0, 1, 2, 2]);
+    let mean = rewards.iter().sum::<f64>() / 3.0;
+    for row in &rows {
+        let expected = rewards[row.episode().0 as usize] - mean;
+        assert!((f64::from(row.advantage()) - expected).abs() < 1e-6);
+    }
+
+    let figures = EpisodeFigures::of(&graded).unwrap();
+    assert!((figures.valid - 2.0 / 3.0).abs() < 1e-12);
+    assert!((figures.all_correct - 1.0 / 3.0).abs() < 1e-12);
+    assert!((figures.reward_accuracy - 0.5).abs() < 1e-12);
+    assert_eq!(figures.format_errors["duplicate_sub_query"], 1);
+    assert_eq!(figures.format_errors.values().sum::<usize>(), 1);
+
+    let records = episode_records(7, &graded, &["ask"; 3], &tokenizer);
+    assert_eq!(records.len(), 5);
+    for (record, row) in records.iter().zip(&rows) {
+        assert_eq!((record.ids.as_slice(), record.decoded.as_slice()), (row.ids(), row.loss_mask()));
+    }
+    assert_eq!(records[4].error.as_deref(), Some("duplicate_sub_query"));
+    assert_eq!(records[0].text, "<FORK1>4*2</FORK1>3<JOIN1>4*2</JOIN1><ANSWER>3+5,4*2</ANSWER>");
+}
