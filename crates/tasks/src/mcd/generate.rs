@@ -497,7 +497,7 @@ mod tests {
             ("num_numbers", |config| config.num_numbers = 0),
             ("target_range", |config| config.target_range = (9, 8)),
             ("target_range", |config| {
-                config.target_range = (i64::MIN, i64::MAX)
+                config.target_range = (i64::MIN, i64::MAX);
             }),
             ("rules", |config| config.rules.min_numbers = 0),
             ("rules", |config| config.rules.min_numbers = 3),
@@ -508,10 +508,10 @@ mod tests {
             ("required", |config| config.required = 0),
             ("required", |config| config.required = 5_000),
             ("test_target_fraction", |config| {
-                config.test_target_fraction = 1.5
+                config.test_target_fraction = 1.5;
             }),
             ("test_target_fraction", |config| {
-                config.test_target_fraction = f64::NAN
+                config.test_target_fraction = f64::NAN;
             }),
         ];
         for (field, change) in changes {
