@@ -1,0 +1,182 @@
+//! What people type.
+
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use asyncthink_protocol::{Overflow, TagStyle};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Trains organizer-worker language models: from problems to cold-start
+/// traces, format fine-tuning, policy optimisation and evaluation.
+#[derive(Debug, Parser)]
+#[command(
+    name = "asyncthink-train",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true,
+    after_help = "Exit codes: 0 done, 1 the run failed, 2 the input was wrong, 130 and 143 stopped by a signal \
+                  after saving."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make problems and cold-start traces
+    Synth(StageArgs),
+    /// Stage 1: cold-start format fine-tuning
+    Sft(StageArgs),
+    /// Stage 2: organizer-worker policy optimisation
+    Grpo(StageArgs),
+    /// Measure the trained models on held-out problems
+    Eval(StageArgs),
+    /// Check traces: errors, latency, concurrency
+    Trace(TraceArgs),
+    /// Grade answers
+    Grade(GradeArgs),
+    /// Print the JSON Schema of a recipe
+    Schema,
+    /// Show what this machine offers: libtorch, devices, threads
+    Doctor,
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StageArgs {
+    /// The recipe, a TOML file
+    #[arg(value_name = "RECIPE")]
+    pub(crate) recipe: PathBuf,
+
+    /// Override a key of the recipe, for example `--set grpo.group_size=16`; repeatable
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+
+    /// Check everything, write the resolved recipe to standard output and into the run's folder,
+    /// and start nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    /// Where to begin: `auto` goes on from what the run's folder holds, `never` begins anew, and a
+    /// checkpoint's folder goes on from there
+    #[arg(long, value_name = "auto|never|DIR", default_value = "auto")]
+    pub(crate) resume: ResumeArg,
+}
+
+/// The value of `--resume`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ResumeArg {
+    Auto,
+    Never,
+    Dir(PathBuf),
+}
+
+impl FromStr for ResumeArg {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(match text {
+            "auto" => Self::Auto,
+            "never" => Self::Never,
+            dir => Self::Dir(dir.into()),
+        })
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TraceArgs {
+    /// Traces as JSON lines; `-` is standard input
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+
+    /// How text becomes tokens: `char` counts characters, a folder is a Hugging Face tokenizer
+    #[arg(long, value_name = "char|DIR", default_value = "char")]
+    pub(crate) tokenizer: TokenizerArg,
+
+    /// Spelling of the tags
+    #[arg(long, value_enum, default_value_t = TagStyleArg::Plain)]
+    pub(crate) tag_style: TagStyleArg,
+
+    /// What a Fork does when every worker is busy
+    #[arg(long, value_enum, default_value_t = OverflowArg::Error)]
+    pub(crate) overflow: OverflowArg,
+}
+
+/// The value of `--tokenizer`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum TokenizerArg {
+    Char,
+    Dir(PathBuf),
+}
+
+impl FromStr for TokenizerArg {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(match text {
+            "char" => Self::Char,
+            dir => Self::Dir(dir.into()),
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum TagStyleArg {
+    /// `<FORK1>`
+    Plain,
+    /// `<FORK-1>`
+    Hyphen,
+}
+
+impl From<TagStyleArg> for TagStyle {
+    fn from(arg: TagStyleArg) -> Self {
+        match arg {
+            TagStyleArg::Plain => Self::Plain,
+            TagStyleArg::Hyphen => Self::Hyphen,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum OverflowArg {
+    /// It is a format error
+    Error,
+    /// It waits, and the latency counts the wait
+    Queue,
+}
+
+impl From<OverflowArg> for Overflow {
+    fn from(arg: OverflowArg) -> Self {
+        match arg {
+            OverflowArg::Error => Self::Error,
+            OverflowArg::Queue => Self::Queue,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GradeArgs {
+    /// Answers as JSON lines; `-` is standard input
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+
+    /// The task that the problems belong to
+    #[arg(long, value_enum)]
+    pub(crate) task: TaskArg,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum TaskArg {
+    /// Multi-solution countdown
+    Mcd,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
+}

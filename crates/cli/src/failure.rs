@@ -1,0 +1,161 @@
+//! How a command fails: what is said, and the exit code.
+
+use std::error::Error;
+use std::fmt::Write as _;
+
+use asyncthink_recipe::RecipeErrors;
+
+/// The input was wrong: recipe, data or arguments.
+const EXIT_INPUT: u8 = 2;
+
+/// The run failed.
+const EXIT_RUN: u8 = 1;
+
+/// A signal's exit code is this plus its number.
+const EXIT_SIGNAL: i32 = 128;
+
+/// Why a command ends without success.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    exit: u8,
+    report: Report,
+}
+
+#[derive(Debug)]
+enum Report {
+    /// Nothing is left to say.
+    Silent,
+    /// The report is complete as it is.
+    Recipe(RecipeErrors),
+    Message {
+        message: String,
+        causes: Vec<String>,
+        hint: Option<String>,
+    },
+}
+
+impl Failure {
+    /// The input was wrong.
+    pub(crate) fn input(message: impl Into<String>) -> Self {
+        Self::message(EXIT_INPUT, message.into())
+    }
+
+    /// The run failed.
+    pub(crate) fn run(message: impl Into<String>) -> Self {
+        Self::message(EXIT_RUN, message.into())
+    }
+
+    /// A signal stopped the run, after it saved.
+    pub(crate) fn signal(signal: i32) -> Self {
+        Self {
+            exit: u8::try_from(EXIT_SIGNAL + signal).unwrap_or(EXIT_RUN),
+            report: Report::Silent,
+        }
+    }
+
+    fn message(exit: u8, message: String) -> Self {
+        Self {
+            exit,
+            report: Report::Message {
+                message,
+                causes: Vec::new(),
+                hint: None,
+            },
+        }
+    }
+
+    /// An error with its chain of causes.
+    pub(crate) fn of(error: &dyn Error, is_input: bool, hint: Option<String>) -> Self {
+        let mut failure = if is_input {
+            Self::input(error.to_string())
+        } else {
+            Self::run(error.to_string())
+        };
+        let mut said = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            let text = cause.to_string();
+            // A transparent error, or one that quotes its cause, says it once.
+            if !said.contains(&text) {
+                failure = failure.cause(&text);
+                said = text;
+            }
+            source = cause.source();
+        }
+        match hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+
+    /// Adds a cause.
+    pub(crate) fn cause(mut self, text: impl Into<String>) -> Self {
+        if let Report::Message { causes, .. } = &mut self.report {
+            causes.push(text.into());
+        }
+        self
+    }
+
+    /// Says what to do about it.
+    pub(crate) fn hint(mut self, text: impl Into<String>) -> Self {
+        if let Report::Message { hint, .. } = &mut self.report {
+            *hint = Some(text.into());
+        }
+        self
+    }
+
+    /// The process's exit code.
+    pub(crate) fn exit_code(&self) -> u8 {
+        self.exit
+    }
+
+    /// What standard error is told; empty for a silent failure.
+    pub(crate) fn render(&self) -> String {
+        match &self.report {
+            Report::Silent => String::new(),
+            Report::Recipe(errors) => format!("{errors}\n"),
+            Report::Message {
+                message,
+                causes,
+                hint,
+            } => {
+                let mut text = format!("error: {}\n", indented(message));
+                for cause in causes {
+                    // Writing to a string cannot fail.
+                    let _ = writeln!(text, "  Caused by: {}", indented(cause));
+                }
+                if let Some(hint) = hint {
+                    let _ = writeln!(text, "\nhint: {hint}");
+                }
+                text
+            }
+        }
+    }
+}
+
+/// A message of several lines stays one block.
+fn indented(message: &str) -> String {
+    message.trim_end().replace('\n', "\n    ")
+}
+
+impl From<RecipeErrors> for Failure {
+    fn from(errors: RecipeErrors) -> Self {
+        Self {
+            exit: EXIT_INPUT,
+            report: Report::Recipe(errors),
+        }
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        if error.kind() == std::io::ErrorKind::BrokenPipe {
+            // The reader has seen enough: that is no failure.
+            return Self {
+                exit: 0,
+                report: Report::Silent,
+            };
+        }
+        Self::of(&error, false, None)
+    }
+}

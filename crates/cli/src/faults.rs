@@ -1,0 +1,138 @@
+//! Which errors of which crate are the user's to fix, and how.
+
+use crate::failure::Failure;
+
+impl From<asyncthink_data::Error> for Failure {
+    fn from(error: asyncthink_data::Error) -> Self {
+        Self::of(&error, data_is_input(&error), data_hint(&error))
+    }
+}
+
+/// Whether data at fault came from the user.
+fn data_is_input(error: &asyncthink_data::Error) -> bool {
+    use asyncthink_data::Error as E;
+    match error {
+        E::Io(error) => error.kind() == std::io::ErrorKind::NotFound,
+        E::WriteParquet { .. } => false,
+        _ => true,
+    }
+}
+
+fn data_hint(error: &asyncthink_data::Error) -> Option<String> {
+    use asyncthink_data::Error as E;
+    let hint = match error {
+        E::CorruptParquet { .. }
+        | E::ParquetKind { .. }
+        | E::ParquetColumn { .. }
+        | E::ParquetRow { .. } => {
+            "make the file again with `asyncthink-train synth RECIPE --resume never`"
+        }
+        E::Tokenizer { .. } => {
+            "give a folder that holds the `tokenizer.json` of a Hugging Face model"
+        }
+        E::MissingPlaceholder { .. } => "put the placeholder into the template in `[prompts]`",
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+/// Whether a model at fault came from the user.
+fn model_is_input(error: &asyncthink_model::Error) -> bool {
+    use asyncthink_model::Error as E;
+    match error {
+        E::Io(error) => error.kind() == std::io::ErrorKind::NotFound,
+        E::Torch(_) => false,
+        E::Shim(error) => device_is_input(error),
+        _ => true,
+    }
+}
+
+fn model_hint(error: &asyncthink_model::Error) -> Option<String> {
+    use asyncthink_model::Error as E;
+    let hint = match error {
+        E::Json { .. } | E::Weights { .. } | E::Tensors { .. } => {
+            "the model's folder is damaged or incomplete: fetch or train it again"
+        }
+        E::Unsupported { .. } => "use a model of the Qwen3 architecture",
+        E::Shim(error) => return error.hint().map(str::to_owned),
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+/// A device that this machine does not have is wrong in the recipe.
+fn device_is_input(error: &asyncthink_torch::Error) -> bool {
+    use asyncthink_torch::Error as E;
+    matches!(
+        error,
+        E::UnknownDevice { .. } | E::NoCudaLibrary { .. } | E::NoGpu { .. } | E::NoSuchGpu { .. }
+    )
+}
+
+impl From<asyncthink_torch::Error> for Failure {
+    fn from(error: asyncthink_torch::Error) -> Self {
+        Self::of(
+            &error,
+            device_is_input(&error),
+            error.hint().map(str::to_owned),
+        )
+    }
+}
+
+impl From<asyncthink_trainer::Error> for Failure {
+    fn from(error: asyncthink_trainer::Error) -> Self {
+        use asyncthink_trainer::Error as E;
+        let (is_input, hint) = match &error {
+            E::Data(error) => (data_is_input(error), data_hint(error)),
+            E::Model(error) => (model_is_input(error), model_hint(error)),
+            E::Kernel(error) => (device_is_input(error), error.hint().map(str::to_owned)),
+            E::Rollout(error) => (rollout_is_input(error), None),
+            E::Io(error) => (error.kind() == std::io::ErrorKind::NotFound, None),
+            _ => (error.is_input(), None),
+        };
+        let hint = hint.or_else(|| error.hint().map(str::to_owned));
+        Self::of(&error, is_input, hint)
+    }
+}
+
+fn rollout_is_input(error: &asyncthink_rollout::Error) -> bool {
+    use asyncthink_rollout::Error as E;
+    match error {
+        E::Data(error) => data_is_input(error),
+        E::PromptTooLong { .. } => true,
+        _ => false,
+    }
+}
+
+impl From<asyncthink_synth::Error> for Failure {
+    fn from(error: asyncthink_synth::Error) -> Self {
+        use asyncthink_synth::Error as E;
+        let (is_input, hint) = match &error {
+            E::Data(error) => (data_is_input(error), data_hint(error)),
+            E::Io(error) => (error.kind() == std::io::ErrorKind::NotFound, None),
+            E::Manifest(_) => (false, None),
+            E::ProblemFile { .. } | E::NoProblems { .. } => (
+                true,
+                Some(
+                    "each line is `{\"target\": ..., \"available_numbers\": [...]}`; the released rows load as they are"
+                        .to_owned(),
+                ),
+            ),
+            _ => (true, None),
+        };
+        Self::of(&error, is_input, hint)
+    }
+}
+
+impl From<asyncthink_eval::Error> for Failure {
+    fn from(error: asyncthink_eval::Error) -> Self {
+        use asyncthink_eval::Error as E;
+        match error {
+            E::Model(error) => error.into(),
+            error => {
+                let is_input = matches!(error, E::MissingSection);
+                Self::of(&error, is_input, None)
+            }
+        }
+    }
+}

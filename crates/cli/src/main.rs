@@ -1,0 +1,84 @@
+//! The command `asyncthink-train`: arguments, error rendering, progress.
+//!
+//! Everything that this program can do is a library; here is only what stands
+//! between a library and a person at a terminal. Data goes to standard
+//! output, everything else to standard error.
+
+mod args;
+mod doctor;
+mod evaluate;
+mod failure;
+mod faults;
+mod grade;
+mod lines;
+mod progress;
+mod signals;
+mod stages;
+mod trace;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use asyncthink_recipe::Stage;
+use clap::{CommandFactory, Parser};
+
+use crate::args::{Cli, Command};
+use crate::failure::Failure;
+
+fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(report_panic));
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors; clap knows. A closed pipe is fine.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match std::panic::catch_unwind(|| run(&cli.command)) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(failure)) => {
+            let _ = std::io::stderr().write_all(failure.render().as_bytes());
+            ExitCode::from(failure.exit_code())
+        }
+        // The hook has reported it.
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn run(command: &Command) -> Result<(), Failure> {
+    let mut out = std::io::BufWriter::with_capacity(1 << 16, std::io::stdout().lock());
+    match command {
+        Command::Trace(args) => trace::run(args, &mut out)?,
+        Command::Grade(args) => grade::run(args, &mut out)?,
+        Command::Schema => writeln!(out, "{}", asyncthink_recipe::schema())?,
+        Command::Completions(args) => {
+            let mut script = Vec::new();
+            let mut command = Cli::command();
+            clap_complete::generate(args.shell, &mut command, "asyncthink-train", &mut script);
+            out.write_all(&script)?;
+        }
+        Command::Doctor => doctor::run(&mut out)?,
+        Command::Synth(args) => stages::run(Stage::Synth, args, &mut out)?,
+        Command::Sft(args) => stages::run(Stage::Sft, args, &mut out)?,
+        Command::Grpo(args) => stages::run(Stage::Grpo, args, &mut out)?,
+        Command::Eval(args) => stages::run(Stage::Eval, args, &mut out)?,
+    }
+    out.flush()?;
+    Ok(())
+}
+
+/// A panic is a mistake in this program: the user gets a line to report and no
+/// backtrace.
+fn report_panic(info: &std::panic::PanicHookInfo<'_>) {
+    let message = info.payload_as_str().unwrap_or("unknown");
+    let place = info.location().map_or_else(String::new, |location| {
+        format!(" ({}:{})", location.file(), location.line())
+    });
+    let _ = writeln!(
+        std::io::stderr(),
+        "error: internal error{place}: {message}\n\nhint: this is a bug in asyncthink-train {}; please report it with \
+         this line and the recipe",
+        env!("CARGO_PKG_VERSION")
+    );
+}

@@ -1,0 +1,170 @@
+//! The commands that run a stage of a recipe.
+
+use std::io::Write;
+use std::path::Path;
+
+use asyncthink_data::SynthFolder;
+use asyncthink_recipe::{Recipe, Stage};
+use asyncthink_synth::SynthReport;
+use asyncthink_trainer::{Resume, RunOptions, RunOutcome};
+
+use crate::args::{ResumeArg, StageArgs};
+use crate::failure::Failure;
+use crate::progress::{Progress, figure};
+use crate::signals;
+
+pub(crate) fn run(stage: Stage, args: &StageArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    let recipe = Recipe::load(&args.recipe, &args.set)?;
+    recipe.check_inputs(stage)?;
+    check_resume(stage, &args.resume)?;
+    let resolved = recipe.to_toml();
+    write_resolved(&recipe.run_dir, &resolved)?;
+    if args.dry_run {
+        out.write_all(resolved.as_bytes())?;
+        return Ok(());
+    }
+    match stage {
+        Stage::Synth => synth(&recipe, &args.resume, out),
+        Stage::Sft | Stage::Grpo => train(stage, &recipe, &args.resume, out),
+        Stage::Eval => crate::evaluate::run(&recipe, &args.resume, out),
+    }
+}
+
+/// A checkpoint to resume from must be there, and only training has them.
+fn check_resume(stage: Stage, resume: &ResumeArg) -> Result<(), Failure> {
+    let ResumeArg::Dir(dir) = resume else {
+        return Ok(());
+    };
+    if matches!(stage, Stage::Synth | Stage::Eval) {
+        return Err(Failure::input(format!(
+            "`--resume {}`: `{}` has no checkpoints to go on from",
+            dir.display(),
+            stage.name()
+        ))
+        .hint("use `--resume auto` or `--resume never`"));
+    }
+    if !dir.is_dir() {
+        return Err(Failure::input(format!(
+            "`--resume {}`: no such folder",
+            dir.display()
+        ))
+        .hint("give the folder of a checkpoint, such as `runs/quickstart/grpo/checkpoints/step_20`, `auto` or `never`"));
+    }
+    Ok(())
+}
+
+fn write_resolved(run_dir: &Path, resolved: &str) -> Result<(), Failure> {
+    fs_err::create_dir_all(run_dir)?;
+    let text = format!(
+        "# Every key of the recipe with its value, written by asyncthink-train {}.\n\n{resolved}",
+        env!("CARGO_PKG_VERSION")
+    );
+    asyncthink_data::write_bytes_atomic(&run_dir.join("recipe.toml"), text.as_bytes())?;
+    Ok(())
+}
+
+fn synth(recipe: &Recipe, resume: &ResumeArg, out: &mut dyn Write) -> Result<(), Failure> {
+    let folder = SynthFolder::new(&recipe.run_dir);
+    if *resume == ResumeArg::Never && folder.manifest().exists() {
+        // Without the manifest the files count as unfinished.
+        fs_err::remove_file(folder.manifest())?;
+    }
+    if recipe.num_threads > 0 {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(recipe.num_threads)
+            .build_global()
+            .map_err(|error| {
+                Failure::run(format!(
+                    "cannot start {} threads: {error}",
+                    recipe.num_threads
+                ))
+            })?;
+    }
+    let mut progress = Progress::new("synth");
+    let report = asyncthink_synth::run(recipe, &recipe.run_dir, &mut |at| progress.synth(at));
+    progress.finish();
+    print_synth(&report?, folder.root(), out)
+}
+
+fn print_synth(report: &SynthReport, folder: &Path, out: &mut dyn Write) -> Result<(), Failure> {
+    let kept = if report.is_reused {
+        " (kept from before)"
+    } else {
+        ""
+    };
+    let rejected: u64 = report.rejected.values().sum();
+    let rows = [
+        (
+            "problems to train on",
+            report.num_train_problems.to_string(),
+        ),
+        ("problems to test on", report.num_test_problems.to_string()),
+        ("traces", report.num_traces.to_string()),
+        ("traces refused by the rules", rejected.to_string()),
+        ("training pairs", report.num_pairs.to_string()),
+        ("tokens", report.num_tokens.to_string()),
+        ("longest pair, tokens", report.max_pair_tokens.to_string()),
+        ("vocabulary", report.vocab_size.to_string()),
+        ("the teacher's mean accuracy", figure(report.mean_accuracy)),
+        ("the teacher's all correct", figure(report.all_correct)),
+        ("the teacher's eta/c", figure(report.mean_eta_ratio)),
+        (
+            "the teacher's latency, tokens",
+            figure(report.mean_latency_tokens),
+        ),
+    ];
+    for (name, value) in rows {
+        writeln!(out, "{name:32}{value:>12}")?;
+    }
+    writeln!(out, "\ntraces{kept}: {}", folder.display())?;
+    Ok(())
+}
+
+fn train(
+    stage: Stage,
+    recipe: &Recipe,
+    resume: &ResumeArg,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let options = RunOptions {
+        resume: match resume {
+            ResumeArg::Auto => Resume::Auto,
+            ResumeArg::Never => Resume::Never,
+            ResumeArg::Dir(dir) => Resume::From(dir.clone()),
+        },
+    };
+    let stop = signals::stop_flag()?;
+    let mut progress = Progress::new(stage.name());
+    let outcome = match stage {
+        Stage::Grpo => asyncthink_trainer::run_grpo(recipe, &options, &mut progress, &stop),
+        _ => asyncthink_trainer::run_sft(recipe, &options, &mut progress, &stop),
+    };
+    progress.finish();
+    match outcome? {
+        RunOutcome::Finished { model, num_steps } => {
+            writeln!(
+                out,
+                "{} done, {num_steps} steps; model: {}",
+                stage.name(),
+                model.display()
+            )?;
+            Ok(())
+        }
+        RunOutcome::Stopped {
+            signal,
+            checkpoint,
+            step,
+        } => {
+            let name = signals::name(signal);
+            let saved = checkpoint.map_or_else(
+                || "nothing was done yet".to_owned(),
+                |dir| format!("saved in `{}`", dir.display()),
+            );
+            progress.say(&format!(
+                "{}: stopped by {name} after step {step}; {saved}\n\nhint: the same command goes on from there",
+                stage.name()
+            ));
+            Err(Failure::signal(signal))
+        }
+    }
+}
