@@ -170,7 +170,7 @@ fn injected_text_is_context() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(24) })]
     #[test]
     fn pairs_come_back_as_they_were(responses in prop::collection::vec("[a-z0-9\n]{1,40}", 0..20)) {
         let directory = tempfile::tempdir().unwrap();

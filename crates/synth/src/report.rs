@@ -47,6 +47,13 @@ impl SynthReport {
             .entry(describe(&trace.topology))
             .or_default() += 1;
         self.num_traces += 1;
+        self.num_tokens += trace
+            .pair_tokens
+            .iter()
+            .map(|&tokens| tokens as u64)
+            .sum::<u64>();
+        let longest = trace.pair_tokens.iter().max().copied().unwrap_or(0);
+        self.max_pair_tokens = self.max_pair_tokens.max(longest);
         let weight = 1.0 / self.num_traces as f64;
         let concurrency = trace.trace.timeline().concurrency(true);
         let all_correct = if trace.grade.is_all_correct() {

@@ -8,20 +8,23 @@ use asyncthink_data::{
 };
 use asyncthink_protocol::{ANSWER_CLOSE, ANSWER_OPEN, RETURN_CLOSE, RETURN_OPEN, SubQueryId};
 use asyncthink_recipe::{ModelSection, Recipe};
-use asyncthink_tasks::{Problem, mcd};
+use asyncthink_tasks::mcd;
 use rayon::prelude::*;
 
 use crate::problems::{ProblemSet, problem_set};
 use crate::report::SynthReport;
 use crate::solver_teacher::LEXICON;
-use crate::trace::{SynthTrace, Writer, as_mcd, max_forks, protocol, solutions, templates};
+use crate::trace::{
+    SolvedProblem, SynthTrace, Writer, as_mcd, max_forks, protocol, solve, templates,
+};
 use crate::{Error, Result, manifest};
 
 /// Items between two calls of the progress function.
 const CHUNK: usize = 512;
 
-/// Candidates tried per trace asked for before the stage gives up.
-const MAX_CANDIDATES_PER_TRACE: usize = 4;
+/// Candidates tried per trace asked for before the stage gives up: if the rules refuse more than half, what is left is no
+/// longer a uniform draw of topologies.
+const MAX_CANDIDATES_PER_TRACE: usize = 2;
 
 /// Largest number that is a token of its own in a tokenizer made from the task's text.
 const MAX_NUMBER_TOKEN: u64 = 300;
@@ -97,7 +100,7 @@ pub fn run(
         .par_iter()
         .flat_map_iter(|trace| trace.pairs(&templates))
         .collect();
-    count_tokens(&pairs, &tokenizer, &mut report)?;
+    report.num_pairs = pairs.len();
     manifest::invalidate(&folder)?;
     write_problems(&folder.train_problems(), &problems.train)?;
     write_problems(&folder.test_problems(), &problems.test)?;
@@ -161,38 +164,6 @@ fn largest_result(problem: &mcd::Problem) -> u64 {
     u64::try_from(result).unwrap_or(0).min(MAX_NUMBER_TOKEN)
 }
 
-/// A problem with its place and its solutions.
-struct SolvedProblem<'a> {
-    index: usize,
-    problem: &'a mcd::Problem,
-    solutions: Vec<mcd::Solution>,
-}
-
-/// Solves the problems that traces will be written for.
-fn solve<'a>(
-    problems: &'a [Problem],
-    num_traces: usize,
-    seed: u64,
-    progress: &mut dyn FnMut(usize, usize),
-) -> Vec<SolvedProblem<'a>> {
-    let used: Vec<(usize, &mcd::Problem)> = problems
-        .iter()
-        .enumerate()
-        .take(num_traces)
-        .filter_map(|(index, problem)| Some((index, as_mcd(problem)?)))
-        .collect();
-    let mut solved = Vec::with_capacity(used.len());
-    for chunk in used.chunks(CHUNK) {
-        solved.par_extend(chunk.par_iter().map(|&(index, problem)| SolvedProblem {
-            index,
-            problem,
-            solutions: solutions(problem, seed),
-        }));
-        progress(solved.len(), used.len());
-    }
-    solved
-}
-
 /// Writes candidates in order until enough pass the rules.
 fn write_traces(
     writer: &Writer<'_>,
@@ -203,20 +174,11 @@ fn write_traces(
 ) -> Result<Vec<SynthTrace>> {
     let mut traces = Vec::with_capacity(num_traces);
     let mut next_id = 0;
-    let max_id = num_traces
-        .saturating_mul(MAX_CANDIDATES_PER_TRACE)
-        .max(CHUNK);
+    let max_id = num_traces.saturating_mul(MAX_CANDIDATES_PER_TRACE);
     while traces.len() < num_traces && next_id < max_id && !solved.is_empty() {
         let chunk: Vec<_> = (next_id..(next_id + CHUNK).min(max_id))
             .into_par_iter()
-            .map(|id| {
-                let SolvedProblem {
-                    index,
-                    problem,
-                    solutions,
-                } = &solved[id % solved.len()];
-                writer.write(id as u64, *index, problem, solutions)
-            })
+            .map(|id| writer.write(id as u64, &solved[id % solved.len()]))
             .collect();
         next_id += chunk.len();
         for candidate in chunk {
@@ -240,15 +202,4 @@ fn write_traces(
         });
     }
     Ok(traces)
-}
-
-fn count_tokens(pairs: &[SftPair], tokenizer: &Tokenizer, report: &mut SynthReport) -> Result<()> {
-    let lengths = pairs
-        .par_iter()
-        .map(|pair| Ok(pair.tokenize(tokenizer)?.len()))
-        .collect::<Result<Vec<usize>>>()?;
-    report.num_pairs = pairs.len();
-    report.num_tokens = lengths.iter().map(|&length| length as u64).sum();
-    report.max_pair_tokens = lengths.into_iter().max().unwrap_or(0);
-    Ok(())
 }

@@ -48,8 +48,10 @@ impl Topologies {
         let max_workers = (capacity.max_workers() as usize).min(max_forks_len);
         let mut counts: Vec<Vec<u128>> = Vec::with_capacity(max_forks_len + 1);
         for forks_left in 0..=max_forks_len {
-            let mut row: Vec<u128> = Vec::with_capacity(max_workers + 1);
-            for outstanding in 0..=max_workers {
+            // More cannot be outstanding; states that are never reached would overflow first.
+            let most_outstanding = max_workers.min(max_forks_len - forks_left);
+            let mut row: Vec<u128> = Vec::with_capacity(most_outstanding + 1);
+            for outstanding in 0..=most_outstanding {
                 let mut ways = u128::from(outstanding == 0);
                 if forks_left > 0 && outstanding < max_workers {
                     ways = ways

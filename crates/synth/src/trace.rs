@@ -15,9 +15,9 @@ use crate::{Error, Result};
 
 /// How the solver is bounded per problem. Problems of few numbers are solved completely; of large ones a sample is enough.
 const SOLVE: SolveOptions = SolveOptions {
-    limit: 64,
+    limit: 16,
     max_per_subset: 4,
-    max_steps: 2_000_000,
+    max_steps: 300_000,
     order: SubsetOrder::Shuffled { seed: 0 },
 };
 
@@ -40,6 +40,8 @@ pub struct SynthTrace {
     pub query: String,
     /// How good the answer is.
     pub grade: Grade,
+    /// Tokens of each pair, prompt and end of sequence included.
+    pub pair_tokens: Vec<usize>,
 }
 
 impl SynthTrace {
@@ -129,10 +131,13 @@ impl<'a> Writer<'a> {
     pub(crate) fn write(
         &self,
         trace_id: u64,
-        problem_index: usize,
-        problem: &mcd::Problem,
-        solutions: &[mcd::Solution],
+        solved: &SolvedProblem<'_>,
     ) -> Result<SynthTrace, &'static str> {
+        let SolvedProblem {
+            index,
+            problem,
+            solutions,
+        } = solved;
         let seed = seed_of(self.seed, Stream::Trace, trace_id);
         let mut rng = generator(seed);
         let topology = self.topologies.sample(&mut rng);
@@ -149,16 +154,17 @@ impl<'a> Writer<'a> {
         let grade = mcd::grade(problem, trace.answer());
         let trace = SynthTrace {
             trace_id,
-            problem_index,
+            problem_index: *index,
             seed,
             topology,
             raw,
             trace,
             query: lesson.query,
             grade,
+            pair_tokens: Vec::new(),
         };
         self.check_budgets(&trace)?;
-        Ok(trace)
+        self.with_pair_tokens(trace)
     }
 
     /// A trace that the runtime would cut must not be taught.
@@ -184,17 +190,22 @@ impl<'a> Writer<'a> {
         if worker_tokens > u64::from(self.budgets.worker_max_tokens) {
             return Err("worker_max_tokens");
         }
-        if let Some(limit) = self.max_sequence_tokens {
-            for pair in trace.pairs(self.templates) {
-                if pair
-                    .tokenize(self.tokenizer)
-                    .is_ok_and(|row| row.len() > limit)
-                {
-                    return Err("max_position_embeddings");
-                }
-            }
-        }
         Ok(())
+    }
+
+    /// Counts each pair as it will be trained.
+    fn with_pair_tokens(&self, mut trace: SynthTrace) -> Result<SynthTrace, &'static str> {
+        for pair in trace.pairs(self.templates) {
+            let row = pair.tokenize(self.tokenizer).map_err(|_| "tokenizer")?;
+            if self
+                .max_sequence_tokens
+                .is_some_and(|limit| row.len() > limit)
+            {
+                return Err("max_position_embeddings");
+            }
+            trace.pair_tokens.push(row.len());
+        }
+        Ok(trace)
     }
 }
 
@@ -208,12 +219,43 @@ impl TokenCounter for TokenizerCounter<'_> {
     }
 }
 
-/// Solves a problem for the teacher.
-pub(crate) fn solutions(problem: &mcd::Problem, seed: u64) -> Vec<mcd::Solution> {
+/// Problems solved between two calls of the progress function.
+const SOLVE_CHUNK: usize = 256;
+
+/// A problem with its place and its solutions.
+pub(crate) struct SolvedProblem<'a> {
+    pub(crate) index: usize,
+    pub(crate) problem: &'a mcd::Problem,
+    pub(crate) solutions: Vec<mcd::Solution>,
+}
+
+/// Solves the problems that so many traces will be written for.
+pub(crate) fn solve<'a>(
+    problems: &'a [Problem],
+    num_traces: usize,
+    seed: u64,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Vec<SolvedProblem<'a>> {
+    let used: Vec<(usize, &mcd::Problem)> = problems
+        .iter()
+        .enumerate()
+        .take(num_traces)
+        .filter_map(|(index, problem)| Some((index, as_mcd(problem)?)))
+        .collect();
     let order = SubsetOrder::Shuffled {
         seed: seed_of(seed, Stream::Solver, 0),
     };
-    solve_with(problem, &SolveOptions { order, ..SOLVE }).solutions
+    let options = SolveOptions { order, ..SOLVE };
+    let mut solved = Vec::with_capacity(used.len());
+    for chunk in used.chunks(SOLVE_CHUNK) {
+        solved.par_extend(chunk.par_iter().map(|&(index, problem)| SolvedProblem {
+            index,
+            problem,
+            solutions: solve_with(problem, &options).solutions,
+        }));
+        progress(solved.len(), used.len());
+    }
+    solved
 }
 
 /// Writes `num_traces` candidate traces over the problems in turn and returns those that pass the rules, in order.
@@ -230,24 +272,16 @@ pub fn synthesize(
     seed: u64,
 ) -> Result<Vec<SynthTrace>> {
     let writer = Writer::new(recipe, templates, tokenizer, seed)?;
-    let problems: Vec<&mcd::Problem> = problems.iter().filter_map(as_mcd).collect();
-    if problems.is_empty() {
+    let num_traces = writer.settings.num_traces;
+    let solved = solve(problems, num_traces, seed, &mut |_, _| {});
+    if solved.is_empty() {
         return Ok(Vec::new());
     }
-    let traces = (0..writer.settings.num_traces)
-        .into_par_iter()
-        .filter_map(|index| {
-            let problem_index = index % problems.len();
-            let problem = problems[problem_index];
-            writer
-                .write(
-                    index as u64,
-                    problem_index,
-                    problem,
-                    &solutions(problem, seed),
-                )
-                .ok()
-        });
+    let traces = (0..num_traces).into_par_iter().filter_map(|index| {
+        writer
+            .write(index as u64, &solved[index % solved.len()])
+            .ok()
+    });
     Ok(traces.collect())
 }
 
