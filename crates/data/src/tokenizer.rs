@@ -221,7 +221,7 @@ enum Alphabet {
     Plain,
     /// GPT-2's: each byte is one printable character.
     ByteLevel,
-    /// SentencePiece's: U+2581 is a space, `<0x0A>` a byte.
+    /// `SentencePiece`'s: U+2581 is a space, `<0x0A>` a byte.
     SentencePiece,
 }
 

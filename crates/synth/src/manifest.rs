@@ -79,7 +79,7 @@ pub(crate) fn reusable(folder: &SynthFolder, inputs: &Value) -> Option<SynthRepo
         && manifest.files.iter().all(|(name, expected)| {
             mark(&folder.root().join(name)).is_ok_and(|found| found == *expected)
         });
-    (manifest.inputs == *inputs && is_whole).then(|| SynthReport {
+    (manifest.inputs == *inputs && is_whole).then_some(SynthReport {
         is_reused: true,
         ..manifest.report
     })

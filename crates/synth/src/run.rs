@@ -92,7 +92,7 @@ pub fn run(
         ..SynthReport::default()
     };
     let traces = write_traces(&writer, &solved, num_traces, &mut report, &mut |done| {
-        tell(SynthStage::Traces, done, num_traces)
+        tell(SynthStage::Traces, done, num_traces);
     })?;
 
     tell(SynthStage::Files, 0, 1);

@@ -72,7 +72,9 @@ impl<'a> Lesson<'a> {
                 Event::Join(id) => {
                     steps.push(Step::Join(id));
                     for (_, returned) in returns.extract_if(.., |(forked, _)| *forked == id) {
-                        returned.iter().for_each(|expr| organizer.learn(expr));
+                        for expr in &returned {
+                            organizer.learn(expr);
+                        }
                     }
                 }
             }

@@ -1,5 +1,10 @@
 //! The teacher on a small recipe: legal, lossless, deterministic, reusable.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failed step of a test is a failed test"
+)]
+
 use std::path::Path;
 
 use asyncthink_data::parquet::{Role, read_problems, read_sft_pairs};

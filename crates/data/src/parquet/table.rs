@@ -217,7 +217,7 @@ pub(crate) fn read<T>(
             let batch = batch.map_err(|error: ArrowError| corrupt(error.to_string()))?;
             all.extend(rows(&Batch {
                 path,
-                batch: &batch,
+                columns: &batch,
                 first_row: all.len(),
             })?);
         }
@@ -235,13 +235,13 @@ pub(crate) fn read<T>(
 /// A batch of rows with typed access to its columns.
 pub(crate) struct Batch<'a> {
     path: &'a Path,
-    batch: &'a RecordBatch,
+    columns: &'a RecordBatch,
     first_row: usize,
 }
 
 impl Batch<'_> {
     pub(crate) fn num_rows(&self) -> usize {
-        self.batch.num_rows()
+        self.columns.num_rows()
     }
 
     /// An error about one row of this batch.
@@ -263,7 +263,7 @@ impl Batch<'_> {
 
     fn column<A: Array + 'static>(&self, name: &'static str) -> Result<&A> {
         let column = self
-            .batch
+            .columns
             .column_by_name(name)
             .ok_or_else(|| self.problem(name, "is missing"))?;
         column
