@@ -139,6 +139,17 @@ impl Decoder {
         Self { config, device, kind, parameters, embedding, layers, norm, head }
     }
 
+    /// A decoder over the same weights with gradients of its own, for another thread: what one updates in place, the
+    /// other sees.
+    pub fn replica(&self) -> Self {
+        let parameters = self
+            .parameters
+            .iter()
+            .map(|(name, tensor)| (name.clone(), tensor.detach().set_requires_grad(tensor.requires_grad())))
+            .collect();
+        Self::assemble(self.config.clone(), self.device, self.kind, parameters)
+    }
+
     /// The configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config

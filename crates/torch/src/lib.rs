@@ -29,4 +29,4 @@ pub use memory::{
     MemoryUse, allocated_bytes, empty_cache, memory_use, peak_bytes, reset_peak_memory,
 };
 pub use optim::{AdamwSettings, AdamwState, clip_grad_norm_, fused_adamw_, global_norm, scale_};
-pub use threads::{manual_seed, num_threads, set_num_threads};
+pub use threads::{Parallelism, manual_seed, num_threads, num_workers, set_num_threads, set_parallelism};

@@ -1,5 +1,7 @@
 //! The number of threads and the seed of libtorch's own generator.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
 use crate::error::{Error, Result};
 
 /// Lets libtorch's operations and rayon use `count` threads each; 0 means all cores that this process may use.
@@ -27,8 +29,46 @@ pub fn set_num_threads(count: usize) -> Result<()> {
             });
         }
     }
+    ARE_THREADS_SET.store(true, Ordering::SeqCst);
+    NUM_WORKERS.store(1, Ordering::SeqCst);
     tch::set_num_threads(i32::try_from(count).unwrap_or(i32::MAX));
     Ok(())
+}
+
+/// Whether [`set_num_threads`] was called.
+static ARE_THREADS_SET: AtomicBool = AtomicBool::new(false);
+
+/// How the threads that [`set_num_threads`] allowed are put to work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parallelism {
+    /// All threads share every operation: for large models, whose products are large.
+    WithinOperations,
+    /// Every thread works on a part of the batch of its own, one operation at a time: for small models, in whose
+    /// operations threads would mostly wait for each other.
+    AcrossBatch,
+}
+
+/// Parts that a batch is cut into; 1 while operations share the threads.
+static NUM_WORKERS: AtomicUsize = AtomicUsize::new(1);
+
+/// Chooses how threads are put to work from now on. The thread count is that of [`set_num_threads`]; before that call,
+/// nothing changes.
+pub fn set_parallelism(parallelism: Parallelism) {
+    if !ARE_THREADS_SET.load(Ordering::SeqCst) {
+        return;
+    }
+    let count = rayon::current_num_threads();
+    let (num_workers, within) = match parallelism {
+        Parallelism::WithinOperations => (1, count),
+        Parallelism::AcrossBatch => (count, 1),
+    };
+    NUM_WORKERS.store(num_workers, Ordering::SeqCst);
+    tch::set_num_threads(i32::try_from(within).unwrap_or(i32::MAX));
+}
+
+/// Parts that a batch should be cut into, each for a thread of its own.
+pub fn num_workers() -> usize {
+    NUM_WORKERS.load(Ordering::SeqCst)
 }
 
 /// The number of threads that libtorch's operations use.
@@ -50,6 +90,11 @@ mod tests {
         set_num_threads(2).unwrap();
         assert_eq!((num_threads(), rayon::current_num_threads()), (2, 2));
         set_num_threads(2).unwrap();
+        set_parallelism(Parallelism::AcrossBatch);
+        assert_eq!((num_workers(), num_threads()), (2, 1));
+        assert_eq!(std::thread::spawn(num_threads).join().unwrap(), 1, "new threads take the count over");
+        set_parallelism(Parallelism::WithinOperations);
+        assert_eq!((num_workers(), num_threads()), (1, 2));
         let error = set_num_threads(3).unwrap_err();
         assert_eq!(
             error.to_string(),

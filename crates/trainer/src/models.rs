@@ -5,12 +5,15 @@ use std::path::{Path, PathBuf};
 use asyncthink_data::Tokenizer;
 use asyncthink_model::{Decoder, ModelConfig, ModelSizes};
 use asyncthink_recipe::{ModelInit, ModelSection, Recipe, Stage};
-use asyncthink_torch::{DeviceSpec, open_device, set_num_threads};
+use asyncthink_torch::{DeviceSpec, Parallelism, open_device, set_num_threads, set_parallelism};
 use tch::{Device, Kind};
 
 use crate::error::{Error, Result};
 use crate::layout::RunLayout;
 use crate::streams::{Stream, derive_seed};
+
+/// Below this many parameters, threads work on parts of the batch instead of sharing every operation.
+const SMALL_MODEL_PARAMETERS: i64 = 50_000_000;
 
 /// A decoder and the tokenizer that belongs to it.
 #[derive(Debug)]
@@ -40,7 +43,18 @@ impl ModelFiles {
     pub fn load(dir: &Path, device: Device) -> Result<Self> {
         let tokenizer = Tokenizer::from_dir(dir)?;
         let decoder = Decoder::load(dir, device, Kind::Float)?;
-        Ok(Self { decoder, tokenizer })
+        Ok(Self::new(decoder, tokenizer))
+    }
+
+    /// Also puts the process's threads to work as suits the model.
+    fn new(decoder: Decoder, tokenizer: Tokenizer) -> Self {
+        let is_small = decoder.config().num_parameters() < SMALL_MODEL_PARAMETERS;
+        set_parallelism(if is_small && decoder.device() == Device::Cpu {
+            Parallelism::AcrossBatch
+        } else {
+            Parallelism::WithinOperations
+        });
+        Self { decoder, tokenizer }
     }
 
     /// What `sft` starts from: the recipe's model folder, or random weights for the tokenizer that `synth` made.
@@ -54,7 +68,7 @@ impl ModelFiles {
                 let tokenizer = sft_tokenizer(recipe)?;
                 let seed = derive_seed(recipe.seed, Stream::Initialisation, 0, 0);
                 let decoder = Decoder::init(&new_config(init, &tokenizer)?, device, seed)?;
-                Ok(Self { decoder, tokenizer })
+                Ok(Self::new(decoder, tokenizer))
             }
         }
     }

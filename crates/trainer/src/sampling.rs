@@ -1,14 +1,18 @@
 //! Sampling episodes from a model, for training and for evaluation.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
 use asyncthink_data::{PromptTemplates, Tokenizer};
 use asyncthink_engine::{BatchedEngine, EngineConfig, Temperature};
 use asyncthink_model::Decoder;
 use asyncthink_rollout::{Episode, Query, RolloutProgress, RolloutSettings, rollout};
 use asyncthink_tasks::Problem;
+use asyncthink_torch::num_workers;
 use tch::Device;
 
 use crate::card::ModelCard;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Agents decoding at a time on a CPU: beyond this a step takes as much longer as it does more, and the cache grows.
 const MAX_AGENTS_CPU: usize = 256;
@@ -45,6 +49,9 @@ impl EpisodeSampler {
     /// Runs the episodes of `queries`, in their order. `progress` may stop it by returning `false`; episodes that have
     /// not ended are then missing.
     ///
+    /// With several workers ([`asyncthink_torch::num_workers`]) each runs an engine of its own over an equal part of the
+    /// queries.
+    ///
     /// # Errors
     /// When the model fails or a prompt does not fit.
     pub fn run(
@@ -54,11 +61,100 @@ impl EpisodeSampler {
         queries: &[Query],
         progress: &mut dyn FnMut(RolloutProgress) -> bool,
     ) -> Result<Vec<Episode>> {
+        let part_len = queries.len().div_ceil(num_workers()).max(1);
+        let mut parts = queries.chunks(part_len);
+        let own = parts.next().unwrap_or_default();
+        let board = ProgressBoard::new(queries.len());
+        std::thread::scope(|scope| {
+            let others: Vec<_> = parts
+                .map(|part| {
+                    let replica = decoder.replica();
+                    let board = &board;
+                    scope.spawn(move || self.run_part(&replica, tokenizer, part, &mut board.reporter()))
+                })
+                .collect();
+            let mut report = board.reporter();
+            let mut episodes = self.run_part(decoder, tokenizer, own, &mut |state| {
+                let goes_on = report(state);
+                board.ask(progress) && goes_on
+            });
+            while others.iter().any(|other| !other.is_finished()) {
+                board.ask(progress);
+                std::thread::sleep(POLL_INTERVAL);
+            }
+            for other in others {
+                let part = other.join().map_err(|_| Error::stage("sampling episodes", "a thread panicked"))?;
+                if let Ok(episodes) = &mut episodes {
+                    episodes.extend(part?);
+                }
+            }
+            episodes
+        })
+    }
+
+    fn run_part(
+        &self,
+        decoder: &Decoder,
+        tokenizer: &Tokenizer,
+        queries: &[Query],
+        progress: &mut dyn FnMut(RolloutProgress) -> bool,
+    ) -> Result<Vec<Episode>> {
         let per_episode = self.settings.protocol.capacity.get() as usize;
         let limit = if decoder.device() == Device::Cpu { MAX_AGENTS_CPU } else { MAX_AGENTS_GPU };
-        let max_agents = (queries.len() * per_episode).min(limit.max(per_episode));
+        let max_agents = (queries.len() * per_episode).clamp(per_episode, limit.max(per_episode));
         let config = EngineConfig { max_agents, temperature: self.temperature };
         let mut engine = BatchedEngine::new(decoder, config)?;
         Ok(rollout(&mut engine, tokenizer, &self.templates, &self.settings, queries, progress)?)
+    }
+}
+
+/// How often progress is asked for while only other threads still work.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Progress of all parts together, and whether they are to stop.
+struct ProgressBoard {
+    total_episodes: usize,
+    finished_episodes: AtomicUsize,
+    decoded_tokens: AtomicU64,
+    num_steps: AtomicU64,
+    is_stopped: AtomicBool,
+}
+
+impl ProgressBoard {
+    fn new(total_episodes: usize) -> Self {
+        Self {
+            total_episodes,
+            finished_episodes: AtomicUsize::new(0),
+            decoded_tokens: AtomicU64::new(0),
+            num_steps: AtomicU64::new(0),
+            is_stopped: AtomicBool::new(false),
+        }
+    }
+
+    /// What one part calls after each of its steps.
+    fn reporter(&self) -> impl FnMut(RolloutProgress) -> bool {
+        let mut last = RolloutProgress::default();
+        move |state| {
+            let finished = state.finished_episodes - last.finished_episodes;
+            self.finished_episodes.fetch_add(finished, Ordering::Relaxed);
+            self.decoded_tokens.fetch_add(state.decoded_tokens - last.decoded_tokens, Ordering::Relaxed);
+            self.num_steps.fetch_max(state.num_steps, Ordering::Relaxed);
+            last = state;
+            !self.is_stopped.load(Ordering::Relaxed)
+        }
+    }
+
+    /// Shows the state to the caller, who may stop all parts.
+    fn ask(&self, progress: &mut dyn FnMut(RolloutProgress) -> bool) -> bool {
+        let goes_on = progress(RolloutProgress {
+            finished_episodes: self.finished_episodes.load(Ordering::Relaxed),
+            total_episodes: self.total_episodes,
+            decoded_tokens: self.decoded_tokens.load(Ordering::Relaxed),
+            num_steps: self.num_steps.load(Ordering::Relaxed),
+        });
+        if !goes_on {
+            self.is_stopped.store(true, Ordering::Relaxed);
+        }
+        goes_on
     }
 }

@@ -1,13 +1,16 @@
 //! The gradient of one batch, micro-batch by micro-batch.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::ScopedJoinHandle;
 
 use asyncthink_data::{TrainingRow, pack};
 use asyncthink_model::Decoder;
+use asyncthink_torch::num_workers;
 use tch::{Kind, Tensor};
 
 use crate::batch::{MicroBatch, to_host};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::head::{self, CHUNK_TOKENS, HeadSettings};
 use crate::loss::{Aggregation, Clip, RowCount, is_clipped, k3, policy_loss, sft_loss};
 
@@ -38,7 +41,7 @@ pub struct BatchSettings {
     pub micro_batch_tokens: usize,
 }
 
-/// What one pass over a batch measured.
+/// What one pass over a batch measured. Means are 0 where no token was trained.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct BatchFigures {
     /// The loss that was differentiated.
@@ -89,18 +92,97 @@ pub fn accumulate_gradient(
     };
     let computed: Vec<usize> = (0..rows.len()).filter(|&row| has_gradient(&rows[row], settings.objective)).collect();
     let lengths: Vec<usize> = computed.iter().map(|&row| rows[row].len()).collect();
-    let micro_batches = pack(&lengths, settings.micro_batch_tokens);
+    let num_workers = num_workers().min(computed.len()).max(1);
+    let micro_batches: Vec<Members<'_>> = pack(&lengths, share_of_budget(&lengths, num_workers, settings))
+        .iter()
+        .map(|members| members.iter().map(|&m| (&rows[computed[m]], weights[computed[m]])).collect())
+        .collect();
+    let is_abandoned = AtomicBool::new(false);
+    let worker = Worker { settings, micro_batches: &micro_batches, num_workers, is_abandoned: &is_abandoned };
     let mut totals = Totals::default();
-    for (done, members) in micro_batches.iter().enumerate() {
-        if !on_micro_batch(done, micro_batches.len()) {
-            return Ok(None);
+    std::thread::scope(|scope| -> Result<()> {
+        // The first share is computed here, on the decoder itself; the others on replicas, whose gradients are added in
+        // a fixed order, so that a run repeats bit for bit.
+        let others: Vec<_> = (1..num_workers)
+            .map(|share| {
+                let replica = decoder.replica();
+                let reference = reference.map(Decoder::replica);
+                scope.spawn(move || {
+                    let totals = worker.run(share, &replica, reference.as_ref(), &mut |_, _| true)?;
+                    Ok::<_, Error>((totals, replica))
+                })
+            })
+            .collect();
+        let own = worker.run(0, decoder, reference, on_micro_batch);
+        let others: Vec<_> = others.into_iter().map(ScopedJoinHandle::join).collect();
+        totals.add(&own?);
+        for other in others {
+            let (part, replica) = other.map_err(|_| Error::stage("computing a gradient", "a thread panicked"))??;
+            totals.add(&part);
+            add_gradients(decoder, &replica)?;
         }
-        let members: Vec<(&TrainingRow, f64)> =
-            members.iter().map(|&member| (&rows[computed[member]], weights[computed[member]])).collect();
-        let batch = MicroBatch::assemble(&members, decoder.device())?;
-        totals.add(&micro_batch_gradient(decoder, reference, &batch, settings)?);
+        Ok(())
+    })?;
+    Ok((!is_abandoned.into_inner()).then(|| totals.figures(micro_batches.len())))
+}
+
+/// Rows of a micro-batch with the weight of each row's trained tokens.
+type Members<'a> = Vec<(&'a TrainingRow, f64)>;
+
+/// The micro-batch budget at which all workers get the same number of micro-batches, as few as memory allows.
+fn share_of_budget(lengths: &[usize], num_workers: usize, settings: &BatchSettings) -> usize {
+    if num_workers == 1 {
+        return settings.micro_batch_tokens;
     }
-    Ok(Some(totals.figures(micro_batches.len())))
+    let total: usize = lengths.iter().sum();
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    let num_rounds = total.div_ceil(num_workers * settings.micro_batch_tokens).max(1);
+    // Room for rows that do not fill a share exactly.
+    let share = total.div_ceil(num_workers * num_rounds) + longest / 2;
+    share.max(longest).min(settings.micro_batch_tokens)
+}
+
+/// One thread's part of a batch: every `num_workers`-th micro-batch.
+#[derive(Clone, Copy)]
+struct Worker<'a> {
+    settings: &'a BatchSettings,
+    micro_batches: &'a [Members<'a>],
+    num_workers: usize,
+    is_abandoned: &'a AtomicBool,
+}
+
+impl Worker<'_> {
+    fn run(
+        &self,
+        share: usize,
+        decoder: &Decoder,
+        reference: Option<&Decoder>,
+        on_micro_batch: &mut dyn FnMut(usize, usize) -> bool,
+    ) -> Result<Totals> {
+        let mut totals = Totals::default();
+        for index in (share..self.micro_batches.len()).step_by(self.num_workers) {
+            if !on_micro_batch(index, self.micro_batches.len()) {
+                self.is_abandoned.store(true, Ordering::SeqCst);
+            }
+            if self.is_abandoned.load(Ordering::SeqCst) {
+                break;
+            }
+            let batch = MicroBatch::assemble(&self.micro_batches[index], decoder.device())?;
+            totals.add(&micro_batch_gradient(decoder, reference, &batch, self.settings)?);
+        }
+        Ok(totals)
+    }
+}
+
+/// Adds the gradients of a replica to those of the decoder.
+fn add_gradients(decoder: &Decoder, replica: &Decoder) -> Result<()> {
+    for ((_, parameter), (_, copy)) in decoder.named_parameters().iter().zip(replica.named_parameters()) {
+        let (mut gradient, part) = (parameter.grad(), copy.grad());
+        if gradient.defined() && part.defined() {
+            let _ = gradient.f_add_(&part)?;
+        }
+    }
+    Ok(())
 }
 
 fn has_gradient(row: &TrainingRow, objective: Objective) -> bool {
