@@ -191,6 +191,9 @@ pub struct EpisodeFigures {
     pub joins_per_query: f64,
     /// Mean tokens decoded per episode by all agents.
     pub decoded_tokens_per_query: f64,
+    /// Mean negative log-probability of all decoded tokens as sampled, in nats: an estimate of the policy's entropy that
+    /// costs nothing and leaves no row out.
+    pub sampled_nll_nats: f64,
     /// Format errors by type, as counts.
     pub format_errors: std::collections::BTreeMap<&'static str, usize>,
     /// Episodes.
@@ -235,9 +238,19 @@ impl EpisodeFigures {
             forks_per_query: mean(&|episode| episode.episode.num_forks() as f64),
             joins_per_query: mean(&|episode| episode.episode.num_joins as f64),
             decoded_tokens_per_query: decoded_tokens as f64 / episodes.len() as f64,
+            sampled_nll_nats: -sum_of_logprobs(episodes) / decoded_tokens.max(1) as f64,
             format_errors,
             num_episodes: episodes.len(),
             decoded_tokens,
         })
     }
+}
+
+fn sum_of_logprobs(episodes: &[GradedEpisode]) -> f64 {
+    let agents = episodes.iter().flat_map(|graded| {
+        let workers = graded.episode.workers.iter().map(|worker| &worker.record);
+        std::iter::once(&graded.episode.organizer).chain(workers)
+    });
+    // Ids that were not decoded have a log-probability of 0.
+    agents.flat_map(AgentRecord::logprobs).map(|logprob| f64::from(*logprob)).sum()
 }

@@ -149,10 +149,10 @@ fn loss_and_gradient_equal_the_plain_reference() {
         let (loss, gradient, num_clipped) = golden.evaluate(case, usize::MAX, 1000);
         assert_close(loss, case.loss, &format!("loss of case {index}"));
         assert_close(num_clipped / num_trained as f64, case.clip_share, &format!("clip share of case {index}"));
-        let largest = case.gradient.as_flattened().as_flattened().iter().fold(0.0_f64, |a, b| a.max(b.abs()));
+        let largest = case.gradient.iter().flatten().flatten().fold(0.0_f64, |a, b| a.max(b.abs()));
         assert!(largest > 1e-3, "case {index} tests nothing");
         for (row, (got, expected)) in gradient.iter().zip(&case.gradient).enumerate() {
-            for (got, expected) in got.iter().zip(expected.as_flattened()) {
+            for (got, expected) in got.iter().zip(expected.iter().flatten()) {
                 assert_close(*got, *expected, &format!("gradient of case {index}, row {row}"));
             }
         }

@@ -63,13 +63,15 @@ struct GrpoLine {
 struct UpdateFigures {
     loss: f64,
     grad_norm: f64,
-    clip_share: f64,
-    kl_sampler: f64,
-    kl_reference: f64,
+    /// This and the other means over tokens are null where no row had a gradient to compute.
+    clip_share: Option<f64>,
+    kl_sampler: Option<f64>,
+    /// Null without a reference model.
+    kl_reference: Option<f64>,
     /// Of the first update, as are the mismatches: later ones differ because the policy has moved.
-    entropy: f64,
-    logprob_mismatch_max_nats: f64,
-    logprob_mismatch_mean_nats: f64,
+    entropy: Option<f64>,
+    logprob_mismatch_max_nats: Option<f64>,
+    logprob_mismatch_mean_nats: Option<f64>,
     num_rows: usize,
     num_tokens: usize,
     num_trained_tokens: usize,
@@ -328,7 +330,7 @@ impl<'a> Trainer<'a> {
             check_finite(step, "the gradient norm", grad_norm)?;
             optimizer.step(learning_rate)?;
             context.clock.book(Phase::Optimizer, started);
-            means.add(&figures, grad_norm, num_updates as f64);
+            means.add(&figures, self.reference.is_some(), grad_norm, num_updates as f64);
         }
         Ok(Some(means))
     }
@@ -366,20 +368,25 @@ struct StepContext<'a> {
 impl UpdateFigures {
     /// Takes over what only the first update tells.
     fn start(&mut self, figures: &BatchFigures) {
-        self.entropy = figures.entropy;
-        self.logprob_mismatch_max_nats = figures.mismatch_max_nats;
-        self.logprob_mismatch_mean_nats = figures.mismatch_mean_nats;
+        let measured = |value: f64| (figures.num_trained > 0).then_some(value);
+        self.entropy = measured(figures.entropy);
+        self.logprob_mismatch_max_nats = measured(figures.mismatch_max_nats);
+        self.logprob_mismatch_mean_nats = measured(figures.mismatch_mean_nats);
         self.num_tokens = figures.num_tokens;
         self.num_trained_tokens = figures.num_trained;
         self.num_micro_batches = figures.num_micro_batches;
     }
 
-    fn add(&mut self, figures: &BatchFigures, grad_norm: f64, num_updates: f64) {
+    fn add(&mut self, figures: &BatchFigures, has_reference: bool, grad_norm: f64, num_updates: f64) {
         self.loss += figures.loss / num_updates;
         self.grad_norm += grad_norm / num_updates;
-        self.clip_share += figures.clip_share / num_updates;
-        self.kl_sampler += figures.kl_sampler / num_updates;
-        self.kl_reference += figures.kl_reference / num_updates;
+        if figures.num_trained > 0 {
+            *self.clip_share.get_or_insert(0.0) += figures.clip_share / num_updates;
+            *self.kl_sampler.get_or_insert(0.0) += figures.kl_sampler / num_updates;
+            if has_reference {
+                *self.kl_reference.get_or_insert(0.0) += figures.kl_reference / num_updates;
+            }
+        }
     }
 }
 
@@ -404,26 +411,25 @@ fn batch_settings(section: &GrpoSection) -> Result<BatchSettings> {
 }
 
 fn report(observer: &mut dyn Observer, line: &GrpoLine, num_steps: u64) {
-    let episodes = &line.episodes;
-    let tokens_per_second =
-        |phase| line.timing.tokens_per_second.get(&phase).copied().unwrap_or_default();
-    observer.step(&StepReport {
-        step: line.step,
-        num_steps,
-        figures: &[
-            ("reward", episodes.reward),
-            ("accuracy", episodes.reward_accuracy),
-            ("all_correct", episodes.all_correct),
-            ("eta_ratio", episodes.eta_ratio.unwrap_or(f64::NAN)),
-            ("latency_tokens", episodes.latency_tokens.unwrap_or(f64::NAN)),
-            ("forks_per_query", episodes.forks_per_query),
-            ("format_errors", 1.0 - episodes.valid),
-            ("kl_reference", line.update.kl_reference),
-            ("entropy", line.update.entropy),
-            ("clip_share", line.update.clip_share),
-            ("logprob_mismatch_max_nats", line.update.logprob_mismatch_max_nats),
-            ("rollout_tokens_per_second", tokens_per_second(Phase::Rollout)),
-            ("train_tokens_per_second", tokens_per_second(Phase::Train)),
-        ],
-    });
+    let (episodes, update) = (&line.episodes, &line.update);
+    let tokens_per_second = |phase| line.timing.tokens_per_second.get(&phase).copied();
+    let figures: Vec<(&'static str, f64)> = [
+        ("reward", Some(episodes.reward)),
+        ("accuracy", Some(episodes.reward_accuracy)),
+        ("all_correct", Some(episodes.all_correct)),
+        ("eta_ratio", episodes.eta_ratio),
+        ("latency_tokens", episodes.latency_tokens),
+        ("forks_per_query", Some(episodes.forks_per_query)),
+        ("format_errors", Some(1.0 - episodes.valid)),
+        ("kl_reference", update.kl_reference),
+        ("entropy", update.entropy),
+        ("clip_share", update.clip_share),
+        ("logprob_mismatch_max_nats", update.logprob_mismatch_max_nats),
+        ("rollout_tokens_per_second", tokens_per_second(Phase::Rollout)),
+        ("train_tokens_per_second", tokens_per_second(Phase::Train)),
+    ]
+    .into_iter()
+    .filter_map(|(name, value)| Some((name, value?)))
+    .collect();
+    observer.step(&StepReport { step: line.step, num_steps, figures: &figures });
 }

@@ -135,7 +135,8 @@ pub fn is_clipped(
 /// When libtorch refuses an operation.
 pub fn k3(logp: &Tensor, logp_ref: &Tensor) -> Result<Tensor, TchError> {
     let difference = logp_ref.f_sub(logp)?;
-    difference.f_exp()?.f_sub(&difference)?.f_sub_scalar(1.0)
+    // `exp(d) - 1` in one operation: near d = 0, where training lives, the subtraction would leave rounding only.
+    difference.f_expm1()?.f_sub(&difference)
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ pub fn derive_seed(seed: u64, stream: Stream, step: u64, index: u64) -> u64 {
     [stream.tag(), step, index].iter().fold(mix(seed), |state, word| mix(state ^ mix(*word)))
 }
 
-/// Output function of SplitMix64 (Steele, Lea and Flood 2014): a bijection with full avalanche.
+/// Output function of `SplitMix64` (Steele, Lea and Flood 2014): a bijection with full avalanche.
 const fn mix(word: u64) -> u64 {
     let word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

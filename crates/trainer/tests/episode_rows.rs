@@ -77,8 +77,8 @@ impl Engine for ScriptedEngine<'_> {
 }
 
 fn tokenizer() -> Tokenizer {
-    let text = "main sub ask think <FORK1></FORK1><JOIN1></JOIN1><RETURN></RETURN><ANSWER></ANSWER>";
-    task_tokenizer([text], &TaskTokenizerConfig::default()).unwrap()
+    let tags = "<FORK1></FORK1><JOIN1></JOIN1><RETURN></RETURN><ANSWER></ANSWER>";
+    task_tokenizer(["main ask", "sub", "think", tags], &TaskTokenizerConfig::default()).unwrap()
 }
 
 fn episode(tokenizer: &Tokenizer, scripts: &[(&'static str, &'static str)]) -> Episode {

@@ -22,19 +22,20 @@ num_threads = 1
 
 [task.mcd]
 num_numbers = 4
-number_range = [1, 6]
-target_range = [2, 12]
+number_range = [1, 8]
+target_range = [2, 20]
 numbers_per_solution = [2, 2]
 required_solutions = 2
 num_train_problems = 5
 num_test_problems = 2
+test_target_fraction = 0.2
 
 [protocol]
 capacity = 2
-worker_max_tokens = 40
-organizer_max_tokens = 40
+worker_max_tokens = 60
+organizer_max_tokens = 80
 max_forks = 2
-organizer_total_tokens = 80
+organizer_total_tokens = 160
 
 [prompts]
 organizer = "main {query}\n"
@@ -48,10 +49,12 @@ num_heads = 2
 num_kv_heads = 1
 head_dim = 24
 intermediate_size = 96
-max_position_embeddings = 256
+max_position_embeddings = 512
 
 [synth]
 num_traces = 60
+max_attempts_organizer = 2
+max_attempts_worker = 2
 topology_max_forks = 2
 
 [sft]
@@ -85,6 +88,8 @@ gate_concurrency = false
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
+    // Before anything starts rayon's threads in another number.
+    asyncthink_torch::set_num_threads(1).unwrap();
     ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
@@ -165,6 +170,20 @@ fn weights(model: &Path) -> Vec<u8> {
     fs::read(model.join("model.safetensors")).unwrap()
 }
 
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let (source, target) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+        if source.is_symlink() {
+            fs::os::unix::fs::symlink(fs::read_link(&source).unwrap(), &target).unwrap();
+        } else if source.is_dir() {
+            copy_folder(&source, &target);
+        } else {
+            fs::copy(&source, &target).unwrap();
+        }
+    }
+}
+
 #[test]
 fn a_stopped_sft_run_continues_as_if_it_had_never_stopped() {
     let _alone = alone();
@@ -199,7 +218,7 @@ fn a_stopped_sft_run_continues_as_if_it_had_never_stopped() {
 fn a_stopped_grpo_run_continues_as_if_it_had_never_stopped() {
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
-    let sets = ["sft.num_steps=60", "sft.save_every_steps=60", "grpo.kl_beta=0.01", "grpo.num_updates_per_rollout=2"];
+    let sets = ["sft.num_steps=120", "grpo.kl_beta=0.01", "grpo.num_updates_per_rollout=2"];
     let straight = recipe(&dir.path().join("straight"), &sets);
     finish(&straight, Stage::Sft);
     let model = finish(&straight, Stage::Grpo);
@@ -209,8 +228,10 @@ fn a_stopped_grpo_run_continues_as_if_it_had_never_stopped() {
     assert!(expected[0]["num_trained_tokens"].as_u64().unwrap() > 0);
     assert!(RunLayout::new(&straight.run_dir).episodes(Stage::Grpo, 3).is_file());
 
+    assert!(expected.iter().any(|line| line["joins_per_query"].as_f64() > Some(0.0)));
+
     let broken = recipe(&dir.path().join("broken"), &sets);
-    finish(&broken, Stage::Sft);
+    copy_folder(&straight.run_dir.join("sft"), &broken.run_dir.join("sft"));
     for (stop_after_step, stop_in_phase) in [
         (Some(1), None),
         (None, Some((Phase::Rollout, 30))),
@@ -324,7 +345,7 @@ fn gradients(model: &mut ModelFiles, rows: &[asyncthink_data::TrainingRow], micr
 fn trainer_and_sampler_agree_and_gradients_do_not_depend_on_packing() {
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
-    let recipe = recipe(dir.path(), &["sft.num_steps=60", "sft.save_every_steps=60"]);
+    let recipe = recipe(dir.path(), &["sft.num_steps=150", "sft.save_every_steps=150"]);
     let model = finish(&recipe, Stage::Sft);
     let mut model = ModelFiles::load(&model, Device::Cpu).unwrap();
     let problems = train_problems(&recipe).unwrap();
