@@ -204,17 +204,21 @@ fn node(spanned: &Spanned<DeValue<'_>>, source: &dyn Fn(Range<usize>) -> Source)
 
 /// Lays one `--set a.b=value` over the document. The value is TOML; text that
 /// is not TOML is taken as a string, so that `device=cpu` needs no quotes.
-pub(crate) fn apply_set(root: &mut Node, index: usize, argument: &str) -> Result<(), RecipeError> {
+pub(crate) fn apply_set(
+    root: &mut Node,
+    index: usize,
+    argument: &str,
+) -> Result<(), Box<RecipeError>> {
     let source = Source::Set(index);
     let fail = |reason: String, hint: &str| {
-        Err(RecipeError::new(
+        Err(Box::new(RecipeError::new(
             ErrorKind::Override,
             source.clone(),
             "",
             None,
             reason,
             hint.to_owned(),
-        ))
+        )))
     };
     let example = "write it as `--set grpo.group_size=8`";
     let Some((path, text)) = argument.split_once('=') else {
@@ -234,7 +238,7 @@ pub(crate) fn apply_set(root: &mut Node, index: usize, argument: &str) -> Result
     let value = parse_set_value(text.trim(), &source);
     insert(root, &parts, value, &source).or_else(|blocker| {
         fail(
-            format!("`{blocker}` holds {} and no keys", "a plain value"),
+            format!("`{blocker}` holds a plain value and no keys"),
             "name a key of a section, or the section's table itself",
         )
     })

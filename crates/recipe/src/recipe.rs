@@ -240,7 +240,7 @@ impl Recipe {
         let mut errors = Vec::new();
         for (index, argument) in sets.iter().enumerate() {
             if let Err(error) = document::apply_set(&mut root, index, argument) {
-                errors.push(error);
+                errors.push(*error);
             }
         }
         let schema = schema_value();

@@ -110,9 +110,8 @@ impl Rules<'_> {
     }
 
     fn device(&mut self) {
-        let reason = match self.text("device").map(str::parse::<DeviceSpec>) {
-            Some(Err(reason)) => reason,
-            _ => return,
+        let Some(Err(reason)) = self.text("device").map(str::parse::<DeviceSpec>) else {
+            return;
         };
         self.push(
             ErrorKind::OutOfRange,

@@ -18,14 +18,15 @@ use crate::defaults::{count, yes};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TaskTable {
-    /// Multi-solution countdown.
+    /// Multi-solution countdown. From some of the given numbers and
+    /// `+ - * /`, find several different expressions that equal the target.
+    /// Either give the generator's keys (`num_numbers`, `number_range`,
+    /// `target_range`, `num_train_problems`, `num_test_problems`) or two
+    /// files (`train_file`, `test_file`).
     pub mcd: McdTable,
 }
 
-/// `[task.mcd]`: multi-solution countdown. From some of the given numbers and
-/// `+ - * /`, find several different expressions that equal the target.
-/// Either give the generator's keys (`num_numbers`, `number_range`,
-/// `target_range`, `num_train_problems`, `num_test_problems`) or two files.
+/// `[task.mcd]`: multi-solution countdown.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct McdTable {
@@ -61,7 +62,7 @@ pub(crate) struct McdTable {
     /// Share of the targets kept for evaluation. Default 0.1: enough targets
     /// to measure on, most left to learn from.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
+    #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
     pub test_target_fraction: Option<f64>,
     /// Training problems as JSON lines with `target`, `available_numbers` and
     /// optionally `index` and `solutions`: the released rows load as they

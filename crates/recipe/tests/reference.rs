@@ -1,0 +1,136 @@
+//! `docs/recipes.md` says what the schema says. To write its key reference
+//! anew: `UPDATE_DOCS=1 cargo test -p asyncthink-recipe --test reference`.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde_json::Value;
+
+/// Everything below this line of the file is generated.
+const MARK: &str = "<!-- Below: made from the schema. Do not edit. -->\n";
+
+/// Sections in the order of a recipe.
+const SECTIONS: [&str; 13] = [
+    "",
+    "task.mcd",
+    "protocol",
+    "prompts",
+    "model",
+    "model.init",
+    "synth",
+    "sft",
+    "sft.optimizer",
+    "grpo",
+    "grpo.optimizer",
+    "grpo.reward",
+    "eval",
+];
+
+fn section<'a>(schema: &'a Value, path: &str) -> &'a Value {
+    path.split('.')
+        .filter(|part| !part.is_empty())
+        .fold(schema, |schema, part| &schema["properties"][part])
+}
+
+/// The type in a reader's words, with the limits.
+fn kind(schema: &Value) -> String {
+    if let Some(variants) = schema["oneOf"].as_array().or(schema["enum"].as_array()) {
+        let names: Vec<_> = variants
+            .iter()
+            .filter_map(|variant| variant["const"].as_str().or(variant.as_str()))
+            .map(|name| format!("`\"{name}\"`"))
+            .collect();
+        return names.join(", ");
+    }
+    let name = match schema["type"].as_str() {
+        Some("array") => return format!("{} {}s", schema["minItems"], kind(&schema["items"])),
+        Some("number") => "number",
+        Some(name) => name,
+        None => "value",
+    };
+    let limits = [
+        ("minimum", "≥"),
+        ("exclusiveMinimum", ">"),
+        ("maximum", "≤"),
+        ("exclusiveMaximum", "<"),
+    ]
+    .iter()
+    .filter_map(|(key, sign)| {
+        let limit = schema[*key].as_f64()?;
+        // Every unsigned integer is at least 0; saying so helps nobody.
+        let is_plain = limit == 0.0 && name == "integer";
+        (!is_plain).then(|| format!("{sign} {limit}"))
+    })
+    .collect::<Vec<_>>();
+    if limits.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{name}, {}", limits.join(", "))
+    }
+}
+
+fn reference(schema: &Value) -> String {
+    let mut text = String::new();
+    for path in SECTIONS {
+        let section = section(schema, path);
+        let properties = section["properties"]
+            .as_object()
+            .expect("a section of the schema");
+        let title = if path.is_empty() {
+            "Top level".to_owned()
+        } else {
+            format!("`[{path}]`")
+        };
+        let _ = writeln!(text, "\n## {title}\n");
+        if let (false, Some(description)) = (path.is_empty(), section["description"].as_str()) {
+            let _ = writeln!(text, "{description}\n");
+        }
+        let _ = writeln!(
+            text,
+            "| Key | Type | Default | Meaning |\n|---|---|---|---|"
+        );
+        let required: Vec<_> = section["required"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .collect();
+        for (key, property) in properties {
+            if property["type"] == "object" {
+                continue;
+            }
+            let default = match &property["default"] {
+                Value::Null if required.contains(&&Value::from(key.as_str())) => {
+                    "required".to_owned()
+                }
+                Value::Null => "absent".to_owned(),
+                default => format!("`{default}`"),
+            };
+            let meaning = property["description"]
+                .as_str()
+                .expect("every key is described");
+            let _ = writeln!(
+                text,
+                "| `{key}` | {} | {default} | {meaning} |",
+                kind(property)
+            );
+        }
+    }
+    text
+}
+
+#[test]
+fn the_key_reference_is_the_schema() {
+    let schema: Value = serde_json::from_str(&asyncthink_recipe::schema()).expect("JSON");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/recipes.md");
+    let text = std::fs::read_to_string(&file).expect("docs/recipes.md");
+    let (guide, found) = text.split_once(MARK).expect("the line that ends the guide");
+    let expected = reference(&schema);
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(&file, format!("{guide}{MARK}{expected}")).expect("the file can be written");
+        return;
+    }
+    assert_eq!(
+        found, expected,
+        "the reference is out of date: see the top of this test"
+    );
+}
