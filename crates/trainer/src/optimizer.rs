@@ -187,7 +187,7 @@ mod tests {
     fn set_gradients(parameters: &[(String, Tensor)], scale: f64) {
         let mut loss = Tensor::zeros([], (Kind::Float, Device::Cpu));
         for (_, parameter) in parameters {
-            loss = loss + (parameter * parameter).sum(Kind::Float) * scale;
+            loss += (parameter * parameter).sum(Kind::Float) * scale;
         }
         loss.backward();
     }

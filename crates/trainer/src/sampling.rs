@@ -78,6 +78,9 @@ impl EpisodeSampler {
                 let goes_on = report(state);
                 board.ask(progress) && goes_on
             });
+            if episodes.is_err() {
+                board.is_stopped.store(true, Ordering::Relaxed);
+            }
             while others.iter().any(|other| !other.is_finished()) {
                 board.ask(progress);
                 std::thread::sleep(POLL_INTERVAL);

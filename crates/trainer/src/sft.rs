@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use asyncthink_data::TrainingRow;
-use asyncthink_data::parquet::read_sft_pairs;
+use asyncthink_data::parquet::{SftPair, read_sft_pairs};
 use asyncthink_recipe::{Recipe, SftSection, Stage};
 use serde::Serialize;
 
@@ -19,7 +19,10 @@ use crate::run::{
     RunOptions, RunOutcome, SavePolicy, StageRun, check_finite, learning_rate, new_optimizer, restore_optimizer,
 };
 use crate::streams::DataOrder;
-use crate::update::{BatchFigures, BatchSettings, Objective, accumulate_gradient};
+use crate::update::{BatchFigures, BatchSettings, Objective, accumulate_gradient, score_rows};
+
+/// Most pairs that are held out to measure the loss on.
+const MAX_HELD_OUT: usize = 256;
 
 /// A line of `sft/metrics.jsonl`.
 #[derive(Debug, Serialize)]
@@ -27,6 +30,8 @@ struct SftLine {
     step: u64,
     epoch: u64,
     loss: f64,
+    /// Null except at steps that `eval_every_steps` names.
+    held_out_loss: Option<f64>,
     learning_rate: f64,
     grad_norm: f64,
     num_rows: usize,
@@ -48,7 +53,7 @@ pub fn run_sft(
     stop: &StopFlag,
 ) -> Result<RunOutcome> {
     let section = recipe.sft.as_ref().ok_or(Error::MissingSection { section: "sft" })?;
-    let rows = read_rows(recipe)?;
+    let Rows { train: rows, held_out } = read_rows(recipe, section)?;
     let num_steps = section.num_steps as u64;
     let save = SavePolicy { every_steps: section.save_every_steps as u64, keep: section.keep_checkpoints };
     let dataset = fingerprint::of_rows(&rows);
@@ -83,10 +88,17 @@ pub fn run_sft(
         let Some((figures, grad_norm)) = update.run(&model, &mut optimizer, &batch, observer, stop, &mut clock)? else {
             return run.stop(stop.requested().unwrap_or_default(), &model, &optimizer, observer);
         };
+        let is_last = run.step() + 1 == num_steps;
+        let is_measured = section
+            .eval_every_steps
+            .is_some_and(|every| is_last || (run.step() + 1).is_multiple_of(every as u64));
+        let held_out_loss =
+            if is_measured { held_out_loss(&model, &held_out, section.micro_batch_tokens)? } else { None };
         let line = SftLine {
             step: run.step() + 1,
             epoch: batch.epoch,
             loss: figures.loss,
+            held_out_loss,
             learning_rate,
             grad_norm,
             num_rows: batch.rows.len(),
@@ -96,7 +108,7 @@ pub fn run_sft(
             padding_share: 0.0,
             timing: clock.timing(&[(Phase::Train, figures.num_tokens)]),
         };
-        if line.step.is_multiple_of(section.log_every_steps as u64) || line.step == num_steps {
+        if is_measured || is_last || line.step.is_multiple_of(section.log_every_steps as u64) {
             run.metrics.append(&line)?;
         }
         report(observer, &line, num_steps);
@@ -125,18 +137,45 @@ fn report(observer: &mut dyn Observer, line: &SftLine, num_steps: u64) {
 }
 
 /// The pairs as rows, in the order of the file.
-fn read_rows(recipe: &Recipe) -> Result<Vec<TrainingRow>> {
+struct Rows {
+    train: Vec<TrainingRow>,
+    /// Empty unless `eval_every_steps` asks for them.
+    held_out: Vec<TrainingRow>,
+}
+
+fn read_rows(recipe: &Recipe, section: &SftSection) -> Result<Rows> {
     let path = RunLayout::new(&recipe.run_dir).synth().pairs();
     if !path.exists() {
         return Err(Error::NoRows { path });
     }
     let tokenizer = sft_tokenizer(recipe)?;
     let pairs = read_sft_pairs(&path)?;
-    let rows = pairs.iter().map(|pair| pair.tokenize(&tokenizer)).collect::<Result<Vec<_>, _>>()?;
-    if rows.is_empty() {
+    let num_train = match section.eval_every_steps {
+        Some(_) => first_held_out(&pairs),
+        None => pairs.len(),
+    };
+    let mut train = pairs.iter().map(|pair| pair.tokenize(&tokenizer)).collect::<Result<Vec<_>, _>>()?;
+    let held_out = train.split_off(num_train);
+    if train.is_empty() {
         return Err(Error::NoRows { path });
     }
-    Ok(rows)
+    Ok(Rows { train, held_out })
+}
+
+/// Index of the first held-out pair: one twentieth of the pairs, at most [`MAX_HELD_OUT`], in whole traces from the end.
+fn first_held_out(pairs: &[SftPair]) -> usize {
+    let wanted = (pairs.len() / 20).min(MAX_HELD_OUT);
+    let mut first = pairs.len() - wanted;
+    while first < pairs.len() && first > 0 && pairs[first].trace_id == pairs[first - 1].trace_id {
+        first += 1;
+    }
+    first
+}
+
+/// Mean loss of the trained tokens of rows that are never trained on; `None` without any.
+fn held_out_loss(model: &ModelFiles, rows: &[TrainingRow], micro_batch_tokens: usize) -> Result<Option<f64>> {
+    let scores = score_rows(&model.decoder, rows, 1.0, micro_batch_tokens)?.concat();
+    Ok((!scores.is_empty()).then(|| -scores.iter().sum::<f64>() / scores.len() as f64))
 }
 
 fn check_lengths(rows: &[TrainingRow], model: &ModelFiles) -> Result<()> {

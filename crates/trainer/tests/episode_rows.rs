@@ -1,4 +1,5 @@
 //! What of an episode is trained, shown token by token.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::collections::BTreeMap;
 

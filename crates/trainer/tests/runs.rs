@@ -1,4 +1,5 @@
 //! Whole runs on a tiny problem: stopping and resuming, damage, refusals, and log-probabilities of real episodes.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
@@ -9,6 +10,7 @@ use asyncthink_trainer::{
     Phase, Resume, RewardRule, RunLayout, RunOptions, RunOutcome, StepReport, StopFlag, accumulate_gradient,
     assign_advantages, grade_episode, run_grpo, run_sft, score_rows, train_problems, training_rows,
 };
+use asyncthink_torch::{Parallelism, set_num_threads, set_parallelism};
 use fs_err as fs;
 use serde_json::Value;
 use tch::{Device, Tensor};
@@ -18,7 +20,7 @@ name = "tiny"
 run_dir = "RUN"
 seed = 3
 device = "cpu"
-num_threads = 1
+num_threads = 2
 
 [task.mcd]
 num_numbers = 4
@@ -62,6 +64,7 @@ num_steps = 12
 batch_tokens = 1500
 micro_batch_tokens = 600
 save_every_steps = 4
+eval_every_steps = 5
 
 [sft.optimizer]
 learning_rate = 5e-3
@@ -89,7 +92,7 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
     // Before anything starts rayon's threads in another number.
-    asyncthink_torch::set_num_threads(1).unwrap();
+    set_num_threads(2).unwrap();
     ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
@@ -194,6 +197,8 @@ fn a_stopped_sft_run_continues_as_if_it_had_never_stopped() {
     assert_eq!(expected.len(), 12);
     assert!(expected[11]["epoch"].as_u64().unwrap() >= 1, "the run must cross an epoch boundary");
     assert!(expected[11]["loss"].as_f64() < expected[0]["loss"].as_f64());
+    let measured: Vec<usize> = (0..12).filter(|&line| !expected[line]["held_out_loss"].is_null()).collect();
+    assert_eq!(measured, [4, 9, 11]);
 
     let broken = recipe(&dir.path().join("broken"), &[]);
     for (stop_after_step, stop_in_phase) in
@@ -218,7 +223,7 @@ fn a_stopped_sft_run_continues_as_if_it_had_never_stopped() {
 fn a_stopped_grpo_run_continues_as_if_it_had_never_stopped() {
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
-    let sets = ["sft.num_steps=120", "grpo.kl_beta=0.01", "grpo.num_updates_per_rollout=2"];
+    let sets = ["sft.num_steps=300", "grpo.kl_beta=0.01", "grpo.num_updates_per_rollout=2"];
     let straight = recipe(&dir.path().join("straight"), &sets);
     finish(&straight, Stage::Sft);
     let model = finish(&straight, Stage::Grpo);
@@ -377,8 +382,11 @@ fn trainer_and_sampler_agree_and_gradients_do_not_depend_on_packing() {
     }
     assert!(num_compared > 500);
 
+    // One thread at a time on a batch, then several, each with a part of it.
+    set_parallelism(Parallelism::WithinOperations);
     let whole = gradients(&mut model, &rows, 1_000_000);
-    for micro_batch_tokens in [1, 150, 700] {
+    set_parallelism(Parallelism::AcrossBatch);
+    for micro_batch_tokens in [1, 150, 700, 1_000_000] {
         let cut = gradients(&mut model, &rows, micro_batch_tokens);
         for (a, b) in whole.iter().zip(&cut) {
             let difference = (a - b).norm().double_value(&[]);
