@@ -185,7 +185,7 @@ impl Error {
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
             Self::NonFinite { .. } => {
-                "lower `optimizer.learning_rate` or `optimizer.max_grad_norm`, then run again with `--resume auto`"
+                "lower `optimizer.learning_rate` or `optimizer.max_grad_norm` and start over with `--resume never`"
             }
             Self::LogprobMismatch { .. } => {
                 "use float32, raise `grpo.max_logprob_mismatch`, or remove it to only measure the difference"

@@ -91,6 +91,8 @@ impl EpisodeSampler {
                     episodes.extend(part?);
                 }
             }
+            // The other threads' last episodes have not been shown yet.
+            board.ask(progress);
             episodes
         })
     }

@@ -24,8 +24,7 @@ pub(crate) fn save(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
         .map(|(name, shape, bytes)| Ok((*name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
         .collect::<Result<Vec<_>, _>>()
         .map_err(fail)?;
-    fs::write(path, safetensors::serialize(views, None).map_err(fail)?)?;
-    Ok(())
+    safetensors::serialize_to_file(views, None, path).map_err(fail)
 }
 
 /// Reads f32 tensors onto the host.

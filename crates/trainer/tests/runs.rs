@@ -223,7 +223,7 @@ fn a_stopped_sft_run_continues_as_if_it_had_never_stopped() {
 fn a_stopped_grpo_run_continues_as_if_it_had_never_stopped() {
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
-    let sets = ["sft.num_steps=300", "grpo.kl_beta=0.01", "grpo.num_updates_per_rollout=2"];
+    let sets = ["sft.num_steps=300", "sft.save_every_steps=300", "grpo.kl_beta=0.01", "grpo.num_updates_per_rollout=2"];
     let straight = recipe(&dir.path().join("straight"), &sets);
     finish(&straight, Stage::Sft);
     let model = finish(&straight, Stage::Grpo);

@@ -1,0 +1,108 @@
+//! A whole evaluation of a model that has learnt next to nothing.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::path::Path;
+
+use asyncthink_eval::{Error, evaluate, table};
+use asyncthink_recipe::Recipe;
+use asyncthink_trainer::{RunOptions, RunOutcome, StopFlag, run_sft};
+
+const RECIPE: &str = r#"
+name = "tiny"
+run_dir = "RUN"
+device = "cpu"
+num_threads = 2
+
+[task.mcd]
+num_numbers = 4
+number_range = [1, 8]
+target_range = [2, 20]
+numbers_per_solution = [2, 2]
+required_solutions = 2
+num_train_problems = 8
+num_test_problems = 4
+test_target_fraction = 0.3
+
+[protocol]
+capacity = 2
+worker_max_tokens = 60
+organizer_max_tokens = 80
+max_forks = 2
+organizer_total_tokens = 160
+
+[prompts]
+organizer = "main {query}\n"
+worker = "sub {sub_query}\n"
+query = "{numbers} = {target}"
+
+[model.init]
+hidden_size = 32
+num_layers = 2
+num_heads = 2
+num_kv_heads = 1
+head_dim = 16
+intermediate_size = 64
+max_position_embeddings = 512
+
+[synth]
+num_traces = 40
+max_attempts_organizer = 2
+max_attempts_worker = 2
+topology_max_forks = 2
+
+[sft]
+num_steps = 20
+batch_tokens = 1000
+
+[sft.optimizer]
+learning_rate = 5e-3
+
+[eval]
+samples_per_problem = 3
+bootstrap_samples = 50
+"#;
+
+#[test]
+fn an_evaluation_repeats_itself_and_its_parts_add_up() {
+    set_threads();
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let text = RECIPE.replace("RUN", run_dir.to_str().unwrap());
+    let recipe = Recipe::parse(&text, Path::new("tiny.toml"), &[]).unwrap();
+    asyncthink_synth::run(&recipe, &run_dir, &mut |_| {}).unwrap();
+    let outcome = run_sft(&recipe, &RunOptions::default(), &mut (), &StopFlag::default()).unwrap();
+    let RunOutcome::Finished { model, .. } = outcome else { panic!("nobody asked to stop") };
+
+    let mut seen = Vec::new();
+    let evaluation = evaluate(&model, &recipe, &mut |progress| {
+        seen.push(progress);
+        true
+    })
+    .unwrap();
+    assert_eq!(seen.last().unwrap().finished_episodes, 12);
+    assert_eq!((evaluation.num_problems, evaluation.samples_per_problem), (4, 3));
+    let errors = evaluation.metric("format_errors").unwrap().value;
+    let kinds: f64 = evaluation
+        .metrics
+        .iter()
+        .filter(|metric| metric.key.starts_with("format_errors."))
+        .map(|metric| metric.interval.unwrap().value)
+        .sum();
+    assert!((errors - kinds).abs() < 1e-9);
+    for metric in &evaluation.metrics {
+        if let Some(interval) = metric.interval {
+            assert!(interval.low <= interval.value && interval.value <= interval.high, "{metric:?}");
+        }
+    }
+    assert_eq!(evaluate(&model, &recipe, &mut |_| true).unwrap(), evaluation);
+    assert!(table(&[("after SFT", &evaluation)]).contains("all correct"));
+    assert!(matches!(evaluate(&model, &recipe, &mut |_| false), Err(Error::Stopped)));
+}
+
+/// Threads are counted once per process, before anything starts rayon's own.
+fn set_threads() {
+    let text = RECIPE.replace("RUN", "unused");
+    let recipe = Recipe::parse(&text, Path::new("tiny.toml"), &[]).unwrap();
+    asyncthink_trainer::open_recipe_device(&recipe).unwrap();
+}
