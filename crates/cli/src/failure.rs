@@ -159,3 +159,48 @@ impl From<std::io::Error> for Failure {
         Self::of(&error, false, None)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Layer(&'static str, Option<Box<Layer>>);
+
+    impl std::fmt::Display for Layer {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str(self.0)
+        }
+    }
+
+    impl Error for Layer {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            self.1.as_deref().map(|layer| layer as _)
+        }
+    }
+
+    #[test]
+    fn causes_are_listed_once() {
+        let cause = Layer("disk full", None);
+        let quoting = Layer("cannot save: disk full", Some(Box::new(cause)));
+        let error = Layer("step 3 failed", Some(Box::new(quoting)));
+        let failure = Failure::of(&error, false, Some("make room".to_owned()));
+        assert_eq!(
+            failure.render(),
+            "error: step 3 failed\n  Caused by: cannot save: disk full\n\nhint: make room\n"
+        );
+        assert_eq!(failure.exit_code(), 1);
+    }
+
+    #[test]
+    fn a_closed_pipe_and_a_signal_say_nothing() {
+        let closed = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        let failure = Failure::from(closed);
+        assert_eq!((failure.exit_code(), failure.render()), (0, String::new()));
+        let failure = Failure::signal(15);
+        assert_eq!(
+            (failure.exit_code(), failure.render()),
+            (143, String::new())
+        );
+    }
+}

@@ -65,7 +65,11 @@ fn device_is_input(error: &asyncthink_torch::Error) -> bool {
     use asyncthink_torch::Error as E;
     matches!(
         error,
-        E::UnknownDevice { .. } | E::NoCudaLibrary { .. } | E::NoGpu { .. } | E::NoSuchGpu { .. }
+        E::UnknownDevice { .. }
+            | E::NoCudaLibrary { .. }
+            | E::CudaLibrary { .. }
+            | E::NoGpu { .. }
+            | E::NoSuchGpu { .. }
     )
 }
 

@@ -72,6 +72,13 @@ pub(crate) fn answer_lines<T: Serialize>(
 /// Reads JSON that is not an object with the expected fields as unreadable,
 /// with the line's id where it has one.
 pub(crate) fn parse<'a, T: serde::Deserialize<'a>>(line: &'a [u8]) -> Result<T, Unreadable> {
+    // Serde would take an array for a struct.
+    if line.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Unreadable {
+            id: Value::Null,
+            message: "not a JSON object".to_owned(),
+        });
+    }
     serde_json::from_slice(line).map_err(|error| {
         // A second look, for the id only: the line may be JSON of another form.
         let id = serde_json::from_slice::<Value>(line)
@@ -113,17 +120,13 @@ fn open(file: &Path) -> Result<Box<dyn BufRead>, Failure> {
     if file == Path::new("-") {
         return Ok(Box::new(std::io::stdin().lock()));
     }
-    let opened = fs_err::File::open(file).map_err(|error| unreadable_file(file, &error))?;
+    let opened = std::fs::File::open(file).map_err(|error| unreadable_file(file, &error))?;
     Ok(Box::new(std::io::BufReader::with_capacity(1 << 20, opened)))
 }
 
 fn unreadable_file(file: &Path, error: &std::io::Error) -> Failure {
-    // `fs_err` puts the path in front; its source is the plain error.
-    let cause = std::error::Error::source(error)
-        .or_else(|| error.get_ref().and_then(|inner| inner.source()))
-        .map_or_else(|| error.to_string(), ToString::to_string);
     Failure::input(format!("cannot read `{}`", file.display()))
-        .cause(cause)
+        .cause(error.to_string())
         .hint("give the path of a file of JSON lines, or `-` for standard input")
 }
 

@@ -24,7 +24,6 @@ pub(crate) struct Progress {
     name: &'static str,
     bar: Option<ProgressBar>,
     last_line: Option<Instant>,
-    position: (u64, u64),
     /// The figures of the last step, one line or more.
     figures: String,
 }
@@ -42,7 +41,6 @@ impl Progress {
             name,
             bar,
             last_line: None,
-            position: (0, 0),
             figures: String::new(),
         }
     }
@@ -77,22 +75,18 @@ impl Progress {
     }
 
     fn advance(&mut self, done: u64, total: u64, what: &str) {
-        self.position = (done, total);
-        match &self.bar {
-            Some(bar) => {
-                bar.set_length(total);
-                bar.set_position(done);
-                bar.set_message(what.to_owned());
-            }
-            None => {
-                let is_due = self
-                    .last_line
-                    .is_none_or(|last| last.elapsed() >= PLAIN_INTERVAL);
-                if is_due || done == total {
-                    self.last_line = Some(Instant::now());
-                    self.say(&format!("{} {done}/{total} {what}", self.name));
-                }
-            }
+        if let Some(bar) = &self.bar {
+            bar.set_length(total);
+            bar.set_position(done);
+            bar.set_message(what.to_owned());
+            return;
+        }
+        let is_due = self
+            .last_line
+            .is_none_or(|last| last.elapsed() >= PLAIN_INTERVAL);
+        if is_due || done == total {
+            self.last_line = Some(Instant::now());
+            self.say(&format!("{} {done}/{total} {what}", self.name));
         }
     }
 
@@ -126,7 +120,6 @@ impl Observer for Progress {
             short_count(start.num_parameters),
             start.num_items,
         ));
-        self.position = (start.step, start.num_steps);
         self.length(start.num_steps);
         if let Some(bar) = &self.bar {
             bar.set_position(start.step);

@@ -47,7 +47,9 @@ pub(crate) fn run(args: &TraceArgs, out: &mut dyn Write) -> Result<(), Failure> 
             verdict(line, tags, overflow, &CharCounter)
         })?,
         TokenizerArg::Dir(dir) => {
-            let tokenizer = Tokenizer::from_dir(dir)?;
+            let tokenizer = Tokenizer::from_dir(dir).map_err(|error| {
+                Failure::from(error).hint("give `char`, or a folder that holds a `tokenizer.json`")
+            })?;
             lines::answer_lines(&args.file, out, |line| {
                 let counter = ModelCounter::new(&tokenizer);
                 let verdict = verdict(line, tags, overflow, &counter)?;

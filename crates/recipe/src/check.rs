@@ -47,7 +47,7 @@ impl Checker<'_> {
             (Some("array"), Value::Array(items)) => self.array(node, items, schema, key),
             (Some("string"), Value::String(text)) => self.string(node, text, schema, key),
             (Some("boolean"), Value::Boolean(_)) => {}
-            (Some("integer"), Value::Integer(number)) => {
+            (Some("integer" | "number"), Value::Integer(number)) => {
                 self.range(node, *number as f64, schema, key);
             }
             (Some("integer" | "number"), Value::HugeInteger(_)) => self.push(
@@ -57,9 +57,6 @@ impl Checker<'_> {
                 "an integer of more than 64 bits".to_owned(),
                 limits_hint(key, schema),
             ),
-            (Some("number"), Value::Integer(number)) => {
-                self.range(node, *number as f64, schema, key);
-            }
             (Some("number"), Value::Float(number)) => {
                 if number.is_finite() {
                     self.range(node, *number, schema, key);

@@ -1,8 +1,9 @@
 //! What a wrong recipe says, and that it says everything at once.
 
+use std::fmt::Write as _;
 use std::path::Path;
 
-use asyncthink_recipe::{ErrorKind, Recipe, RecipeErrors, Stage};
+use asyncthink_recipe::{ErrorKind, Recipe, RecipeError, RecipeErrors, Stage};
 use proptest::prelude::*;
 
 const GOOD: &str = include_str!("good.toml");
@@ -63,7 +64,7 @@ fn each_kind_of_error_has_a_place_a_reason_and_a_remedy() {
     ];
     let mut report = String::new();
     for (name, text) in cases {
-        report += &format!("===== {name}\n{}\n\n", refused(&text, &[]));
+        writeln!(report, "===== {name}\n{}\n", refused(&text, &[])).expect("a string");
     }
     insta::assert_snapshot!("each_kind", report);
 }
@@ -98,7 +99,7 @@ fn everything_is_named_at_once() {
 #[test]
 fn every_syntax_error_is_named() {
     let errors = refused("a = \nb = 1 2\n[c\n", &[]);
-    let lines: Vec<_> = errors.errors().iter().map(|error| error.line()).collect();
+    let lines: Vec<_> = errors.errors().iter().map(RecipeError::line).collect();
     assert!(
         errors
             .errors()
