@@ -28,10 +28,16 @@ impl Bootstrap {
         let resamples = (0..num_resamples)
             .map(|resample| {
                 let mut draws = Draws::new(seed, Stream::Bootstrap, resample as u64, 0);
-                (0..num_problems).map(|_| draws.below(num_problems)).collect()
+                (0..num_problems)
+                    .map(|_| draws.below(num_problems))
+                    .collect()
             })
             .collect();
-        Self { resamples, num_problems, confidence }
+        Self {
+            resamples,
+            num_problems,
+            confidence,
+        }
     }
 
     /// Estimate and percentile interval of a ratio of sums, `sum(numerator) / sum(denominator)` over problems.
@@ -59,7 +65,8 @@ impl Bootstrap {
 }
 
 fn ratio(parts: impl Iterator<Item = (f64, f64)>) -> Option<f64> {
-    let (numerator, denominator) = parts.fold((0.0, 0.0), |sums, part| (sums.0 + part.0, sums.1 + part.1));
+    let (numerator, denominator) =
+        parts.fold((0.0, 0.0), |sums, part| (sums.0 + part.0, sums.1 + part.1));
     (denominator > 0.0).then(|| numerator / denominator)
 }
 
@@ -67,7 +74,11 @@ fn ratio(parts: impl Iterator<Item = (f64, f64)>) -> Option<f64> {
 fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     let last = sorted.len().checked_sub(1)?;
     let position = share.clamp(0.0, 1.0) * last as f64;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a position inside the slice")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a position inside the slice"
+    )]
     let below = (position.floor() as usize).min(last);
     let above = (below + 1).min(last);
     Some(sorted[below] + (sorted[above] - sorted[below]) * (position - below as f64))
@@ -91,7 +102,9 @@ mod tests {
         let mut covered = 0;
         for sample in 0..200 {
             let mut draws = Draws::new(sample, Stream::Evaluation, 0, 0);
-            let parts: Vec<(f64, f64)> = (0..60).map(|_| (f64::from(u8::from(draws.below(10) < 3)), 1.0)).collect();
+            let parts: Vec<(f64, f64)> = (0..60)
+                .map(|_| (f64::from(u8::from(draws.below(10) < 3)), 1.0))
+                .collect();
             let interval = Bootstrap::new(60, 300, 0.9, sample).ratio(&parts).unwrap();
             covered += usize::from(interval.low <= 0.3 && 0.3 <= interval.high);
         }
@@ -100,7 +113,10 @@ mod tests {
 
     #[test]
     fn nothing_valid_has_no_value() {
-        assert_eq!(Bootstrap::new(2, 10, 0.95, 1).ratio(&[(0.0, 0.0), (0.0, 0.0)]), None);
+        assert_eq!(
+            Bootstrap::new(2, 10, 0.95, 1).ratio(&[(0.0, 0.0), (0.0, 0.0)]),
+            None
+        );
     }
 
     proptest! {

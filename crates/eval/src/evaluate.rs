@@ -56,10 +56,16 @@ pub fn evaluate(
     if episodes.len() < queries.len() {
         return Err(Error::Stopped);
     }
-    let outcomes: Vec<EpisodeOutcome> =
-        episodes.iter().map(|episode| EpisodeOutcome::of(episode, &problems[episode.prompt_index])).collect();
-    let bootstrap =
-        Bootstrap::new(problems.len(), section.bootstrap_samples, section.confidence, recipe.seed);
+    let outcomes: Vec<EpisodeOutcome> = episodes
+        .iter()
+        .map(|episode| EpisodeOutcome::of(episode, &problems[episode.prompt_index]))
+        .collect();
+    let bootstrap = Bootstrap::new(
+        problems.len(),
+        section.bootstrap_samples,
+        section.confidence,
+        recipe.seed,
+    );
     Ok(Evaluation {
         model: model_dir.display().to_string(),
         num_problems: problems.len(),

@@ -30,13 +30,18 @@ impl EpisodeOutcome {
     /// Grades an episode. Concurrency is the paper's, with workers that nobody joined.
     pub fn of(episode: &Episode, problem: &Problem) -> Self {
         let grade = episode.answer().map(|answer| problem.grade(answer));
-        let concurrency = episode.timeline.as_ref().map(|timeline| timeline.concurrency(true));
+        let concurrency = episode
+            .timeline
+            .as_ref()
+            .map(|timeline| timeline.concurrency(true));
         Self {
             problem: episode.prompt_index,
             num_correct: grade.as_ref().map_or(0, |grade| grade.num_correct),
             num_required: problem.required(),
             accuracy: grade.as_ref().map_or(0.0, |grade| grade.reward),
-            error: episode.format_error().map(asyncthink_protocol::FormatError::code),
+            error: episode
+                .format_error()
+                .map(asyncthink_protocol::FormatError::code),
             latency_tokens: concurrency.map(|concurrency| concurrency.latency_tokens),
             eta_ratio: concurrency.map(|concurrency| concurrency.eta_ratio),
             num_forks: episode.num_forks(),

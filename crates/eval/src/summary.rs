@@ -43,7 +43,10 @@ pub struct Metric {
 impl Evaluation {
     /// The interval of a metric by its key.
     pub fn metric(&self, key: &str) -> Option<Interval> {
-        self.metrics.iter().find(|metric| metric.key == key)?.interval
+        self.metrics
+            .iter()
+            .find(|metric| metric.key == key)?
+            .interval
     }
 }
 
@@ -51,7 +54,11 @@ impl Evaluation {
 type Part<'a> = Box<dyn Fn(&EpisodeOutcome) -> Option<f64> + 'a>;
 
 /// Computes every metric of `outcomes`, which belong to problems `0..num_problems`.
-pub fn summarise(outcomes: &[EpisodeOutcome], num_problems: usize, bootstrap: &Bootstrap) -> Vec<Metric> {
+pub fn summarise(
+    outcomes: &[EpisodeOutcome],
+    num_problems: usize,
+    bootstrap: &Bootstrap,
+) -> Vec<Metric> {
     definitions(outcomes)
         .into_iter()
         .map(|(key, label, is_share, part)| {
@@ -63,14 +70,23 @@ pub fn summarise(outcomes: &[EpisodeOutcome], num_problems: usize, bootstrap: &B
                     sums.1 += 1.0;
                 }
             }
-            Metric { key, label, is_share, interval: bootstrap.ratio(&parts) }
+            Metric {
+                key,
+                label,
+                is_share,
+                interval: bootstrap.ratio(&parts),
+            }
         })
         .collect()
 }
 
 fn definitions(outcomes: &[EpisodeOutcome]) -> Vec<(String, String, bool, Part<'static>)> {
     let indicator = |holds: bool| Some(f64::from(u8::from(holds)));
-    let max_required = outcomes.iter().map(|outcome| outcome.num_required).max().unwrap_or(0);
+    let max_required = outcomes
+        .iter()
+        .map(|outcome| outcome.num_required)
+        .max()
+        .unwrap_or(0);
     let mut definitions: Vec<(String, String, bool, Part<'static>)> = Vec::new();
     for count in 1..=max_required {
         definitions.push((
@@ -89,22 +105,42 @@ fn definitions(outcomes: &[EpisodeOutcome]) -> Vec<(String, String, bool, Part<'
         true,
         Box::new(move |outcome| indicator(outcome.num_correct >= outcome.num_required)),
     );
-    add("accuracy", "mean accuracy", true, Box::new(|outcome| Some(outcome.accuracy)));
+    add(
+        "accuracy",
+        "mean accuracy",
+        true,
+        Box::new(|outcome| Some(outcome.accuracy)),
+    );
     add(
         "latency_tokens",
         "latency, tokens",
         false,
         Box::new(|outcome| outcome.latency_tokens.map(|tokens| tokens as f64)),
     );
-    add("eta_ratio", "concurrency eta/c", true, Box::new(|outcome| outcome.eta_ratio));
-    add("forks_per_query", "Forks per query", false, Box::new(|outcome| Some(outcome.num_forks as f64)));
+    add(
+        "eta_ratio",
+        "concurrency eta/c",
+        true,
+        Box::new(|outcome| outcome.eta_ratio),
+    );
+    add(
+        "forks_per_query",
+        "Forks per query",
+        false,
+        Box::new(|outcome| Some(outcome.num_forks as f64)),
+    );
     add(
         "decoded_tokens_per_query",
         "tokens per query",
         false,
         Box::new(|outcome| Some(outcome.decoded_tokens as f64)),
     );
-    add("format_errors", "format errors", true, Box::new(move |outcome| indicator(outcome.error.is_some())));
+    add(
+        "format_errors",
+        "format errors",
+        true,
+        Box::new(move |outcome| indicator(outcome.error.is_some())),
+    );
     for code in FormatError::CODES {
         add(
             &format!("format_errors.{code}"),
@@ -137,11 +173,21 @@ mod tests {
 
     #[test]
     fn errors_count_as_wrong_and_stay_out_of_latency_and_concurrency() {
-        let outcomes =
-            [outcome(0, 2, None), outcome(0, 1, None), outcome(1, 0, Some("no_answer")), outcome(1, 0, None)];
+        let outcomes = [
+            outcome(0, 2, None),
+            outcome(0, 1, None),
+            outcome(1, 0, Some("no_answer")),
+            outcome(1, 0, None),
+        ];
         let metrics = summarise(&outcomes, 2, &Bootstrap::new(2, 100, 0.95, 1));
         let value = |key: &str| {
-            metrics.iter().find(|metric| metric.key == key).unwrap().interval.unwrap().value
+            metrics
+                .iter()
+                .find(|metric| metric.key == key)
+                .unwrap()
+                .interval
+                .unwrap()
+                .value
         };
         let expected = [
             ("at_least_1_correct", 0.5),
@@ -156,7 +202,11 @@ mod tests {
             ("format_errors.malformed", 0.0),
         ];
         for (key, expected) in expected {
-            assert!((value(key) - expected).abs() < 1e-12, "{key}: {}", value(key));
+            assert!(
+                (value(key) - expected).abs() < 1e-12,
+                "{key}: {}",
+                value(key)
+            );
         }
     }
 
@@ -164,7 +214,10 @@ mod tests {
     fn without_a_valid_episode_latency_has_no_value() {
         let outcomes = [outcome(0, 0, Some("no_answer"))];
         let metrics = summarise(&outcomes, 1, &Bootstrap::new(1, 10, 0.95, 1));
-        let latency = metrics.iter().find(|metric| metric.key == "latency_tokens").unwrap();
+        let latency = metrics
+            .iter()
+            .find(|metric| metric.key == "latency_tokens")
+            .unwrap();
         assert_eq!(latency.interval, None);
     }
 }

@@ -10,20 +10,39 @@ use crate::summary::{Evaluation, Metric};
 /// Rows are those of the first evaluation and, below them, those that only others have.
 pub fn table(columns: &[(&str, &Evaluation)]) -> String {
     let mut rows: Vec<&Metric> = Vec::new();
-    for metric in columns.iter().flat_map(|(_, evaluation)| &evaluation.metrics) {
+    for metric in columns
+        .iter()
+        .flat_map(|(_, evaluation)| &evaluation.metrics)
+    {
         if !rows.iter().any(|row| row.key == metric.key) {
             rows.push(metric);
         }
     }
-    let label_width = rows.iter().map(|row| row.label.len()).max().unwrap_or(0).max("metric".len());
+    let label_width = rows
+        .iter()
+        .map(|row| row.label.len())
+        .max()
+        .unwrap_or(0)
+        .max("metric".len());
     let cells: Vec<Vec<String>> = columns
         .iter()
-        .map(|(_, evaluation)| rows.iter().map(|row| cell(row, evaluation.metric(&row.key))).collect())
+        .map(|(_, evaluation)| {
+            rows.iter()
+                .map(|row| cell(row, evaluation.metric(&row.key)))
+                .collect()
+        })
         .collect();
     let widths: Vec<usize> = columns
         .iter()
         .zip(&cells)
-        .map(|((name, _), cells)| cells.iter().map(String::len).max().unwrap_or(0).max(name.len()))
+        .map(|((name, _), cells)| {
+            cells
+                .iter()
+                .map(String::len)
+                .max()
+                .unwrap_or(0)
+                .max(name.len())
+        })
         .collect();
     let mut text = String::new();
     // Writing to a string cannot fail.
@@ -54,9 +73,16 @@ pub fn table(columns: &[(&str, &Evaluation)]) -> String {
 }
 
 fn cell(metric: &Metric, interval: Option<Interval>) -> String {
-    let Some(Interval { value, low, high }) = interval else { return "-".to_owned() };
+    let Some(Interval { value, low, high }) = interval else {
+        return "-".to_owned();
+    };
     if metric.is_share {
-        format!("{:.1} % [{:.1}, {:.1}]", value * 100.0, low * 100.0, high * 100.0)
+        format!(
+            "{:.1} % [{:.1}, {:.1}]",
+            value * 100.0,
+            low * 100.0,
+            high * 100.0
+        )
     } else {
         format!("{value:.1} [{low:.1}, {high:.1}]")
     }
@@ -78,7 +104,11 @@ mod tests {
             is_share,
             interval,
         };
-        let interval = Some(Interval { value, low: value / 2.0, high: value });
+        let interval = Some(Interval {
+            value,
+            low: value / 2.0,
+            high: value,
+        });
         Evaluation {
             model: "m".into(),
             num_problems: 20,
@@ -89,7 +119,12 @@ mod tests {
             seed: 1,
             metrics: vec![
                 metric("all_correct", "all correct", true, interval),
-                metric("latency_tokens", "latency, tokens", false, (value > 0.3).then_some(interval).flatten()),
+                metric(
+                    "latency_tokens",
+                    "latency, tokens",
+                    false,
+                    (value > 0.3).then_some(interval).flatten(),
+                ),
             ],
         }
     }
@@ -114,6 +149,9 @@ latency, tokens                   -       0.5 [0.2, 0.5]
     fn json_reads_back() {
         let evaluation = evaluation(0.5);
         let json = serde_json::to_string(&evaluation).unwrap();
-        assert_eq!(serde_json::from_str::<Evaluation>(&json).unwrap(), evaluation);
+        assert_eq!(
+            serde_json::from_str::<Evaluation>(&json).unwrap(),
+            evaluation
+        );
     }
 }

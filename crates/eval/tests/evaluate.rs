@@ -71,8 +71,16 @@ fn an_evaluation_repeats_itself_and_its_parts_add_up() {
     let text = RECIPE.replace("RUN", run_dir.to_str().unwrap());
     let recipe = Recipe::parse(&text, Path::new("tiny.toml"), &[]).unwrap();
     asyncthink_synth::run(&recipe, &run_dir, &mut |_| {}).unwrap();
-    let outcome = run_sft(&recipe, &RunOptions::default(), &mut (), &StopFlag::default()).unwrap();
-    let RunOutcome::Finished { model, .. } = outcome else { panic!("nobody asked to stop") };
+    let outcome = run_sft(
+        &recipe,
+        &RunOptions::default(),
+        &mut (),
+        &StopFlag::default(),
+    )
+    .unwrap();
+    let RunOutcome::Finished { model, .. } = outcome else {
+        panic!("nobody asked to stop")
+    };
 
     let mut seen = Vec::new();
     let evaluation = evaluate(&model, &recipe, &mut |progress| {
@@ -81,7 +89,10 @@ fn an_evaluation_repeats_itself_and_its_parts_add_up() {
     })
     .unwrap();
     assert_eq!(seen.last().unwrap().finished_episodes, 12);
-    assert_eq!((evaluation.num_problems, evaluation.samples_per_problem), (4, 3));
+    assert_eq!(
+        (evaluation.num_problems, evaluation.samples_per_problem),
+        (4, 3)
+    );
     let errors = evaluation.metric("format_errors").unwrap().value;
     let kinds: f64 = evaluation
         .metrics
@@ -92,12 +103,21 @@ fn an_evaluation_repeats_itself_and_its_parts_add_up() {
     assert!((errors - kinds).abs() < 1e-9);
     for metric in &evaluation.metrics {
         if let Some(interval) = metric.interval {
-            assert!(interval.low <= interval.value && interval.value <= interval.high, "{metric:?}");
+            assert!(
+                interval.low <= interval.value && interval.value <= interval.high,
+                "{metric:?}"
+            );
         }
     }
-    assert_eq!(evaluate(&model, &recipe, &mut |_| true).unwrap(), evaluation);
+    assert_eq!(
+        evaluate(&model, &recipe, &mut |_| true).unwrap(),
+        evaluation
+    );
     assert!(table(&[("after SFT", &evaluation)]).contains("all correct"));
-    assert!(matches!(evaluate(&model, &recipe, &mut |_| false), Err(Error::Stopped)));
+    assert!(matches!(
+        evaluate(&model, &recipe, &mut |_| false),
+        Err(Error::Stopped)
+    ));
 }
 
 /// Threads are counted once per process, before anything starts rayon's own.

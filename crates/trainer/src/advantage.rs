@@ -20,7 +20,9 @@ impl<'a> Group<'a> {
 
     /// Whether every episode earned the same reward, which leaves nothing to learn from.
     pub fn is_constant(&self) -> bool {
-        self.0.windows(2).all(|pair| pair[0].to_bits() == pair[1].to_bits())
+        self.0
+            .windows(2)
+            .all(|pair| pair[0].to_bits() == pair[1].to_bits())
     }
 
     /// Sample standard deviation (`n - 1` in the denominator, as TRL and verl have it).
@@ -62,7 +64,11 @@ impl Advantage {
             Self::MeanCentred => 1.0,
             Self::MeanStd { eps } => 1.0 / (group.std() + eps),
         };
-        group.0.iter().map(|reward| (reward - mean) * scale).collect()
+        group
+            .0
+            .iter()
+            .map(|reward| (reward - mean) * scale)
+            .collect()
     }
 }
 

@@ -44,7 +44,12 @@ impl MicroBatch {
             let start = ids.len();
             ids.extend(row.ids().iter().map(|token| i64::from(token.0)));
             segment_lens.push(to_i64(row.len()));
-            for (index, _) in row.loss_mask().iter().enumerate().filter(|(_, trained)| **trained) {
+            for (index, _) in row
+                .loss_mask()
+                .iter()
+                .enumerate()
+                .filter(|(_, trained)| **trained)
+            {
                 positions.push(to_i64(start + index - 1));
                 targets.push(ids[start + index]);
                 // Half an ulp of an f32 weight is far below the rounding of the sum that it goes into.
@@ -72,6 +77,14 @@ impl MicroBatch {
         self.ids.numel()
     }
 
+    /// Tokens of the rows; what is computed beyond them is padding.
+    pub fn num_row_tokens(&self) -> usize {
+        self.segment_lens
+            .iter()
+            .map(|&len| usize::try_from(len).unwrap_or(0))
+            .sum()
+    }
+
     /// Tokens that the loss is over.
     pub fn num_trained(&self) -> usize {
         self.targets.numel()
@@ -96,7 +109,9 @@ impl MicroBatch {
 
 /// A host copy of an f32 vector in f64.
 pub(crate) fn to_host(tensor: &Tensor) -> Result<Vec<f64>> {
-    Ok(Vec::<f64>::try_from(tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)?)
+    Ok(Vec::<f64>::try_from(
+        tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?,
+    )?)
 }
 
 fn to_i64(value: usize) -> i64 {

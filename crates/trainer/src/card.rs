@@ -71,7 +71,8 @@ impl ModelCard {
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(MODEL_CARD_FILE);
         let text = fs::read(&path)?;
-        serde_json::from_slice(&text).map_err(|error| Error::stage(format!("reading `{}`", path.display()), error))
+        serde_json::from_slice(&text)
+            .map_err(|error| Error::stage(format!("reading `{}`", path.display()), error))
     }
 
     /// Writes the card into a model folder.
@@ -79,7 +80,8 @@ impl ModelCard {
     /// # Errors
     /// When the file cannot be written.
     pub fn write(&self, dir: &Path) -> Result<()> {
-        let mut text = serde_json::to_string_pretty(self).map_err(|error| Error::stage("writing a model card", error))?;
+        let mut text = serde_json::to_string_pretty(self)
+            .map_err(|error| Error::stage("writing a model card", error))?;
         text.push('\n');
         fs::write(dir.join(MODEL_CARD_FILE), text)?;
         Ok(())
@@ -90,7 +92,10 @@ impl ModelCard {
     /// # Errors
     /// When a template lacks its placeholder.
     pub fn templates(&self) -> Result<PromptTemplates> {
-        Ok(PromptTemplates::new(self.prompts.clone(), self.capacity.max_workers())?)
+        Ok(PromptTemplates::new(
+            self.prompts.clone(),
+            self.capacity.max_workers(),
+        )?)
     }
 
     /// The rules that episodes of this model obey.

@@ -34,11 +34,17 @@ pub fn grade_episode(
     rule: &RewardRule,
     count_unjoined: bool,
 ) -> GradedEpisode {
-    let concurrency = episode.timeline.as_ref().map(|timeline| timeline.concurrency(count_unjoined));
+    let concurrency = episode
+        .timeline
+        .as_ref()
+        .map(|timeline| timeline.concurrency(count_unjoined));
     let (score, num_correct) = match (episode.answer(), concurrency) {
         (Some(answer), Some(concurrency)) => {
             let grade = problem.grade(answer);
-            let score = EpisodeScore::Valid { accuracy: grade.reward, eta_ratio: concurrency.eta_ratio };
+            let score = EpisodeScore::Valid {
+                accuracy: grade.reward,
+                eta_ratio: concurrency.eta_ratio,
+            };
             (score, grade.num_correct)
         }
         _ => (EpisodeScore::FormatError, 0),
@@ -60,8 +66,15 @@ pub fn grade_episode(
 ///
 /// # Panics
 /// If `group_size` is below 2 or does not divide the number of episodes; the recipe's checks rule that out.
-pub fn assign_advantages(episodes: &mut [GradedEpisode], group_size: usize, advantage: Advantage) -> usize {
-    assert!(episodes.len().is_multiple_of(group_size), "groups must be whole");
+pub fn assign_advantages(
+    episodes: &mut [GradedEpisode],
+    group_size: usize,
+    advantage: Advantage,
+) -> usize {
+    assert!(
+        episodes.len().is_multiple_of(group_size),
+        "groups must be whole"
+    );
     let mut num_constant = 0;
     for group in episodes.chunks_exact_mut(group_size) {
         let rewards: Vec<f64> = group.iter().map(|episode| episode.reward.total).collect();
@@ -95,7 +108,11 @@ pub fn training_rows(episodes: &[GradedEpisode]) -> Result<Vec<TrainingRow>> {
     Ok(rows)
 }
 
-fn training_row(record: &AgentRecord, advantage: f64, episode: EpisodeIndex) -> Result<TrainingRow> {
+fn training_row(
+    record: &AgentRecord,
+    advantage: f64,
+    episode: EpisodeIndex,
+) -> Result<TrainingRow> {
     #[expect(clippy::cast_possible_truncation, reason = "rows hold f32")]
     let advantage = advantage as f32;
     Ok(TrainingRow::policy(
@@ -160,7 +177,9 @@ fn record(
         advantage: graded.advantage,
         num_correct: count(graded.num_correct),
         num_required: count(graded.num_required),
-        latency_tokens: graded.concurrency.map(|concurrency| concurrency.latency_tokens),
+        latency_tokens: graded
+            .concurrency
+            .map(|concurrency| concurrency.latency_tokens),
         eta: graded.concurrency.map(|concurrency| concurrency.eta),
         eta_ratio: graded.concurrency.map(|concurrency| concurrency.eta_ratio),
         num_forks: count(episode.num_forks()),
@@ -214,23 +233,37 @@ impl EpisodeFigures {
         let mean = |value: &dyn Fn(&GradedEpisode) -> f64| {
             episodes.iter().map(value).sum::<f64>() / episodes.len() as f64
         };
-        let valid: Vec<Concurrency> = episodes.iter().filter_map(|episode| episode.concurrency).collect();
+        let valid: Vec<Concurrency> = episodes
+            .iter()
+            .filter_map(|episode| episode.concurrency)
+            .collect();
         let mean_valid = |value: &dyn Fn(&Concurrency) -> f64| {
             (!valid.is_empty()).then(|| valid.iter().map(value).sum::<f64>() / valid.len() as f64)
         };
         // Every code is listed, so that lines of all steps have the same keys.
         let mut format_errors: std::collections::BTreeMap<&'static str, usize> =
-            asyncthink_protocol::FormatError::CODES.iter().map(|code| (*code, 0)).collect();
-        for error in episodes.iter().filter_map(|episode| episode.episode.format_error()) {
+            asyncthink_protocol::FormatError::CODES
+                .iter()
+                .map(|code| (*code, 0))
+                .collect();
+        for error in episodes
+            .iter()
+            .filter_map(|episode| episode.episode.format_error())
+        {
             *format_errors.entry(error.code()).or_default() += 1;
         }
-        let decoded_tokens: usize = episodes.iter().map(|episode| episode.episode.decoded_tokens()).sum();
+        let decoded_tokens: usize = episodes
+            .iter()
+            .map(|episode| episode.episode.decoded_tokens())
+            .sum();
         Ok(Self {
             reward: mean(&|episode| episode.reward.total),
             reward_accuracy: mean(&|episode| episode.reward.accuracy),
             reward_concurrency: mean(&|episode| episode.reward.concurrency),
             all_correct: mean(&|episode| {
-                f64::from(u8::from(episode.concurrency.is_some() && episode.num_correct >= episode.num_required))
+                f64::from(u8::from(
+                    episode.concurrency.is_some() && episode.num_correct >= episode.num_required,
+                ))
             }),
             valid: valid.len() as f64 / episodes.len() as f64,
             eta_ratio: mean_valid(&|concurrency| concurrency.eta_ratio),
@@ -252,5 +285,8 @@ fn sum_of_logprobs(episodes: &[GradedEpisode]) -> f64 {
         std::iter::once(&graded.episode.organizer).chain(workers)
     });
     // Ids that were not decoded have a log-probability of 0.
-    agents.flat_map(AgentRecord::logprobs).map(|logprob| f64::from(*logprob)).sum()
+    agents
+        .flat_map(AgentRecord::logprobs)
+        .map(|logprob| f64::from(*logprob))
+        .sum()
 }

@@ -168,15 +168,22 @@ impl Error {
         context: impl Into<String>,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        Self::Stage { context: context.into(), source: source.into() }
+        Self::Stage {
+            context: context.into(),
+            source: source.into(),
+        }
     }
 
     /// Names the step in errors that mean divergence.
     pub(crate) fn at_step(self, step: u64) -> Self {
         match self {
-            Self::Rollout(asyncthink_rollout::Error::Engine(asyncthink_engine::Error::NonFinite(_))) => {
-                Self::NonFinite { step, what: "a logit of the model", value: f64::NAN }
-            }
+            Self::Rollout(asyncthink_rollout::Error::Engine(
+                asyncthink_engine::Error::NonFinite(_),
+            )) => Self::NonFinite {
+                step,
+                what: "a logit of the model",
+                value: f64::NAN,
+            },
             other => other,
         }
     }

@@ -37,7 +37,11 @@ pub(crate) fn recipe_keys(recipe: &Recipe, stage: Stage) -> Result<BTreeMap<Stri
             flatten(name, value, &mut keys);
         }
     }
-    keys.retain(|key, _| !key.rsplit('.').next().is_some_and(|last| FREE_KEYS.contains(&last)));
+    keys.retain(|key, _| {
+        !key.rsplit('.')
+            .next()
+            .is_some_and(|last| FREE_KEYS.contains(&last))
+    });
     Ok(keys)
 }
 
@@ -88,7 +92,8 @@ pub(crate) fn of_rows(rows: &[TrainingRow]) -> String {
 pub(crate) fn of_problems(problems: &[asyncthink_tasks::Problem]) -> Result<String> {
     let mut fingerprint = Fingerprint::new();
     for problem in problems {
-        let json = serde_json::to_vec(problem).map_err(|error| Error::stage("describing the problems", error))?;
+        let json = serde_json::to_vec(problem)
+            .map_err(|error| Error::stage("describing the problems", error))?;
         fingerprint.add(&json);
         fingerprint.add(b"\n");
     }

@@ -57,7 +57,9 @@ impl Golden {
     fn advantages(&self, case: &Case) -> Vec<f64> {
         let advantage = match case.advantage.as_str() {
             "mean_centred" => Advantage::MeanCentred,
-            _ => Advantage::MeanStd { eps: case.advantage_eps },
+            _ => Advantage::MeanStd {
+                eps: case.advantage_eps,
+            },
         };
         self.rewards
             .chunks(self.group_size)
@@ -85,31 +87,58 @@ impl Golden {
     }
 
     /// Loss, gradient by row and number of clipped tokens, with `rows_at_a_time` rows in a micro-batch.
-    fn evaluate(&self, case: &Case, rows_at_a_time: usize, chunk_tokens: i64) -> (f64, Vec<Vec<f64>>, f64) {
+    fn evaluate(
+        &self,
+        case: &Case,
+        rows_at_a_time: usize,
+        chunk_tokens: i64,
+    ) -> (f64, Vec<Vec<f64>>, f64) {
         let rows = self.training_rows(case);
         let counts: Vec<RowCount> = rows
             .iter()
-            .map(|row| RowCount { episode: row.episode().0, num_trained: row.num_trained() })
+            .map(|row| RowCount {
+                episode: row.episode().0,
+                num_trained: row.num_trained(),
+            })
             .collect();
         let weights = match case.aggregation.as_str() {
             "token_mean" => Aggregation::TokenMean,
             "episode_mean" => Aggregation::EpisodeMean,
-            _ => Aggregation::ConstantLength { tokens: case.constant_length_tokens },
+            _ => Aggregation::ConstantLength {
+                tokens: case.constant_length_tokens,
+            },
         }
         .weights(&counts);
-        let clip = Clip { low: case.clip_eps_low, high: case.clip_eps_high };
-        let objective = Objective::Policy { clip, kl_beta: case.kl_beta };
-        let settings = HeadSettings { temperature: case.temperature, chunk_tokens, entropy: false };
+        let clip = Clip {
+            low: case.clip_eps_low,
+            high: case.clip_eps_high,
+        };
+        let objective = Objective::Policy {
+            clip,
+            kl_beta: case.kl_beta,
+        };
+        let settings = HeadSettings {
+            temperature: case.temperature,
+            chunk_tokens,
+            entropy: false,
+        };
         let (mut loss, mut gradient, mut num_clipped) = (0.0, Vec::new(), 0.0);
         let indices: Vec<usize> = (0..rows.len()).collect();
         for members in indices.chunks(rows_at_a_time) {
-            let batch: Vec<_> = members.iter().map(|&row| (&rows[row], weights[row])).collect();
+            let batch: Vec<_> = members
+                .iter()
+                .map(|&row| (&rows[row], weights[row]))
+                .collect();
             let batch = MicroBatch::assemble(&batch, Device::Cpu).unwrap();
             // The logits stand in for hidden states, under a head that changes nothing.
-            let logits: Vec<f32> =
-                members.iter().flat_map(|&row| self.rows[row].logits.concat()).collect();
+            let logits: Vec<f32> = members
+                .iter()
+                .flat_map(|&row| self.rows[row].logits.concat())
+                .collect();
             let vocab = i64::try_from(self.rows[0].logits[0].len()).unwrap();
-            let logits = Tensor::from_slice(&logits).reshape([-1, vocab]).set_requires_grad(true);
+            let logits = Tensor::from_slice(&logits)
+                .reshape([-1, vocab])
+                .set_requires_grad(true);
             let reference: Vec<f32> = members
                 .iter()
                 .flat_map(|&row| self.rows[row].mask.iter().zip(&self.rows[row].reference))
@@ -126,11 +155,17 @@ impl Golden {
             )
             .unwrap();
             loss += output.loss;
-            let clipped = is_clipped(&output.logp, &batch.logp_old, &batch.advantages, clip).unwrap();
+            let clipped =
+                is_clipped(&output.logp, &batch.logp_old, &batch.advantages, clip).unwrap();
             num_clipped += to_host(&clipped).unwrap().iter().sum::<f64>();
             let mut values = to_host(&logits.grad().flatten(0, -1)).unwrap().into_iter();
             for &row in members {
-                gradient.push(values.by_ref().take(self.rows[row].logits.concat().len()).collect());
+                gradient.push(
+                    values
+                        .by_ref()
+                        .take(self.rows[row].logits.concat().len())
+                        .collect(),
+                );
             }
         }
         (loss, gradient, num_clipped)
@@ -138,22 +173,43 @@ impl Golden {
 }
 
 fn assert_close(got: f64, expected: f64, what: &str) {
-    assert!((got - expected).abs() <= TOLERANCE, "{what}: {got}, expected {expected}");
+    assert!(
+        (got - expected).abs() <= TOLERANCE,
+        "{what}: {got}, expected {expected}"
+    );
 }
 
 #[test]
 fn loss_and_gradient_equal_the_plain_reference() {
     let golden = Golden::load();
-    let num_trained: usize = golden.rows.iter().flat_map(|row| &row.mask).filter(|trained| **trained).count();
+    let num_trained: usize = golden
+        .rows
+        .iter()
+        .flat_map(|row| &row.mask)
+        .filter(|trained| **trained)
+        .count();
     for (index, case) in golden.cases.iter().enumerate() {
         let (loss, gradient, num_clipped) = golden.evaluate(case, usize::MAX, 1000);
         assert_close(loss, case.loss, &format!("loss of case {index}"));
-        assert_close(num_clipped / num_trained as f64, case.clip_share, &format!("clip share of case {index}"));
-        let largest = case.gradient.iter().flatten().flatten().fold(0.0_f64, |a, b| a.max(b.abs()));
+        assert_close(
+            num_clipped / num_trained as f64,
+            case.clip_share,
+            &format!("clip share of case {index}"),
+        );
+        let largest = case
+            .gradient
+            .iter()
+            .flatten()
+            .flatten()
+            .fold(0.0_f64, |a, b| a.max(b.abs()));
         assert!(largest > 1e-3, "case {index} tests nothing");
         for (row, (got, expected)) in gradient.iter().zip(&case.gradient).enumerate() {
             for (got, expected) in got.iter().zip(expected.iter().flatten()) {
-                assert_close(*got, *expected, &format!("gradient of case {index}, row {row}"));
+                assert_close(
+                    *got,
+                    *expected,
+                    &format!("gradient of case {index}, row {row}"),
+                );
             }
         }
     }

@@ -17,7 +17,6 @@ use asyncthink_model::Decoder;
 use asyncthink_recipe::{self as recipes, GrpoSection, LossAggregation, Recipe, Stage};
 use asyncthink_rollout::{Episode, Query};
 use asyncthink_tasks::Problem;
-use serde::Serialize;
 use tch::Kind;
 
 use crate::advantage::Advantage;
@@ -27,57 +26,23 @@ use crate::episodes::{
 };
 use crate::error::{Error, Result};
 use crate::fingerprint::{self, Fingerprint};
+use crate::grpo_line::{GrpoLine, UpdateFigures, report};
 use crate::layout::RunLayout;
 use crate::loss::{Aggregation, Clip};
-use crate::metrics::{Phase, StepClock, Timing};
+use crate::metrics::{Phase, StepClock};
 use crate::models::{ModelFiles, grpo_initial_model, open_recipe_device};
-use crate::observer::{Observer, RunStart, StepReport, StopFlag};
+use crate::observer::{Observer, RunStart, StopFlag};
 use crate::optimizer::AdamW;
 use crate::problems::train_problems;
 use crate::reward::{LambdaSchedule, RewardRule};
 use crate::run::{
-    RunOptions, RunOutcome, SavePolicy, StageRun, check_finite, learning_rate, new_optimizer, restore_optimizer,
+    RunOptions, RunOutcome, SavePolicy, StageRun, check_finite, learning_rate, new_optimizer,
+    restore_optimizer,
 };
 use crate::sampling::EpisodeSampler;
 use crate::schedule::LearningRate;
 use crate::streams::{DataOrder, Stream, derive_seed};
 use crate::update::{BatchFigures, BatchSettings, Objective, accumulate_gradient};
-
-/// A line of `grpo/metrics.jsonl`.
-#[derive(Debug, Serialize)]
-struct GrpoLine {
-    step: u64,
-    epoch: u64,
-    #[serde(flatten)]
-    episodes: EpisodeFigures,
-    constant_groups: usize,
-    lambda: f64,
-    learning_rate: f64,
-    #[serde(flatten)]
-    update: UpdateFigures,
-    timing: Timing,
-}
-
-/// What the updates of a step measured; means over the updates where there are several.
-#[derive(Clone, Debug, Default, Serialize)]
-struct UpdateFigures {
-    loss: f64,
-    grad_norm: f64,
-    /// This and the other means over tokens are null where no row had a gradient to compute.
-    clip_share: Option<f64>,
-    kl_sampler: Option<f64>,
-    /// Null without a reference model.
-    kl_reference: Option<f64>,
-    /// Of the first update, as are the mismatches: later ones differ because the policy has moved.
-    entropy: Option<f64>,
-    logprob_mismatch_max_nats: Option<f64>,
-    logprob_mismatch_mean_nats: Option<f64>,
-    num_rows: usize,
-    num_tokens: usize,
-    num_trained_tokens: usize,
-    num_micro_batches: usize,
-    padding_share: f64,
-}
 
 /// Optimises the model that `sft` left.
 ///
@@ -90,23 +55,46 @@ pub fn run_grpo(
     observer: &mut dyn Observer,
     stop: &StopFlag,
 ) -> Result<RunOutcome> {
-    let section = recipe.grpo.as_ref().ok_or(Error::MissingSection { section: "grpo" })?;
+    let section = recipe
+        .grpo
+        .as_ref()
+        .ok_or(Error::MissingSection { section: "grpo" })?;
     let problems = train_problems(recipe)?;
     let initial = grpo_initial_model(recipe)?;
     let num_steps = section.num_steps as u64;
-    let save = SavePolicy { every_steps: section.save_every_steps as u64, keep: section.keep_checkpoints };
+    let save = SavePolicy {
+        every_steps: section.save_every_steps as u64,
+        keep: section.keep_checkpoints,
+    };
     let dataset = dataset_fingerprint(section, &problems, &initial)?;
-    let (mut run, checkpoint) = StageRun::open(recipe, Stage::Grpo, dataset, num_steps, save, options, observer)?;
+    let (mut run, checkpoint) = StageRun::open(
+        recipe,
+        Stage::Grpo,
+        dataset,
+        num_steps,
+        save,
+        options,
+        observer,
+    )?;
     if run.is_finished() {
         return Ok(run.finished());
     }
     let device = open_recipe_device(recipe)?;
-    let mut model = ModelFiles::load(checkpoint.as_ref().map_or(&initial, |checkpoint| &checkpoint.dir), device)?;
+    let mut model = ModelFiles::load(
+        checkpoint
+            .as_ref()
+            .map_or(&initial, |checkpoint| &checkpoint.dir),
+        device,
+    )?;
     let mut optimizer = new_optimizer(&mut model, &section.optimizer)?;
     if let Some(checkpoint) = &checkpoint {
         restore_optimizer(&mut optimizer, checkpoint)?;
     }
-    let reference = if section.kl_beta > 0.0 { Some(Decoder::load(&initial, device, Kind::Float)?) } else { None };
+    let reference = if section.kl_beta > 0.0 {
+        Some(Decoder::load(&initial, device, Kind::Float)?)
+    } else {
+        None
+    };
     observer.started(&RunStart {
         stage: Stage::Grpo,
         step: run.step(),
@@ -118,7 +106,12 @@ pub fn run_grpo(
     let mut trainer = Trainer::new(recipe, section, &problems, reference)?;
     while !run.is_finished() {
         let Some(line) = trainer.step(run.step(), &model, &mut optimizer, observer, stop)? else {
-            return run.stop(stop.requested().unwrap_or_default(), &model, &optimizer, observer);
+            return run.stop(
+                stop.requested().unwrap_or_default(),
+                &model,
+                &optimizer,
+                observer,
+            );
         };
         if line.step.is_multiple_of(section.log_every_steps as u64) || line.step == num_steps {
             run.metrics.append(&line)?;
@@ -135,7 +128,11 @@ pub fn run_grpo(
 }
 
 /// Problems and, where a KL term holds the policy near it, the initial model.
-fn dataset_fingerprint(section: &GrpoSection, problems: &[Problem], initial: &Path) -> Result<String> {
+fn dataset_fingerprint(
+    section: &GrpoSection,
+    problems: &[Problem],
+    initial: &Path,
+) -> Result<String> {
     let problems = fingerprint::of_problems(problems)?;
     if section.kl_beta == 0.0 {
         return Ok(problems);
@@ -178,7 +175,9 @@ impl<'a> Trainer<'a> {
             reference,
             advantage: match section.advantage {
                 recipes::Advantage::MeanCentred => Advantage::MeanCentred,
-                recipes::Advantage::MeanStd => Advantage::MeanStd { eps: section.advantage_eps },
+                recipes::Advantage::MeanStd => Advantage::MeanStd {
+                    eps: section.advantage_eps,
+                },
             },
             batch: batch_settings(section)?,
             learning_rate: learning_rate(&section.optimizer, num_steps),
@@ -200,17 +199,26 @@ impl<'a> Trainer<'a> {
         observer: &mut dyn Observer,
         stop: &StopFlag,
     ) -> Result<Option<GrpoLine>> {
-        let mut context = StepContext { step: done + 1, observer, stop, clock: StepClock::default() };
+        let mut context = StepContext {
+            step: done + 1,
+            observer,
+            stop,
+            clock: StepClock::default(),
+        };
         let queries = self.queries(done);
-        let Some(episodes) = self.sample(&queries, model, &mut context)? else { return Ok(None) };
+        let Some(episodes) = self.sample(&queries, model, &mut context)? else {
+            return Ok(None);
+        };
         let lambda = self.lambda.at(done);
         let started = Instant::now();
         let mut episodes = self.grade(episodes, lambda);
-        let constant_groups = assign_advantages(&mut episodes, self.section.group_size, self.advantage);
+        let constant_groups =
+            assign_advantages(&mut episodes, self.section.group_size, self.advantage);
         let rows = training_rows(&episodes)?;
         context.clock.book(Phase::Reward, started);
         let learning_rate = self.learning_rate.at(done);
-        let Some(update) = self.update(&rows, learning_rate, model, optimizer, &mut context)? else {
+        let Some(update) = self.update(&rows, learning_rate, model, optimizer, &mut context)?
+        else {
             return Ok(None);
         };
         let started = Instant::now();
@@ -218,7 +226,10 @@ impl<'a> Trainer<'a> {
         context.clock.book(Phase::Save, started);
         let figures = EpisodeFigures::of(&episodes)?;
         let trained = update.num_tokens * self.section.num_updates_per_rollout;
-        let timing = context.clock.timing(&[(Phase::Rollout, figures.decoded_tokens), (Phase::Train, trained)]);
+        let timing = context.clock.timing(&[
+            (Phase::Rollout, figures.decoded_tokens),
+            (Phase::Train, trained),
+        ]);
         Ok(Some(GrpoLine {
             step: context.step,
             epoch: self.order.epoch(self.position(done)),
@@ -246,7 +257,12 @@ impl<'a> Trainer<'a> {
                 // By slot, not by prompt: a step that spans two epochs may hold a prompt twice.
                 let episode = (slot * group_size + sample_index) as u64;
                 let seed = derive_seed(self.seed, Stream::Rollout, done, episode);
-                queries.push(self.sampler.query(&self.problems[prompt_index], prompt_index, sample_index, seed));
+                queries.push(self.sampler.query(
+                    &self.problems[prompt_index],
+                    prompt_index,
+                    sample_index,
+                    seed,
+                ));
             }
         }
         queries
@@ -259,7 +275,12 @@ impl<'a> Trainer<'a> {
         context: &mut StepContext<'_>,
     ) -> Result<Option<Vec<Episode>>> {
         let started = Instant::now();
-        let StepContext { step, observer, stop, .. } = context;
+        let StepContext {
+            step,
+            observer,
+            stop,
+            ..
+        } = context;
         let episodes = self
             .sampler
             .run(&model.decoder, &model.tokenizer, queries, &mut |progress| {
@@ -302,11 +323,19 @@ impl<'a> Trainer<'a> {
         context: &mut StepContext<'_>,
     ) -> Result<Option<UpdateFigures>> {
         let num_updates = self.section.num_updates_per_rollout;
-        let mut means = UpdateFigures { num_rows: rows.len(), ..UpdateFigures::default() };
+        let mut means = UpdateFigures {
+            num_rows: rows.len(),
+            ..UpdateFigures::default()
+        };
         for index in 0..num_updates {
             optimizer.zero_grad();
             let started = Instant::now();
-            let StepContext { step, observer, stop, .. } = context;
+            let StepContext {
+                step,
+                observer,
+                stop,
+                ..
+            } = context;
             let figures = accumulate_gradient(
                 &model.decoder,
                 self.reference.as_ref(),
@@ -319,7 +348,9 @@ impl<'a> Trainer<'a> {
             )?;
             let step = *step;
             context.clock.book(Phase::Train, started);
-            let Some(figures) = figures else { return Ok(None) };
+            let Some(figures) = figures else {
+                return Ok(None);
+            };
             check_finite(step, "the loss", figures.loss)?;
             if index == 0 {
                 self.check_mismatch(step, &figures)?;
@@ -330,23 +361,45 @@ impl<'a> Trainer<'a> {
             check_finite(step, "the gradient norm", grad_norm)?;
             optimizer.step(learning_rate)?;
             context.clock.book(Phase::Optimizer, started);
-            means.add(&figures, self.reference.is_some(), grad_norm, num_updates as f64);
+            means.add(
+                &figures,
+                self.reference.is_some(),
+                grad_norm,
+                num_updates as f64,
+            );
         }
         Ok(Some(means))
     }
 
     fn check_mismatch(&self, step: u64, figures: &BatchFigures) -> Result<()> {
-        check_finite(step, "the log-probability of a token", figures.mismatch_max_nats)?;
+        check_finite(
+            step,
+            "the log-probability of a token",
+            figures.mismatch_max_nats,
+        )?;
         match self.section.max_logprob_mismatch {
             Some(bound_nats) if figures.mismatch_max_nats > bound_nats => {
-                Err(Error::LogprobMismatch { step, max_nats: figures.mismatch_max_nats, bound_nats })
+                Err(Error::LogprobMismatch {
+                    step,
+                    max_nats: figures.mismatch_max_nats,
+                    bound_nats,
+                })
             }
             _ => Ok(()),
         }
     }
 
-    fn dump(&self, step: u64, episodes: &[GradedEpisode], queries: &[Query], model: &ModelFiles) -> Result<()> {
-        let is_due = self.section.dump_episodes_every_steps.is_some_and(|every| step.is_multiple_of(every as u64));
+    fn dump(
+        &self,
+        step: u64,
+        episodes: &[GradedEpisode],
+        queries: &[Query],
+        model: &ModelFiles,
+    ) -> Result<()> {
+        let is_due = self
+            .section
+            .dump_episodes_every_steps
+            .is_some_and(|every| step.is_multiple_of(every as u64));
         if is_due {
             let texts: Vec<&str> = queries.iter().map(|query| query.text.as_str()).collect();
             let records = episode_records(step, episodes, &texts, &model.tokenizer);
@@ -365,71 +418,30 @@ struct StepContext<'a> {
     clock: StepClock,
 }
 
-impl UpdateFigures {
-    /// Takes over what only the first update tells.
-    fn start(&mut self, figures: &BatchFigures) {
-        let measured = |value: f64| (figures.num_trained > 0).then_some(value);
-        self.entropy = measured(figures.entropy);
-        self.logprob_mismatch_max_nats = measured(figures.mismatch_max_nats);
-        self.logprob_mismatch_mean_nats = measured(figures.mismatch_mean_nats);
-        self.num_tokens = figures.num_tokens;
-        self.num_trained_tokens = figures.num_trained;
-        self.num_micro_batches = figures.num_micro_batches;
-    }
-
-    fn add(&mut self, figures: &BatchFigures, has_reference: bool, grad_norm: f64, num_updates: f64) {
-        self.loss += figures.loss / num_updates;
-        self.grad_norm += grad_norm / num_updates;
-        if figures.num_trained > 0 {
-            *self.clip_share.get_or_insert(0.0) += figures.clip_share / num_updates;
-            *self.kl_sampler.get_or_insert(0.0) += figures.kl_sampler / num_updates;
-            if has_reference {
-                *self.kl_reference.get_or_insert(0.0) += figures.kl_reference / num_updates;
-            }
-        }
-    }
-}
-
 fn batch_settings(section: &GrpoSection) -> Result<BatchSettings> {
     let aggregation = match (section.loss_aggregation, section.constant_length_tokens) {
         (LossAggregation::TokenMean, _) => Aggregation::TokenMean,
         (LossAggregation::EpisodeMean, _) => Aggregation::EpisodeMean,
-        (LossAggregation::ConstantLength, Some(tokens)) => Aggregation::ConstantLength { tokens: tokens as u64 },
+        (LossAggregation::ConstantLength, Some(tokens)) => Aggregation::ConstantLength {
+            tokens: tokens as u64,
+        },
         (LossAggregation::ConstantLength, None) => {
-            return Err(Error::stage("reading `grpo.loss_aggregation`", "`constant_length_tokens` is missing"));
+            return Err(Error::stage(
+                "reading `grpo.loss_aggregation`",
+                "`constant_length_tokens` is missing",
+            ));
         }
     };
     Ok(BatchSettings {
         objective: Objective::Policy {
-            clip: Clip { low: section.clip_eps_low, high: section.clip_eps_high },
+            clip: Clip {
+                low: section.clip_eps_low,
+                high: section.clip_eps_high,
+            },
             kl_beta: section.kl_beta,
         },
         aggregation,
         temperature: section.temperature,
         micro_batch_tokens: section.micro_batch_tokens,
     })
-}
-
-fn report(observer: &mut dyn Observer, line: &GrpoLine, num_steps: u64) {
-    let (episodes, update) = (&line.episodes, &line.update);
-    let tokens_per_second = |phase| line.timing.tokens_per_second.get(&phase).copied();
-    let figures: Vec<(&'static str, f64)> = [
-        ("reward", Some(episodes.reward)),
-        ("accuracy", Some(episodes.reward_accuracy)),
-        ("all_correct", Some(episodes.all_correct)),
-        ("eta_ratio", episodes.eta_ratio),
-        ("latency_tokens", episodes.latency_tokens),
-        ("forks_per_query", Some(episodes.forks_per_query)),
-        ("format_errors", Some(1.0 - episodes.valid)),
-        ("kl_reference", update.kl_reference),
-        ("entropy", update.entropy),
-        ("clip_share", update.clip_share),
-        ("logprob_mismatch_max_nats", update.logprob_mismatch_max_nats),
-        ("rollout_tokens_per_second", tokens_per_second(Phase::Rollout)),
-        ("train_tokens_per_second", tokens_per_second(Phase::Train)),
-    ]
-    .into_iter()
-    .filter_map(|(name, value)| Some((name, value?)))
-    .collect();
-    observer.step(&StepReport { step: line.step, num_steps, figures: &figures });
 }

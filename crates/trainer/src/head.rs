@@ -58,7 +58,11 @@ pub fn score(
     let mut parts = Vec::new();
     for chunk in chunks(hidden.size()[0], settings.chunk_tokens) {
         let (start, len) = (chunk.start, chunk.end - chunk.start);
-        let all = log_softmax(lm_head, &hidden.f_narrow(0, start, len)?, settings.temperature)?;
+        let all = log_softmax(
+            lm_head,
+            &hidden.f_narrow(0, start, len)?,
+            settings.temperature,
+        )?;
         parts.push(pick(&all, &targets.f_narrow(0, start, len)?)?);
     }
     concatenate(&parts, hidden)
@@ -87,7 +91,10 @@ pub fn backward(
     let mut losses = Vec::new();
     for chunk in chunks(hidden.size()[0], settings.chunk_tokens) {
         let (start, len) = (chunk.start, chunk.end - chunk.start);
-        let leaf = hidden.f_narrow(0, start, len)?.f_detach()?.f_set_requires_grad(true)?;
+        let leaf = hidden
+            .f_narrow(0, start, len)?
+            .f_detach()?
+            .f_set_requires_grad(true)?;
         let all = log_softmax(lm_head, &leaf, settings.temperature)?;
         let logp = pick(&all, &targets.f_narrow(0, start, len)?)?;
         let loss = chunk_loss(chunk, &logp)?;
@@ -102,9 +109,20 @@ pub fn backward(
     if !gradients.is_empty() {
         backward_with_grad(hidden, &Tensor::f_cat(&gradients, 0)?)?;
     }
-    let loss = losses.iter().map(|loss| loss.f_double_value(&[])).sum::<Result<f64, _>>()?;
-    let entropy = if settings.entropy { Some(concatenate(&entropies, hidden)?) } else { None };
-    Ok(HeadOutput { logp: concatenate(&logps, hidden)?, entropy, loss })
+    let loss = losses
+        .iter()
+        .map(|loss| loss.f_double_value(&[]))
+        .sum::<Result<f64, _>>()?;
+    let entropy = if settings.entropy {
+        Some(concatenate(&entropies, hidden)?)
+    } else {
+        None
+    };
+    Ok(HeadOutput {
+        logp: concatenate(&logps, hidden)?,
+        entropy,
+        loss,
+    })
 }
 
 fn chunks(num_trained: i64, chunk_tokens: i64) -> impl Iterator<Item = Range<i64>> {
@@ -124,13 +142,19 @@ fn log_softmax(lm_head: LmHead<'_>, hidden: &Tensor, temperature: f64) -> Result
 }
 
 fn pick(all: &Tensor, targets: &Tensor) -> Result<Tensor> {
-    Ok(all.f_gather(-1, &targets.f_unsqueeze(-1)?, false)?.f_squeeze_dim(-1)?)
+    Ok(all
+        .f_gather(-1, &targets.f_unsqueeze(-1)?, false)?
+        .f_squeeze_dim(-1)?)
 }
 
 /// `-sum_v p_v log p_v`.
 fn entropy(all: &Tensor) -> Result<Tensor> {
     let _no_grad = tch::no_grad_guard();
-    Ok(all.f_exp()?.f_mul(all)?.f_sum_dim_intlist(-1, false, Kind::Float)?.f_neg()?)
+    Ok(all
+        .f_exp()?
+        .f_mul(all)?
+        .f_sum_dim_intlist(-1, false, Kind::Float)?
+        .f_neg()?)
 }
 
 fn concatenate(parts: &[Tensor], like: &Tensor) -> Result<Tensor> {
@@ -163,7 +187,11 @@ mod tests {
         let weights = wave(11, 1, 0.4).abs().flatten(0, -1);
         let hidden = input.linear::<&Tensor>(&trunk, None);
         let lm_head = |hidden: &Tensor| Ok(hidden.f_linear::<&Tensor>(&head, None)?);
-        let settings = HeadSettings { temperature: 0.7, chunk_tokens, entropy: true };
+        let settings = HeadSettings {
+            temperature: 0.7,
+            chunk_tokens,
+            entropy: true,
+        };
         let output = backward(&lm_head, &hidden, &targets, settings, &mut |range, logp| {
             let weights = weights.narrow(0, range.start, range.end - range.start);
             Ok(crate::loss::sft_loss(logp, &weights)?)
@@ -191,12 +219,19 @@ mod tests {
     fn no_trained_tokens_is_no_error() {
         let hidden = Tensor::zeros([0, 4], (Kind::Float, Device::Cpu));
         let targets = Tensor::zeros([0], (Kind::Int64, Device::Cpu));
-        let settings = HeadSettings { temperature: 1.0, chunk_tokens: 8, entropy: true };
-        let output =
-            backward(&|h: &Tensor| Ok(h.shallow_clone()), &hidden, &targets, settings, &mut |_, logp| {
-                Ok(logp.f_sum(Kind::Float)?)
-            })
-            .unwrap();
+        let settings = HeadSettings {
+            temperature: 1.0,
+            chunk_tokens: 8,
+            entropy: true,
+        };
+        let output = backward(
+            &|h: &Tensor| Ok(h.shallow_clone()),
+            &hidden,
+            &targets,
+            settings,
+            &mut |_, logp| Ok(logp.f_sum(Kind::Float)?),
+        )
+        .unwrap();
         assert_eq!(output.logp.size(), [0]);
         assert!(output.loss.abs() < f64::EPSILON);
     }

@@ -14,7 +14,9 @@ pub struct RunLayout {
 impl RunLayout {
     /// The layout below a recipe's `run_dir`.
     pub fn new(run_dir: &Path) -> Self {
-        Self { root: run_dir.to_owned() }
+        Self {
+            root: run_dir.to_owned(),
+        }
     }
 
     /// The folder itself.
@@ -49,6 +51,8 @@ impl RunLayout {
 
     /// Episodes that a step sampled.
     pub fn episodes(&self, stage: Stage, step: u64) -> PathBuf {
-        self.stage(stage).join("episodes").join(format!("step_{step}.parquet"))
+        self.stage(stage)
+            .join("episodes")
+            .join(format!("step_{step}.parquet"))
     }
 }

@@ -24,6 +24,7 @@ mod fingerprint;
 #[cfg(test)]
 mod golden;
 mod grpo;
+mod grpo_line;
 pub mod head;
 mod layout;
 mod loss;

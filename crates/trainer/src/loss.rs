@@ -102,7 +102,10 @@ pub fn policy_loss(
 ) -> Result<Tensor, TchError> {
     let ratio = logp.f_sub(logp_old)?.f_exp()?;
     let clipped = ratio.f_clamp(1.0 - clip.low, 1.0 + clip.high)?;
-    ratio.f_mul(advantages)?.f_minimum(&clipped.f_mul(advantages)?)?.f_neg()
+    ratio
+        .f_mul(advantages)?
+        .f_minimum(&clipped.f_mul(advantages)?)?
+        .f_neg()
 }
 
 /// One where the clip took the gradient away: the ratio left the range on the side that its advantage pushes to.
@@ -119,8 +122,12 @@ pub fn is_clipped(
     clip: Clip,
 ) -> Result<Tensor, TchError> {
     let ratio = logp.f_sub(logp_old)?.f_exp()?;
-    let above = ratio.f_gt(1.0 + clip.high)?.f_logical_and(&advantages.f_gt(0.0)?)?;
-    let below = ratio.f_lt(1.0 - clip.low)?.f_logical_and(&advantages.f_lt(0.0)?)?;
+    let above = ratio
+        .f_gt(1.0 + clip.high)?
+        .f_logical_and(&advantages.f_gt(0.0)?)?;
+    let below = ratio
+        .f_lt(1.0 - clip.low)?
+        .f_logical_and(&advantages.f_lt(0.0)?)?;
     above.f_logical_or(&below)
 }
 
@@ -152,33 +159,54 @@ mod tests {
     }
 
     const ROWS: [RowCount; 3] = [
-        RowCount { episode: 4, num_trained: 3 },
-        RowCount { episode: 9, num_trained: 4 },
-        RowCount { episode: 4, num_trained: 1 },
+        RowCount {
+            episode: 4,
+            num_trained: 3,
+        },
+        RowCount {
+            episode: 9,
+            num_trained: 4,
+        },
+        RowCount {
+            episode: 4,
+            num_trained: 1,
+        },
     ];
 
     #[test]
     fn weights_by_hand() {
         assert_eq!(Aggregation::TokenMean.weights(&ROWS), [0.125; 3]);
         assert_eq!(Aggregation::EpisodeMean.weights(&ROWS), [0.125; 3]);
-        assert_eq!(Aggregation::ConstantLength { tokens: 10 }.weights(&ROWS), [0.05; 3]);
+        assert_eq!(
+            Aggregation::ConstantLength { tokens: 10 }.weights(&ROWS),
+            [0.05; 3]
+        );
         let uneven = [ROWS[0], ROWS[1]];
-        assert_eq!(Aggregation::EpisodeMean.weights(&uneven), [1.0 / 6.0, 0.125]);
+        assert_eq!(
+            Aggregation::EpisodeMean.weights(&uneven),
+            [1.0 / 6.0, 0.125]
+        );
     }
 
     #[test]
     fn token_weights_sum_to_one() {
         for aggregation in [Aggregation::TokenMean, Aggregation::EpisodeMean] {
             let weights = aggregation.weights(&ROWS);
-            let total: f64 =
-                ROWS.iter().zip(&weights).map(|(row, weight)| row.num_trained as f64 * weight).sum();
+            let total: f64 = ROWS
+                .iter()
+                .zip(&weights)
+                .map(|(row, weight)| row.num_trained as f64 * weight)
+                .sum();
             assert!((total - 1.0).abs() < 1e-12);
         }
     }
 
     #[test]
     fn ratios_beyond_the_clip_earn_nothing_more() {
-        let clip = Clip { low: 0.2, high: 0.3 };
+        let clip = Clip {
+            low: 0.2,
+            high: 0.3,
+        };
         let logp = vector(&[0.5, 0.5, -0.5, -0.5, 0.1]);
         let old = vector(&[0.0; 5]);
         let advantages = vector(&[1.0, -1.0, 1.0, -1.0, 1.0]);

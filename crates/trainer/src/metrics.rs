@@ -29,12 +29,20 @@ impl MetricsLog {
     /// # Errors
     /// When the file cannot be opened or cut.
     pub fn open(path: &Path, keep_bytes: u64) -> Result<Self> {
-        let mut file =
-            fs::OpenOptions::new().create(true).read(true).write(true).truncate(false).open(path)?;
+        let mut file = fs::OpenOptions::new()
+            .create(true)
+            .read(true)
+            .write(true)
+            .truncate(false)
+            .open(path)?;
         let offset_bytes = file.metadata()?.len().min(keep_bytes);
         file.set_len(offset_bytes)?;
         file.seek(SeekFrom::Start(offset_bytes))?;
-        Ok(Self { file, path: path.to_owned(), offset_bytes })
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            offset_bytes,
+        })
     }
 
     /// Appends one line.
@@ -98,7 +106,10 @@ pub struct Timing {
 
 impl Default for StepClock {
     fn default() -> Self {
-        Self { started: Instant::now(), seconds: BTreeMap::new() }
+        Self {
+            started: Instant::now(),
+            seconds: BTreeMap::new(),
+        }
     }
 }
 
@@ -148,7 +159,10 @@ mod tests {
         drop(log);
         let mut log = MetricsLog::open(&path, offset).unwrap();
         log.append(&serde_json::json!({"step": 3})).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"step\":1}\n{\"step\":3}\n");
+        assert_eq!(
+            fs::read_to_string(&path).unwrap(),
+            "{\"step\":1}\n{\"step\":3}\n"
+        );
         drop(log);
         MetricsLog::open(&path, 0).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "");
@@ -158,6 +172,9 @@ mod tests {
     fn numbers_are_written_so_that_they_read_back_equal() {
         let value = 0.1_f64 + 0.2;
         let text = serde_json::to_string(&value).unwrap();
-        assert_eq!(serde_json::from_str::<f64>(&text).unwrap().to_bits(), value.to_bits());
+        assert_eq!(
+            serde_json::from_str::<f64>(&text).unwrap().to_bits(),
+            value.to_bits()
+        );
     }
 }

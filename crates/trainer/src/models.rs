@@ -94,7 +94,8 @@ pub fn grpo_initial_model(recipe: &Recipe) -> Result<PathBuf> {
         _ => RunLayout::new(&recipe.run_dir).latest_model(Stage::Sft),
     };
     // The link moves when sft goes on; what is reported and fingerprinted is the checkpoint itself.
-    dir.canonicalize().map_err(|_| Error::NoInitialModel { path: dir })
+    dir.canonicalize()
+        .map_err(|_| Error::NoInitialModel { path: dir })
 }
 
 /// The tokenizer of stage `sft`: that of the recipe's model, or the one that `synth` made from the task's text.
@@ -104,7 +105,9 @@ pub fn grpo_initial_model(recipe: &Recipe) -> Result<PathBuf> {
 pub fn sft_tokenizer(recipe: &Recipe) -> Result<Tokenizer> {
     Ok(match &recipe.model {
         ModelSection::Path(dir) => Tokenizer::from_dir(dir)?,
-        ModelSection::Init(_) => Tokenizer::from_dir(&RunLayout::new(&recipe.run_dir).synth().tokenizer())?,
+        ModelSection::Init(_) => {
+            Tokenizer::from_dir(&RunLayout::new(&recipe.run_dir).synth().tokenizer())?
+        }
     })
 }
 

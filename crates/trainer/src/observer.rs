@@ -66,12 +66,15 @@ pub struct StopFlag(Arc<AtomicUsize>);
 impl StopFlag {
     /// Asks the run to stop, as if by `signal`.
     pub fn request(&self, signal: i32) {
-        self.0.store(usize::try_from(signal).unwrap_or(0), Ordering::SeqCst);
+        self.0
+            .store(usize::try_from(signal).unwrap_or(0), Ordering::SeqCst);
     }
 
     /// The signal that asked, if any.
     pub fn requested(&self) -> Option<i32> {
-        i32::try_from(self.0.load(Ordering::SeqCst)).ok().filter(|signal| *signal != 0)
+        i32::try_from(self.0.load(Ordering::SeqCst))
+            .ok()
+            .filter(|signal| *signal != 0)
     }
 
     /// The cell itself, for `signal_hook::flag::register_usize`.

@@ -50,16 +50,29 @@ impl AdamW {
     /// # Errors
     /// When the memory cannot be had.
     pub fn new(parameters: &[(String, Tensor)], settings: AdamWSettings) -> Result<Self> {
-        let mut decayed = ParameterGroup { weight_decay: settings.weight_decay, ..Default::default() };
+        let mut decayed = ParameterGroup {
+            weight_decay: settings.weight_decay,
+            ..Default::default()
+        };
         let mut kept = ParameterGroup::default();
         for (name, parameter) in parameters {
-            let group = if is_decayed(name, parameter.dim()) { &mut decayed } else { &mut kept };
+            let group = if is_decayed(name, parameter.dim()) {
+                &mut decayed
+            } else {
+                &mut kept
+            };
             group.names.push(name.clone());
             group.parameters.push(parameter.shallow_clone());
             group.first_moments.push(parameter.detach().f_zeros_like()?);
-            group.second_moments.push(parameter.detach().f_zeros_like()?);
+            group
+                .second_moments
+                .push(parameter.detach().f_zeros_like()?);
         }
-        Ok(Self { settings, groups: [decayed, kept], num_updates: 0 })
+        Ok(Self {
+            settings,
+            groups: [decayed, kept],
+            num_updates: 0,
+        })
     }
 
     /// Updates so far.
@@ -101,11 +114,18 @@ impl AdamW {
             if group.parameters.is_empty() {
                 continue;
             }
-            let gradients = group.parameters.iter().map(gradient_or_zeros).collect::<Result<Vec<_>>>()?;
+            let gradients = group
+                .parameters
+                .iter()
+                .map(gradient_or_zeros)
+                .collect::<Result<Vec<_>>>()?;
             fused_adamw_(
                 &group.parameters,
                 &gradients,
-                AdamwState { exp_avgs: &group.first_moments, exp_avg_sqs: &group.second_moments },
+                AdamwState {
+                    exp_avgs: &group.first_moments,
+                    exp_avg_sqs: &group.second_moments,
+                },
                 self.num_updates,
                 &AdamwSettings {
                     learning_rate,
@@ -124,8 +144,14 @@ impl AdamW {
         let mut state = Vec::new();
         for group in &self.groups {
             for (index, name) in group.names.iter().enumerate() {
-                state.push((format!("exp_avg.{name}"), group.first_moments[index].shallow_clone()));
-                state.push((format!("exp_avg_sq.{name}"), group.second_moments[index].shallow_clone()));
+                state.push((
+                    format!("exp_avg.{name}"),
+                    group.first_moments[index].shallow_clone(),
+                ));
+                state.push((
+                    format!("exp_avg_sq.{name}"),
+                    group.second_moments[index].shallow_clone(),
+                ));
             }
         }
         state
@@ -141,11 +167,17 @@ impl AdamW {
             Error::stage("restoring the optimizer", format!("`{name}` {reason}"))
         };
         for group in &mut self.groups {
-            let ParameterGroup { names, first_moments, second_moments, .. } = group;
+            let ParameterGroup {
+                names,
+                first_moments,
+                second_moments,
+                ..
+            } = group;
             for (index, name) in names.iter().enumerate() {
-                for (prefix, moments) in
-                    [("exp_avg", &mut *first_moments), ("exp_avg_sq", &mut *second_moments)]
-                {
+                for (prefix, moments) in [
+                    ("exp_avg", &mut *first_moments),
+                    ("exp_avg_sq", &mut *second_moments),
+                ] {
                     let key = format!("{prefix}.{name}");
                     let saved = state.get(&key).ok_or_else(|| refuse(&key, "is missing"))?;
                     if saved.size() != moments[index].size() {
@@ -164,7 +196,11 @@ impl AdamW {
 /// is fresh must not show in the numbers.
 fn gradient_or_zeros(parameter: &Tensor) -> Result<Tensor> {
     let gradient = parameter.grad();
-    if gradient.defined() { Ok(gradient) } else { Ok(parameter.detach().f_zeros_like()?) }
+    if gradient.defined() {
+        Ok(gradient)
+    } else {
+        Ok(parameter.detach().f_zeros_like()?)
+    }
 }
 
 #[cfg(test)]
@@ -172,14 +208,21 @@ mod tests {
     use super::*;
     use tch::{Device, Kind};
 
-    const SETTINGS: AdamWSettings =
-        AdamWSettings { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
+    const SETTINGS: AdamWSettings = AdamWSettings {
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.1,
+    };
 
     fn parameters() -> Vec<(String, Tensor)> {
         let matrix = Tensor::from_slice(&[1.0_f32, -2.0, 3.0, 0.5]).reshape([2, 2]);
         let gain = Tensor::from_slice(&[1.0_f32, 2.0]);
         vec![
-            ("model.layers.0.mlp.up_proj.weight".into(), matrix.set_requires_grad(true)),
+            (
+                "model.layers.0.mlp.up_proj.weight".into(),
+                matrix.set_requires_grad(true),
+            ),
             ("model.norm.weight".into(), gain.set_requires_grad(true)),
         ]
     }
@@ -248,7 +291,9 @@ mod tests {
             optimizer.step(0.01).unwrap();
             if step == 2 {
                 let mut second_half = AdamW::new(&broken, SETTINGS).unwrap();
-                second_half.restore(first_half.state(), first_half.num_updates()).unwrap();
+                second_half
+                    .restore(first_half.state(), first_half.num_updates())
+                    .unwrap();
                 first_half = second_half;
             }
             first_half.zero_grad();

@@ -27,11 +27,15 @@ pub fn test_problems(recipe: &Recipe) -> Result<Vec<Problem>> {
 
 fn read(path: &Path) -> Result<Vec<Problem>> {
     if !path.exists() {
-        return Err(Error::NoRows { path: path.to_owned() });
+        return Err(Error::NoRows {
+            path: path.to_owned(),
+        });
     }
     let problems = read_problems(path)?;
     if problems.is_empty() {
-        return Err(Error::NoRows { path: path.to_owned() });
+        return Err(Error::NoRows {
+            path: path.to_owned(),
+        });
     }
     Ok(problems)
 }

@@ -56,13 +56,26 @@ impl RewardRule {
     /// ```
     pub fn reward(&self, score: EpisodeScore) -> RewardParts {
         match score {
-            EpisodeScore::FormatError => {
-                RewardParts { accuracy: 0.0, concurrency: 0.0, total: self.format_error }
-            }
-            EpisodeScore::Valid { accuracy, eta_ratio } => {
+            EpisodeScore::FormatError => RewardParts {
+                accuracy: 0.0,
+                concurrency: 0.0,
+                total: self.format_error,
+            },
+            EpisodeScore::Valid {
+                accuracy,
+                eta_ratio,
+            } => {
                 let paid = !self.gate_concurrency || accuracy > 0.0;
-                let concurrency = if paid { eta_ratio.min(self.tau) / self.tau } else { 0.0 };
-                RewardParts { accuracy, concurrency, total: accuracy + self.lambda * concurrency }
+                let concurrency = if paid {
+                    eta_ratio.min(self.tau) / self.tau
+                } else {
+                    0.0
+                };
+                RewardParts {
+                    accuracy,
+                    concurrency,
+                    total: accuracy + self.lambda * concurrency,
+                }
             }
         }
     }
@@ -82,7 +95,9 @@ pub struct LambdaSchedule {
 impl LambdaSchedule {
     /// The value at step `step`, counted from 0.
     pub fn at(&self, step: u64) -> f64 {
-        let Some(last) = self.last else { return self.first };
+        let Some(last) = self.last else {
+            return self.first;
+        };
         let span = self.num_steps.saturating_sub(1).max(1);
         let share = step.min(span) as f64 / span as f64;
         self.first + (last - self.first) * share
@@ -93,12 +108,19 @@ impl LambdaSchedule {
 mod tests {
     use super::*;
 
-    const RULE: RewardRule =
-        RewardRule { lambda: 0.5, tau: 0.8, format_error: -1.0, gate_concurrency: false };
+    const RULE: RewardRule = RewardRule {
+        lambda: 0.5,
+        tau: 0.8,
+        format_error: -1.0,
+        gate_concurrency: false,
+    };
 
     #[test]
     fn equation_two_and_three_by_hand() {
-        let parts = RULE.reward(EpisodeScore::Valid { accuracy: 0.25, eta_ratio: 0.6 });
+        let parts = RULE.reward(EpisodeScore::Valid {
+            accuracy: 0.25,
+            eta_ratio: 0.6,
+        });
         assert!((parts.concurrency - 0.75).abs() < 1e-12);
         assert!((parts.total - (0.25 + 0.5 * 0.75)).abs() < 1e-12);
     }
@@ -106,7 +128,10 @@ mod tests {
     #[test]
     fn concurrency_saturates_at_tau() {
         for eta_ratio in [0.8, 0.9, 1.0] {
-            let parts = RULE.reward(EpisodeScore::Valid { accuracy: 0.0, eta_ratio });
+            let parts = RULE.reward(EpisodeScore::Valid {
+                accuracy: 0.0,
+                eta_ratio,
+            });
             assert!((parts.concurrency - 1.0).abs() < 1e-12);
         }
     }
@@ -118,21 +143,42 @@ mod tests {
 
     #[test]
     fn the_gate_pays_concurrency_only_with_accuracy() {
-        let gated = RewardRule { gate_concurrency: true, ..RULE };
-        let wrong = gated.reward(EpisodeScore::Valid { accuracy: 0.0, eta_ratio: 1.0 });
+        let gated = RewardRule {
+            gate_concurrency: true,
+            ..RULE
+        };
+        let wrong = gated.reward(EpisodeScore::Valid {
+            accuracy: 0.0,
+            eta_ratio: 1.0,
+        });
         assert!(wrong.total.abs() < 1e-12);
-        let right = gated.reward(EpisodeScore::Valid { accuracy: 0.5, eta_ratio: 1.0 });
+        let right = gated.reward(EpisodeScore::Valid {
+            accuracy: 0.5,
+            eta_ratio: 1.0,
+        });
         assert!((right.total - 1.0).abs() < 1e-12);
     }
 
     #[test]
     fn lambda_moves_in_a_straight_line() {
-        let schedule = LambdaSchedule { first: 1.0, last: Some(0.0), num_steps: 5 };
+        let schedule = LambdaSchedule {
+            first: 1.0,
+            last: Some(0.0),
+            num_steps: 5,
+        };
         let values: Vec<f64> = (0..5).map(|step| schedule.at(step)).collect();
         assert_eq!(values, [1.0, 0.75, 0.5, 0.25, 0.0]);
-        let constant = LambdaSchedule { first: 0.3, last: None, num_steps: 5 };
+        let constant = LambdaSchedule {
+            first: 0.3,
+            last: None,
+            num_steps: 5,
+        };
         assert!((constant.at(4) - 0.3).abs() < 1e-12);
-        let single = LambdaSchedule { first: 1.0, last: Some(0.0), num_steps: 1 };
+        let single = LambdaSchedule {
+            first: 1.0,
+            last: Some(0.0),
+            num_steps: 1,
+        };
         assert!((single.at(0) - 1.0).abs() < 1e-12);
     }
 }

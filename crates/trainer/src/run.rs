@@ -106,7 +106,9 @@ impl StageRun {
             Resume::From(dir) => Some(open_given(dir, &state)?),
             Resume::Auto | Resume::Never => None,
         };
-        let is_foreign = given.as_ref().is_some_and(|checkpoint| !is_inside(&checkpoint.dir, &checkpoints));
+        let is_foreign = given
+            .as_ref()
+            .is_some_and(|checkpoint| !is_inside(&checkpoint.dir, &checkpoints));
         if is_foreign || options.resume == Resume::Never {
             move_aside(&folder, observer)?;
         }
@@ -129,7 +131,15 @@ impl StageRun {
             .as_ref()
             .filter(|_| !is_foreign)
             .map(|checkpoint| (state.step, store.dir_of(checkpoint.state.step)));
-        let run = Self { store, metrics, state, card: ModelCard::of(recipe), save, num_steps, saved };
+        let run = Self {
+            store,
+            metrics,
+            state,
+            card: ModelCard::of(recipe),
+            save,
+            num_steps,
+            saved,
+        };
         Ok((run, checkpoint))
     }
 
@@ -164,7 +174,11 @@ impl StageRun {
         optimizer: &AdamW,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        if self.saved.as_ref().is_some_and(|(step, _)| *step == self.state.step) {
+        if self
+            .saved
+            .as_ref()
+            .is_some_and(|(step, _)| *step == self.state.step)
+        {
             return Ok(());
         }
         self.state.num_updates = optimizer.num_updates();
@@ -182,7 +196,10 @@ impl StageRun {
 
     /// The outcome of a run that did all its steps.
     pub(crate) fn finished(&self) -> RunOutcome {
-        RunOutcome::Finished { model: self.store.dir_of(self.state.step), num_steps: self.num_steps }
+        RunOutcome::Finished {
+            model: self.store.dir_of(self.state.step),
+            num_steps: self.num_steps,
+        }
     }
 
     /// Saves and gives the outcome of a run that was asked to stop.
@@ -197,7 +214,11 @@ impl StageRun {
             self.save(model, optimizer, observer)?;
         }
         let checkpoint = self.saved.as_ref().map(|(_, dir)| dir.clone());
-        Ok(RunOutcome::Stopped { signal, checkpoint, step: self.state.step })
+        Ok(RunOutcome::Stopped {
+            signal,
+            checkpoint,
+            step: self.state.step,
+        })
     }
 }
 
@@ -236,7 +257,11 @@ pub(crate) fn learning_rate(section: &OptimizerSection, num_steps: u64) -> Learn
 
 /// Fails if a figure is not a number any more.
 pub(crate) fn check_finite(step: u64, what: &'static str, value: f64) -> Result<()> {
-    if value.is_finite() { Ok(()) } else { Err(Error::NonFinite { step, what, value }) }
+    if value.is_finite() {
+        Ok(())
+    } else {
+        Err(Error::NonFinite { step, what, value })
+    }
 }
 
 fn open_given(dir: &Path, now: &TrainerState) -> Result<Checkpoint> {
@@ -262,7 +287,9 @@ fn newest(
 }
 
 fn is_inside(dir: &Path, folder: &Path) -> bool {
-    folder.canonicalize().is_ok_and(|folder| dir.parent() == Some(folder.as_path()))
+    folder
+        .canonicalize()
+        .is_ok_and(|folder| dir.parent() == Some(folder.as_path()))
 }
 
 /// Renames what an earlier run left to the first free name, so that starting over loses nothing.

@@ -42,8 +42,19 @@ impl EpisodeSampler {
     }
 
     /// One episode's query: sample `sample_index` of `problem`.
-    pub fn query(&self, problem: &Problem, prompt_index: usize, sample_index: usize, seed: u64) -> Query {
-        Query { prompt_index, sample_index, text: self.templates.query(&problem.fields()), seed }
+    pub fn query(
+        &self,
+        problem: &Problem,
+        prompt_index: usize,
+        sample_index: usize,
+        seed: u64,
+    ) -> Query {
+        Query {
+            prompt_index,
+            sample_index,
+            text: self.templates.query(&problem.fields()),
+            seed,
+        }
     }
 
     /// Runs the episodes of `queries`, in their order. `progress` may stop it by returning `false`; episodes that have
@@ -70,7 +81,9 @@ impl EpisodeSampler {
                 .map(|part| {
                     let replica = decoder.replica();
                     let board = &board;
-                    scope.spawn(move || self.run_part(&replica, tokenizer, part, &mut board.reporter()))
+                    scope.spawn(move || {
+                        self.run_part(&replica, tokenizer, part, &mut board.reporter())
+                    })
                 })
                 .collect();
             let mut report = board.reporter();
@@ -86,7 +99,9 @@ impl EpisodeSampler {
                 std::thread::sleep(POLL_INTERVAL);
             }
             for other in others {
-                let part = other.join().map_err(|_| Error::stage("sampling episodes", "a thread panicked"))?;
+                let part = other
+                    .join()
+                    .map_err(|_| Error::stage("sampling episodes", "a thread panicked"))?;
                 if let Ok(episodes) = &mut episodes {
                     episodes.extend(part?);
                 }
@@ -105,11 +120,25 @@ impl EpisodeSampler {
         progress: &mut dyn FnMut(RolloutProgress) -> bool,
     ) -> Result<Vec<Episode>> {
         let per_episode = self.settings.protocol.capacity.get() as usize;
-        let limit = if decoder.device() == Device::Cpu { MAX_AGENTS_CPU } else { MAX_AGENTS_GPU };
+        let limit = if decoder.device() == Device::Cpu {
+            MAX_AGENTS_CPU
+        } else {
+            MAX_AGENTS_GPU
+        };
         let max_agents = (queries.len() * per_episode).clamp(per_episode, limit.max(per_episode));
-        let config = EngineConfig { max_agents, temperature: self.temperature };
+        let config = EngineConfig {
+            max_agents,
+            temperature: self.temperature,
+        };
         let mut engine = BatchedEngine::new(decoder, config)?;
-        Ok(rollout(&mut engine, tokenizer, &self.templates, &self.settings, queries, progress)?)
+        Ok(rollout(
+            &mut engine,
+            tokenizer,
+            &self.templates,
+            &self.settings,
+            queries,
+            progress,
+        )?)
     }
 }
 
@@ -141,8 +170,12 @@ impl ProgressBoard {
         let mut last = RolloutProgress::default();
         move |state| {
             let finished = state.finished_episodes - last.finished_episodes;
-            self.finished_episodes.fetch_add(finished, Ordering::Relaxed);
-            self.decoded_tokens.fetch_add(state.decoded_tokens - last.decoded_tokens, Ordering::Relaxed);
+            self.finished_episodes
+                .fetch_add(finished, Ordering::Relaxed);
+            self.decoded_tokens.fetch_add(
+                state.decoded_tokens - last.decoded_tokens,
+                Ordering::Relaxed,
+            );
             self.num_steps.fetch_max(state.num_steps, Ordering::Relaxed);
             last = state;
             !self.is_stopped.load(Ordering::Relaxed)

@@ -48,7 +48,13 @@ mod tests {
     use super::*;
 
     fn rate(decay: Decay) -> LearningRate {
-        LearningRate { peak: 2.0, warmup_steps: 4, decay, min_ratio: 0.1, num_steps: 15 }
+        LearningRate {
+            peak: 2.0,
+            warmup_steps: 4,
+            decay,
+            min_ratio: 0.1,
+            num_steps: 15,
+        }
     }
 
     #[test]
@@ -74,7 +80,11 @@ mod tests {
 
     #[test]
     fn no_warm_up_and_one_step_are_fine() {
-        let single = LearningRate { warmup_steps: 0, num_steps: 1, ..rate(Decay::Cosine) };
+        let single = LearningRate {
+            warmup_steps: 0,
+            num_steps: 1,
+            ..rate(Decay::Cosine)
+        };
         assert!((single.at(0) - 2.0).abs() < 1e-12);
     }
 }

@@ -16,7 +16,8 @@ use crate::models::{ModelFiles, open_recipe_device, sft_tokenizer};
 use crate::observer::{Observer, RunStart, StepReport, StopFlag};
 use crate::optimizer::AdamW;
 use crate::run::{
-    RunOptions, RunOutcome, SavePolicy, StageRun, check_finite, learning_rate, new_optimizer, restore_optimizer,
+    RunOptions, RunOutcome, SavePolicy, StageRun, check_finite, learning_rate, new_optimizer,
+    restore_optimizer,
 };
 use crate::streams::DataOrder;
 use crate::update::{BatchFigures, BatchSettings, Objective, accumulate_gradient, score_rows};
@@ -52,12 +53,29 @@ pub fn run_sft(
     observer: &mut dyn Observer,
     stop: &StopFlag,
 ) -> Result<RunOutcome> {
-    let section = recipe.sft.as_ref().ok_or(Error::MissingSection { section: "sft" })?;
-    let Rows { train: rows, held_out } = read_rows(recipe, section)?;
+    let section = recipe
+        .sft
+        .as_ref()
+        .ok_or(Error::MissingSection { section: "sft" })?;
+    let Rows {
+        train: rows,
+        held_out,
+    } = read_rows(recipe, section)?;
     let num_steps = section.num_steps as u64;
-    let save = SavePolicy { every_steps: section.save_every_steps as u64, keep: section.keep_checkpoints };
+    let save = SavePolicy {
+        every_steps: section.save_every_steps as u64,
+        keep: section.keep_checkpoints,
+    };
     let dataset = fingerprint::of_rows(&rows);
-    let (mut run, checkpoint) = StageRun::open(recipe, Stage::Sft, dataset, num_steps, save, options, observer)?;
+    let (mut run, checkpoint) = StageRun::open(
+        recipe,
+        Stage::Sft,
+        dataset,
+        num_steps,
+        save,
+        options,
+        observer,
+    )?;
     if run.is_finished() {
         return Ok(run.finished());
     }
@@ -84,16 +102,30 @@ pub fn run_sft(
         let mut clock = StepClock::default();
         let batch = batches.next_batch();
         let learning_rate = learning_rate(&section.optimizer, num_steps).at(run.step());
-        let update = Update { section, step: run.step() + 1, learning_rate };
-        let Some((figures, grad_norm)) = update.run(&model, &mut optimizer, &batch, observer, stop, &mut clock)? else {
-            return run.stop(stop.requested().unwrap_or_default(), &model, &optimizer, observer);
+        let update = Update {
+            section,
+            step: run.step() + 1,
+            learning_rate,
+        };
+        let Some((figures, grad_norm)) =
+            update.run(&model, &mut optimizer, &batch, observer, stop, &mut clock)?
+        else {
+            return run.stop(
+                stop.requested().unwrap_or_default(),
+                &model,
+                &optimizer,
+                observer,
+            );
         };
         let is_last = run.step() + 1 == num_steps;
         let is_measured = section
             .eval_every_steps
             .is_some_and(|every| is_last || (run.step() + 1).is_multiple_of(every as u64));
-        let held_out_loss =
-            if is_measured { held_out_loss(&model, &held_out, section.micro_batch_tokens)? } else { None };
+        let held_out_loss = if is_measured {
+            held_out_loss(&model, &held_out, section.micro_batch_tokens)?
+        } else {
+            None
+        };
         let line = SftLine {
             step: run.step() + 1,
             epoch: batch.epoch,
@@ -105,7 +137,7 @@ pub fn run_sft(
             num_tokens: figures.num_tokens,
             num_trained_tokens: figures.num_trained,
             num_micro_batches: figures.num_micro_batches,
-            padding_share: 0.0,
+            padding_share: figures.padding_share,
             timing: clock.timing(&[(Phase::Train, figures.num_tokens)]),
         };
         if is_measured || is_last || line.step.is_multiple_of(section.log_every_steps as u64) {
@@ -123,7 +155,12 @@ pub fn run_sft(
 }
 
 fn report(observer: &mut dyn Observer, line: &SftLine, num_steps: u64) {
-    let tokens_per_second = line.timing.tokens_per_second.get(&Phase::Train).copied().unwrap_or_default();
+    let tokens_per_second = line
+        .timing
+        .tokens_per_second
+        .get(&Phase::Train)
+        .copied()
+        .unwrap_or_default();
     observer.step(&StepReport {
         step: line.step,
         num_steps,
@@ -154,7 +191,10 @@ fn read_rows(recipe: &Recipe, section: &SftSection) -> Result<Rows> {
         Some(_) => first_held_out(&pairs),
         None => pairs.len(),
     };
-    let mut train = pairs.iter().map(|pair| pair.tokenize(&tokenizer)).collect::<Result<Vec<_>, _>>()?;
+    let mut train = pairs
+        .iter()
+        .map(|pair| pair.tokenize(&tokenizer))
+        .collect::<Result<Vec<_>, _>>()?;
     let held_out = train.split_off(num_train);
     if train.is_empty() {
         return Err(Error::NoRows { path });
@@ -173,14 +213,23 @@ fn first_held_out(pairs: &[SftPair]) -> usize {
 }
 
 /// Mean loss of the trained tokens of rows that are never trained on; `None` without any.
-fn held_out_loss(model: &ModelFiles, rows: &[TrainingRow], micro_batch_tokens: usize) -> Result<Option<f64>> {
+fn held_out_loss(
+    model: &ModelFiles,
+    rows: &[TrainingRow],
+    micro_batch_tokens: usize,
+) -> Result<Option<f64>> {
     let scores = score_rows(&model.decoder, rows, 1.0, micro_batch_tokens)?.concat();
     Ok((!scores.is_empty()).then(|| -scores.iter().sum::<f64>() / scores.len() as f64))
 }
 
 fn check_lengths(rows: &[TrainingRow], model: &ModelFiles) -> Result<()> {
-    let limit_tokens = usize::try_from(model.decoder.config().max_position_embeddings).unwrap_or(usize::MAX);
-    match rows.iter().enumerate().find(|(_, row)| row.len() > limit_tokens) {
+    let limit_tokens =
+        usize::try_from(model.decoder.config().max_position_embeddings).unwrap_or(usize::MAX);
+    match rows
+        .iter()
+        .enumerate()
+        .find(|(_, row)| row.len() > limit_tokens)
+    {
         None => Ok(()),
         Some((index, row)) => Err(Error::RowTooLong {
             row: index,
@@ -217,12 +266,20 @@ impl Update<'_> {
         };
         optimizer.zero_grad();
         let started = Instant::now();
-        let figures = accumulate_gradient(&model.decoder, None, &batch.rows, &settings, &mut |done, total| {
-            observer.phase(Phase::Train, done as u64, total as u64);
-            stop.requested().is_none()
-        })?;
+        let figures = accumulate_gradient(
+            &model.decoder,
+            None,
+            &batch.rows,
+            &settings,
+            &mut |done, total| {
+                observer.phase(Phase::Train, done as u64, total as u64);
+                stop.requested().is_none()
+            },
+        )?;
         clock.book(Phase::Train, started);
-        let Some(figures) = figures else { return Ok(None) };
+        let Some(figures) = figures else {
+            return Ok(None);
+        };
         check_finite(self.step, "the loss", figures.loss)?;
         let started = Instant::now();
         let grad_norm = optimizer.clip_grad_norm(self.section.optimizer.max_grad_norm)?;
@@ -254,7 +311,12 @@ impl<'a> Batches<'a> {
     fn new(seed: u64, rows: &'a [TrainingRow], batch_tokens: usize, num_done: u64) -> Result<Self> {
         let order = DataOrder::new(seed, rows.len())
             .ok_or_else(|| Error::stage("ordering the training rows", "there are none"))?;
-        let mut batches = Self { rows, order, batch_tokens, position: 0 };
+        let mut batches = Self {
+            rows,
+            order,
+            batch_tokens,
+            position: 0,
+        };
         for _ in 0..num_done {
             batches.next_indices();
         }
@@ -277,7 +339,11 @@ impl<'a> Batches<'a> {
 
     fn next_batch(&mut self) -> Batch {
         let epoch = self.order.epoch(self.position);
-        let rows = self.next_indices().into_iter().map(|index| self.rows[index].clone()).collect();
+        let rows = self
+            .next_indices()
+            .into_iter()
+            .map(|index| self.rows[index].clone())
+            .collect();
         Batch { rows, epoch }
     }
 }
@@ -307,8 +373,14 @@ mod tests {
         assert!(walked.last().unwrap().epoch >= 3);
         for num_done in 0..20 {
             let mut skipped = Batches::new(5, &rows, 12, num_done).unwrap();
-            let (got, expected) = (skipped.next_batch(), &walked[usize::try_from(num_done).unwrap()]);
-            assert_eq!((got.rows, got.epoch), (expected.rows.clone(), expected.epoch));
+            let (got, expected) = (
+                skipped.next_batch(),
+                &walked[usize::try_from(num_done).unwrap()],
+            );
+            assert_eq!(
+                (got.rows, got.epoch),
+                (expected.rows.clone(), expected.epoch)
+            );
         }
     }
 

@@ -32,7 +32,9 @@ impl Stream {
 
 /// A seed for one use.
 pub fn derive_seed(seed: u64, stream: Stream, step: u64, index: u64) -> u64 {
-    [stream.tag(), step, index].iter().fold(mix(seed), |state, word| mix(state ^ mix(*word)))
+    [stream.tag(), step, index]
+        .iter()
+        .fold(mix(seed), |state, word| mix(state ^ mix(*word)))
 }
 
 /// Output function of `SplitMix64` (Steele, Lea and Flood 2014): a bijection with full avalanche.
@@ -53,7 +55,10 @@ pub struct Draws {
 impl Draws {
     /// Draws for one use.
     pub fn new(seed: u64, stream: Stream, step: u64, index: u64) -> Self {
-        Self { key: derive_seed(seed, stream, step, index), counter: 0 }
+        Self {
+            key: derive_seed(seed, stream, step, index),
+            counter: 0,
+        }
     }
 
     /// A uniform number below `bound`.

@@ -10,13 +10,23 @@ use crate::error::{Error, Result};
 
 /// Writes f32 tensors.
 pub(crate) fn save(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
-    let fail = |error: safetensors::SafeTensorError| Error::stage(format!("writing `{}`", path.display()), error);
+    let fail = |error: safetensors::SafeTensorError| {
+        Error::stage(format!("writing `{}`", path.display()), error)
+    };
     let mut buffers = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
-        let host = tensor.detach().f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
+        let host = tensor
+            .detach()
+            .f_to_device(Device::Cpu)?
+            .f_to_kind(Kind::Float)?
+            .f_contiguous()?;
         let mut bytes = vec![0_u8; host.numel() * 4];
         host.f_copy_data_u8(&mut bytes, host.numel())?;
-        let shape: Vec<usize> = host.size().iter().map(|&size| usize::try_from(size).unwrap_or(0)).collect();
+        let shape: Vec<usize> = host
+            .size()
+            .iter()
+            .map(|&size| usize::try_from(size).unwrap_or(0))
+            .collect();
         buffers.push((name.as_str(), shape, bytes));
     }
     let views = buffers
@@ -37,8 +47,15 @@ pub(crate) fn load(path: &Path) -> Result<Vec<(String, Tensor)>> {
             if view.dtype() != Dtype::F32 {
                 return Err(Error::stage(context(), format!("`{name}` is not f32")));
             }
-            let shape: Vec<i64> = view.shape().iter().map(|&size| i64::try_from(size).unwrap_or(i64::MAX)).collect();
-            Ok((name.to_owned(), Tensor::f_from_data_size(view.data(), &shape, Kind::Float)?))
+            let shape: Vec<i64> = view
+                .shape()
+                .iter()
+                .map(|&size| i64::try_from(size).unwrap_or(i64::MAX))
+                .collect();
+            Ok((
+                name.to_owned(),
+                Tensor::f_from_data_size(view.data(), &shape, Kind::Float)?,
+            ))
         })
         .collect()
 }

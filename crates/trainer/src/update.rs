@@ -50,6 +50,8 @@ pub struct BatchFigures {
     pub num_micro_batches: usize,
     /// Tokens computed.
     pub num_tokens: usize,
+    /// Computed tokens that belong to no row, as a share of all computed ones.
+    pub padding_share: f64,
     /// Trained tokens among them; the means below are over these.
     pub num_trained: usize,
     /// Mean entropy of the policy, in nats.
@@ -84,21 +86,37 @@ pub fn accumulate_gradient(
 ) -> Result<Option<BatchFigures>> {
     let counts: Vec<RowCount> = rows
         .iter()
-        .map(|row| RowCount { episode: row.episode().0, num_trained: row.num_trained() })
+        .map(|row| RowCount {
+            episode: row.episode().0,
+            num_trained: row.num_trained(),
+        })
         .collect();
     let weights = match settings.objective {
         Objective::Sft => Aggregation::TokenMean.weights(&counts),
         Objective::Policy { .. } => settings.aggregation.weights(&counts),
     };
-    let computed: Vec<usize> = (0..rows.len()).filter(|&row| has_gradient(&rows[row], settings.objective)).collect();
+    let computed: Vec<usize> = (0..rows.len())
+        .filter(|&row| has_gradient(&rows[row], settings.objective))
+        .collect();
     let lengths: Vec<usize> = computed.iter().map(|&row| rows[row].len()).collect();
     let num_workers = num_workers().min(computed.len()).max(1);
-    let micro_batches: Vec<Members<'_>> = pack(&lengths, share_of_budget(&lengths, num_workers, settings))
-        .iter()
-        .map(|members| members.iter().map(|&m| (&rows[computed[m]], weights[computed[m]])).collect())
-        .collect();
+    let micro_batches: Vec<Members<'_>> =
+        pack(&lengths, share_of_budget(&lengths, num_workers, settings))
+            .iter()
+            .map(|members| {
+                members
+                    .iter()
+                    .map(|&m| (&rows[computed[m]], weights[computed[m]]))
+                    .collect()
+            })
+            .collect();
     let is_abandoned = AtomicBool::new(false);
-    let worker = Worker { settings, micro_batches: &micro_batches, num_workers, is_abandoned: &is_abandoned };
+    let worker = Worker {
+        settings,
+        micro_batches: &micro_batches,
+        num_workers,
+        is_abandoned: &is_abandoned,
+    };
     let mut totals = Totals::default();
     std::thread::scope(|scope| -> Result<()> {
         // The first share is computed here, on the decoder itself; the others on replicas, whose gradients are added in
@@ -108,7 +126,8 @@ pub fn accumulate_gradient(
                 let replica = decoder.replica();
                 let reference = reference.map(Decoder::replica);
                 scope.spawn(move || {
-                    let totals = worker.run(share, &replica, reference.as_ref(), &mut |_, _| true)?;
+                    let totals =
+                        worker.run(share, &replica, reference.as_ref(), &mut |_, _| true)?;
                     Ok::<_, Error>((totals, replica))
                 })
             })
@@ -117,7 +136,8 @@ pub fn accumulate_gradient(
         let others: Vec<_> = others.into_iter().map(ScopedJoinHandle::join).collect();
         totals.add(&own?);
         for other in others {
-            let (part, replica) = other.map_err(|_| Error::stage("computing a gradient", "a thread panicked"))??;
+            let (part, replica) =
+                other.map_err(|_| Error::stage("computing a gradient", "a thread panicked"))??;
             totals.add(&part);
             add_gradients(decoder, &replica)?;
         }
@@ -136,7 +156,9 @@ fn share_of_budget(lengths: &[usize], num_workers: usize, settings: &BatchSettin
     }
     let total: usize = lengths.iter().sum();
     let longest = lengths.iter().copied().max().unwrap_or(0);
-    let num_rounds = total.div_ceil(num_workers * settings.micro_batch_tokens).max(1);
+    let num_rounds = total
+        .div_ceil(num_workers * settings.micro_batch_tokens)
+        .max(1);
     // Room for rows that do not fill a share exactly.
     let share = total.div_ceil(num_workers * num_rounds) + longest / 2;
     share.max(longest).min(settings.micro_batch_tokens)
@@ -168,7 +190,12 @@ impl Worker<'_> {
                 break;
             }
             let batch = MicroBatch::assemble(&self.micro_batches[index], decoder.device())?;
-            totals.add(&micro_batch_gradient(decoder, reference, &batch, self.settings)?);
+            totals.add(&micro_batch_gradient(
+                decoder,
+                reference,
+                &batch,
+                self.settings,
+            )?);
         }
         Ok(totals)
     }
@@ -176,7 +203,11 @@ impl Worker<'_> {
 
 /// Adds the gradients of a replica to those of the decoder.
 fn add_gradients(decoder: &Decoder, replica: &Decoder) -> Result<()> {
-    for ((_, parameter), (_, copy)) in decoder.named_parameters().iter().zip(replica.named_parameters()) {
+    for ((_, parameter), (_, copy)) in decoder
+        .named_parameters()
+        .iter()
+        .zip(replica.named_parameters())
+    {
         let (mut gradient, part) = (parameter.grad(), copy.grad());
         if gradient.defined() && part.defined() {
             let _ = gradient.f_add_(&part)?;
@@ -211,12 +242,25 @@ fn micro_batch_gradient(
     let hidden = batch.select_trained(&decoder.hidden_packed(&batch.ids, &batch.segment_lens)?)?;
     let lm_head = |hidden: &Tensor| Ok(decoder.lm_head(hidden)?);
     let mut chunk_loss = |range: Range<i64>, logp: &Tensor| {
-        chunk_loss(batch, logp_reference.as_ref(), settings.objective, &range, logp)
+        chunk_loss(
+            batch,
+            logp_reference.as_ref(),
+            settings.objective,
+            &range,
+            logp,
+        )
     };
-    let output = head::backward(&lm_head, &hidden, &batch.targets, head_settings, &mut chunk_loss)?;
+    let output = head::backward(
+        &lm_head,
+        &hidden,
+        &batch.targets,
+        head_settings,
+        &mut chunk_loss,
+    )?;
     let mut totals = Totals {
         loss: output.loss,
         num_tokens: batch.num_tokens(),
+        num_row_tokens: batch.num_row_tokens(),
         num_trained: batch.num_trained(),
         ..Totals::default()
     };
@@ -227,10 +271,19 @@ fn micro_batch_gradient(
 }
 
 /// Log-probabilities of a micro-batch's trained tokens, without gradients; f32 `[trained]`.
-pub(crate) fn score(decoder: &Decoder, batch: &MicroBatch, settings: HeadSettings) -> Result<Tensor> {
+pub(crate) fn score(
+    decoder: &Decoder,
+    batch: &MicroBatch,
+    settings: HeadSettings,
+) -> Result<Tensor> {
     let _no_grad = tch::no_grad_guard();
     let hidden = batch.select_trained(&decoder.hidden_packed(&batch.ids, &batch.segment_lens)?)?;
-    head::score(&|hidden: &Tensor| Ok(decoder.lm_head(hidden)?), &hidden, &batch.targets, settings)
+    head::score(
+        &|hidden: &Tensor| Ok(decoder.lm_head(hidden)?),
+        &hidden,
+        &batch.targets,
+        settings,
+    )
 }
 
 /// Log-probabilities of the trained tokens of `rows`, row by row, without gradients.
@@ -243,11 +296,16 @@ pub fn score_rows(
     temperature: f64,
     micro_batch_tokens: usize,
 ) -> Result<Vec<Vec<f64>>> {
-    let settings = HeadSettings { temperature, chunk_tokens: CHUNK_TOKENS, entropy: false };
+    let settings = HeadSettings {
+        temperature,
+        chunk_tokens: CHUNK_TOKENS,
+        entropy: false,
+    };
     let lengths: Vec<usize> = rows.iter().map(TrainingRow::len).collect();
     let mut scores = vec![Vec::new(); rows.len()];
     for members in pack(&lengths, micro_batch_tokens) {
-        let batch: Vec<(&TrainingRow, f64)> = members.iter().map(|&row| (&rows[row], 1.0)).collect();
+        let batch: Vec<(&TrainingRow, f64)> =
+            members.iter().map(|&row| (&rows[row], 1.0)).collect();
         let batch = MicroBatch::assemble(&batch, decoder.device())?;
         let mut logp = to_host(&score(decoder, &batch, settings)?)?.into_iter();
         for row in members {
@@ -291,6 +349,7 @@ pub(crate) fn chunk_loss(
 struct Totals {
     loss: f64,
     num_tokens: usize,
+    num_row_tokens: usize,
     num_trained: usize,
     entropy: f64,
     kl_sampler: f64,
@@ -316,17 +375,39 @@ impl Totals {
         // One transfer for all figures.
         let figures = Tensor::f_stack(
             &[
-                output.entropy.as_ref().map_or_else(|| Ok(zero.shallow_clone()), sum)?,
+                output
+                    .entropy
+                    .as_ref()
+                    .map_or_else(|| Ok(zero.shallow_clone()), sum)?,
                 sum(&k3(logp, &batch.logp_old)?)?,
-                logp_reference.map_or_else(|| Ok(zero.shallow_clone()), |reference| sum(&k3(logp, reference)?))?,
+                logp_reference.map_or_else(
+                    || Ok(zero.shallow_clone()),
+                    |reference| sum(&k3(logp, reference)?),
+                )?,
                 sum(&is_clipped(logp, &batch.logp_old, &batch.advantages, clip)?)?,
                 mismatch.f_max()?.f_to_kind(Kind::Double)?,
                 sum(&mismatch)?,
             ],
             0,
         )?;
-        if let [entropy, kl_sampler, kl_reference, num_clipped, mismatch_max, mismatch_sum] = to_host(&figures)?[..] {
-            *self = Self { entropy, kl_sampler, kl_reference, num_clipped, mismatch_max, mismatch_sum, ..*self };
+        if let [
+            entropy,
+            kl_sampler,
+            kl_reference,
+            num_clipped,
+            mismatch_max,
+            mismatch_sum,
+        ] = to_host(&figures)?[..]
+        {
+            *self = Self {
+                entropy,
+                kl_sampler,
+                kl_reference,
+                num_clipped,
+                mismatch_max,
+                mismatch_sum,
+                ..*self
+            };
         }
         Ok(())
     }
@@ -334,6 +415,7 @@ impl Totals {
     fn add(&mut self, other: &Self) {
         self.loss += other.loss;
         self.num_tokens += other.num_tokens;
+        self.num_row_tokens += other.num_row_tokens;
         self.num_trained += other.num_trained;
         self.entropy += other.entropy;
         self.kl_sampler += other.kl_sampler;
@@ -347,11 +429,19 @@ impl Totals {
     }
 
     fn figures(&self, num_micro_batches: usize) -> BatchFigures {
-        let mean = |sum: f64| if self.num_trained == 0 { 0.0 } else { sum / self.num_trained as f64 };
+        let mean = |sum: f64| {
+            if self.num_trained == 0 {
+                0.0
+            } else {
+                sum / self.num_trained as f64
+            }
+        };
         BatchFigures {
             loss: self.loss,
             num_micro_batches,
             num_tokens: self.num_tokens,
+            padding_share: (self.num_tokens - self.num_row_tokens) as f64
+                / self.num_tokens.max(1) as f64,
             num_trained: self.num_trained,
             entropy: mean(self.entropy),
             kl_sampler: mean(self.kl_sampler),

@@ -3,16 +3,25 @@
 
 use std::collections::BTreeMap;
 
-use asyncthink_data::{PromptTemplates, PromptText, TaskTokenizerConfig, TokenId, Tokenizer, TrainingRow, task_tokenizer};
+use asyncthink_data::{
+    PromptTemplates, PromptText, TaskTokenizerConfig, TokenId, Tokenizer, TrainingRow,
+    task_tokenizer,
+};
 use asyncthink_engine::{AgentId, Engine, Error, Request, Result, Sampled};
 use asyncthink_protocol::{Capacity, Overflow, Protocol, TagStyle};
 use asyncthink_rollout::{Episode, Query, RolloutSettings, rollout};
 use asyncthink_tasks::{Problem, mcd};
 use asyncthink_trainer::{
-    Advantage, EpisodeFigures, RewardRule, assign_advantages, episode_records, grade_episode, training_rows,
+    Advantage, EpisodeFigures, RewardRule, assign_advantages, episode_records, grade_episode,
+    training_rows,
 };
 
-const RULE: RewardRule = RewardRule { lambda: 0.2, tau: 0.9, format_error: -0.5, gate_concurrency: false };
+const RULE: RewardRule = RewardRule {
+    lambda: 0.2,
+    tau: 0.9,
+    format_error: -0.5,
+    gate_concurrency: false,
+};
 
 /// Decodes, for each prompt, a written text; then ends of sequence.
 struct ScriptedEngine<'a> {
@@ -29,15 +38,27 @@ struct Script {
 
 impl ScriptedEngine<'_> {
     fn agent(&mut self, agent: AgentId) -> Result<&mut Script> {
-        self.agents.get_mut(&agent).ok_or(Error::UnknownAgent(agent))
+        self.agents
+            .get_mut(&agent)
+            .ok_or(Error::UnknownAgent(agent))
     }
 }
 
 impl Engine for ScriptedEngine<'_> {
     fn add(&mut self, request: Request) -> Result<()> {
         let prompt = self.tokenizer.decode(&request.prompt);
-        let ids = self.tokenizer.encode(self.scripts[prompt.as_str()]).unwrap();
-        self.agents.insert(request.agent, Script { ids, next: 0, running: true });
+        let ids = self
+            .tokenizer
+            .encode(self.scripts[prompt.as_str()])
+            .unwrap();
+        self.agents.insert(
+            request.agent,
+            Script {
+                ids,
+                next: 0,
+                running: true,
+            },
+        );
         Ok(())
     }
 
@@ -63,7 +84,11 @@ impl Engine for ScriptedEngine<'_> {
             .map(|(&agent, script)| {
                 let token = script.ids.get(script.next).copied().unwrap_or(eos);
                 script.next += 1;
-                Sampled { agent, token, logprob: -0.5 * script.next as f32 }
+                Sampled {
+                    agent,
+                    token,
+                    logprob: -0.5 * script.next as f32,
+                }
             })
             .collect())
     }
@@ -79,11 +104,19 @@ impl Engine for ScriptedEngine<'_> {
 
 fn tokenizer() -> Tokenizer {
     let tags = "<FORK1></FORK1><JOIN1></JOIN1><RETURN></RETURN><ANSWER></ANSWER>";
-    task_tokenizer(["main ask", "sub", "think", tags], &TaskTokenizerConfig::default()).unwrap()
+    task_tokenizer(
+        ["main ask", "sub", "think", tags],
+        &TaskTokenizerConfig::default(),
+    )
+    .unwrap()
 }
 
 fn episode(tokenizer: &Tokenizer, scripts: &[(&'static str, &'static str)]) -> Episode {
-    let text = PromptText { organizer: "main {query}".into(), worker: "sub {sub_query}".into(), query: "ask".into() };
+    let text = PromptText {
+        organizer: "main {query}".into(),
+        worker: "sub {sub_query}".into(),
+        query: "ask".into(),
+    };
     let templates = PromptTemplates::new(text, 1).unwrap();
     let settings = RolloutSettings {
         protocol: Protocol {
@@ -97,14 +130,37 @@ fn episode(tokenizer: &Tokenizer, scripts: &[(&'static str, &'static str)]) -> E
         organizer_total_tokens: None,
     };
     let scripts = scripts.iter().copied().collect();
-    let mut engine = ScriptedEngine { tokenizer, scripts, agents: BTreeMap::new() };
-    let query = Query { prompt_index: 0, sample_index: 0, text: "ask".into(), seed: 0 };
-    rollout(&mut engine, tokenizer, &templates, &settings, &[query], &mut |_| true).unwrap().remove(0)
+    let mut engine = ScriptedEngine {
+        tokenizer,
+        scripts,
+        agents: BTreeMap::new(),
+    };
+    let query = Query {
+        prompt_index: 0,
+        sample_index: 0,
+        text: "ask".into(),
+        seed: 0,
+    };
+    rollout(
+        &mut engine,
+        tokenizer,
+        &templates,
+        &settings,
+        &[query],
+        &mut |_| true,
+    )
+    .unwrap()
+    .remove(0)
 }
 
 fn problem() -> Problem {
-    let rules = mcd::Rules { min_numbers: 2, max_numbers: 2 };
-    mcd::Problem::new(8, vec![3, 5, 2, 4], 2, rules).unwrap().into()
+    let rules = mcd::Rules {
+        min_numbers: 2,
+        max_numbers: 2,
+    };
+    mcd::Problem::new(8, vec![3, 5, 2, 4], 2, rules)
+        .unwrap()
+        .into()
 }
 
 /// One line per token: `1` if it is trained, the sampler's log-probability, and the token.
@@ -113,7 +169,10 @@ fn lines(tokenizer: &Tokenizer, row: &TrainingRow) -> Vec<String> {
         .map(|index| {
             let trained = u8::from(row.loss_mask()[index]);
             let logprob = row.logprobs().unwrap()[index];
-            format!("{trained} {logprob:>4} {}", tokenizer.decode(&row.ids()[index..=index]))
+            format!(
+                "{trained} {logprob:>4} {}",
+                tokenizer.decode(&row.ids()[index..=index])
+            )
         })
         .collect()
 }
@@ -124,7 +183,10 @@ fn decoded_tokens_are_trained_and_given_ones_are_not() {
     let episode = episode(
         &tokenizer,
         &[
-            ("main ask", "think<FORK1>4*2</FORK1>3<JOIN1><ANSWER>3+5,4*2</ANSWER>"),
+            (
+                "main ask",
+                "think<FORK1>4*2</FORK1>3<JOIN1><ANSWER>3+5,4*2</ANSWER>",
+            ),
             ("sub 4*2", "8<RETURN>4*2</RETURN>"),
         ],
     );
@@ -182,12 +244,17 @@ fn decoded_tokens_are_trained_and_given_ones_are_not() {
 fn one_advantage_covers_all_rows_of_an_episode_and_format_errors_stay_in_their_group() {
     let tokenizer = tokenizer();
     let right = [
-        ("main ask", "<FORK1>4*2</FORK1>3<JOIN1><ANSWER>3+5,4*2</ANSWER>"),
+        (
+            "main ask",
+            "<FORK1>4*2</FORK1>3<JOIN1><ANSWER>3+5,4*2</ANSWER>",
+        ),
         ("sub 4*2", "8<RETURN>4*2</RETURN>"),
     ];
     let half = [("main ask", "<ANSWER>3+5</ANSWER>")];
-    let broken =
-        [("main ask", "<FORK1>4*2</FORK1><FORK1>4*2</FORK1>"), ("sub 4*2", "8<RETURN>4*2</RETURN>")];
+    let broken = [
+        ("main ask", "<FORK1>4*2</FORK1><FORK1>4*2</FORK1>"),
+        ("sub 4*2", "8<RETURN>4*2</RETURN>"),
+    ];
     let mut graded: Vec<_> = [&right[..], &half, &broken]
         .iter()
         .map(|scripts| grade_episode(episode(&tokenizer, scripts), &problem(), &RULE, true))
@@ -215,8 +282,14 @@ fn one_advantage_covers_all_rows_of_an_episode_and_format_errors_stay_in_their_g
     let records = episode_records(7, &graded, &["ask"; 3], &tokenizer);
     assert_eq!(records.len(), 5);
     for (record, row) in records.iter().zip(&rows) {
-        assert_eq!((record.ids.as_slice(), record.decoded.as_slice()), (row.ids(), row.loss_mask()));
+        assert_eq!(
+            (record.ids.as_slice(), record.decoded.as_slice()),
+            (row.ids(), row.loss_mask())
+        );
     }
     assert_eq!(records[4].error.as_deref(), Some("duplicate_sub_query"));
-    assert_eq!(records[0].text, "<FORK1>4*2</FORK1>3<JOIN1>4*2</JOIN1><ANSWER>3+5,4*2</ANSWER>");
+    assert_eq!(
+        records[0].text,
+        "<FORK1>4*2</FORK1>3<JOIN1>4*2</JOIN1><ANSWER>3+5,4*2</ANSWER>"
+    );
 }

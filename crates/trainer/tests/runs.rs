@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
 use asyncthink_recipe::{Recipe, Stage};
-use asyncthink_trainer::{
-    Advantage, Aggregation, BatchSettings, Clip, EpisodeSampler, Error, ModelCard, ModelFiles, Objective, Observer,
-    Phase, Resume, RewardRule, RunLayout, RunOptions, RunOutcome, StepReport, StopFlag, accumulate_gradient,
-    assign_advantages, grade_episode, run_grpo, run_sft, score_rows, train_problems, training_rows,
-};
 use asyncthink_torch::{Parallelism, set_num_threads, set_parallelism};
+use asyncthink_trainer::{
+    Advantage, Aggregation, BatchSettings, Clip, EpisodeSampler, Error, ModelCard, ModelFiles,
+    Objective, Observer, Phase, Resume, RewardRule, RunLayout, RunOptions, RunOutcome, StepReport,
+    StopFlag, accumulate_gradient, assign_advantages, grade_episode, run_grpo, run_sft, score_rows,
+    train_problems, training_rows,
+};
 use fs_err as fs;
 use serde_json::Value;
 use tch::{Device, Tensor};
@@ -93,7 +94,9 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 fn alone() -> MutexGuard<'static, ()> {
     // Before anything starts rayon's threads in another number.
     set_num_threads(2).unwrap();
-    ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    ONE_AT_A_TIME
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// A recipe whose run lies in `dir`, with problems and pairs made.
@@ -141,7 +144,12 @@ impl Observer for Watcher {
     }
 }
 
-fn run(recipe: &Recipe, stage: Stage, resume: Resume, watcher: &mut Watcher) -> Result<RunOutcome, Error> {
+fn run(
+    recipe: &Recipe,
+    stage: Stage,
+    resume: Resume,
+    watcher: &mut Watcher,
+) -> Result<RunOutcome, Error> {
     let stop = watcher.stop.clone();
     let options = RunOptions { resume };
     match stage {
@@ -176,7 +184,10 @@ fn weights(model: &Path) -> Vec<u8> {
 fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
-        let (source, target) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+        let (source, target) = (
+            entry.as_ref().unwrap().path(),
+            to.join(entry.unwrap().file_name()),
+        );
         if source.is_symlink() {
             fs::os::unix::fs::symlink(fs::read_link(&source).unwrap(), &target).unwrap();
         } else if source.is_dir() {
@@ -195,18 +206,39 @@ fn a_stopped_sft_run_continues_as_if_it_had_never_stopped() {
     let model = finish(&straight, Stage::Sft);
     let expected = metrics(&straight, Stage::Sft);
     assert_eq!(expected.len(), 12);
-    assert!(expected[11]["epoch"].as_u64().unwrap() >= 1, "the run must cross an epoch boundary");
+    assert!(
+        expected[11]["epoch"].as_u64().unwrap() >= 1,
+        "the run must cross an epoch boundary"
+    );
     assert!(expected[11]["loss"].as_f64() < expected[0]["loss"].as_f64());
-    let measured: Vec<usize> = (0..12).filter(|&line| !expected[line]["held_out_loss"].is_null()).collect();
+    let measured: Vec<usize> = (0..12)
+        .filter(|&line| !expected[line]["held_out_loss"].is_null())
+        .collect();
     assert_eq!(measured, [4, 9, 11]);
 
     let broken = recipe(&dir.path().join("broken"), &[]);
-    for (stop_after_step, stop_in_phase) in
-        [(Some(1), None), (Some(5), None), (None, Some((Phase::Train, 3))), (Some(10), None)]
-    {
-        let mut watcher = Watcher { stop_after_step, stop_in_phase, ..Watcher::default() };
+    for (stop_after_step, stop_in_phase) in [
+        (Some(1), None),
+        (Some(5), None),
+        (None, Some((Phase::Train, 3))),
+        (Some(10), None),
+    ] {
+        let mut watcher = Watcher {
+            stop_after_step,
+            stop_in_phase,
+            ..Watcher::default()
+        };
         let outcome = run(&broken, Stage::Sft, Resume::Auto, &mut watcher).unwrap();
-        assert!(matches!(outcome, RunOutcome::Stopped { checkpoint: Some(_), .. }), "{outcome:?}");
+        assert!(
+            matches!(
+                outcome,
+                RunOutcome::Stopped {
+                    checkpoint: Some(_),
+                    ..
+                }
+            ),
+            "{outcome:?}"
+        );
     }
     let resumed = finish(&broken, Stage::Sft);
     assert_eq!(metrics(&broken, Stage::Sft), expected);
@@ -223,17 +255,33 @@ fn a_stopped_sft_run_continues_as_if_it_had_never_stopped() {
 fn a_stopped_grpo_run_continues_as_if_it_had_never_stopped() {
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
-    let sets = ["sft.num_steps=300", "sft.save_every_steps=300", "grpo.kl_beta=0.01", "grpo.num_updates_per_rollout=2"];
+    let sets = [
+        "sft.num_steps=300",
+        "sft.save_every_steps=300",
+        "grpo.kl_beta=0.01",
+        "grpo.num_updates_per_rollout=2",
+    ];
     let straight = recipe(&dir.path().join("straight"), &sets);
     finish(&straight, Stage::Sft);
     let model = finish(&straight, Stage::Grpo);
     let expected = metrics(&straight, Stage::Grpo);
     assert_eq!(expected.len(), 6);
-    assert!(expected[5]["epoch"].as_u64().unwrap() >= 1, "the run must cross an epoch boundary");
+    assert!(
+        expected[5]["epoch"].as_u64().unwrap() >= 1,
+        "the run must cross an epoch boundary"
+    );
     assert!(expected[0]["num_trained_tokens"].as_u64().unwrap() > 0);
-    assert!(RunLayout::new(&straight.run_dir).episodes(Stage::Grpo, 3).is_file());
+    assert!(
+        RunLayout::new(&straight.run_dir)
+            .episodes(Stage::Grpo, 3)
+            .is_file()
+    );
 
-    assert!(expected.iter().any(|line| line["joins_per_query"].as_f64() > Some(0.0)));
+    assert!(
+        expected
+            .iter()
+            .any(|line| line["joins_per_query"].as_f64() > Some(0.0))
+    );
 
     let broken = recipe(&dir.path().join("broken"), &sets);
     copy_folder(&straight.run_dir.join("sft"), &broken.run_dir.join("sft"));
@@ -243,9 +291,22 @@ fn a_stopped_grpo_run_continues_as_if_it_had_never_stopped() {
         (None, Some((Phase::Train, 1))),
         (Some(5), None),
     ] {
-        let mut watcher = Watcher { stop_after_step, stop_in_phase, ..Watcher::default() };
+        let mut watcher = Watcher {
+            stop_after_step,
+            stop_in_phase,
+            ..Watcher::default()
+        };
         let outcome = run(&broken, Stage::Grpo, Resume::Auto, &mut watcher).unwrap();
-        assert!(matches!(outcome, RunOutcome::Stopped { checkpoint: Some(_), .. }), "{outcome:?}");
+        assert!(
+            matches!(
+                outcome,
+                RunOutcome::Stopped {
+                    checkpoint: Some(_),
+                    ..
+                }
+            ),
+            "{outcome:?}"
+        );
     }
     let resumed = finish(&broken, Stage::Grpo);
     assert_eq!(metrics(&broken, Stage::Grpo), expected);
@@ -268,7 +329,11 @@ fn damage_sends_a_run_back_to_the_checkpoint_before() {
 
     let mut watcher = Watcher::default();
     run(&recipe, Stage::Sft, Resume::Auto, &mut watcher).unwrap();
-    assert!(watcher.warnings[0].contains("model.safetensors"), "{:?}", watcher.warnings);
+    assert!(
+        watcher.warnings[0].contains("model.safetensors"),
+        "{:?}",
+        watcher.warnings
+    );
     assert_eq!(watcher.steps, [9, 10, 11, 12]);
     assert_eq!(metrics(&recipe, Stage::Sft), expected);
     assert_eq!(weights(&model), expected_weights);
@@ -280,20 +345,39 @@ fn another_recipe_or_other_data_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let first = recipe(dir.path(), &["sft.num_steps=4"]);
     finish(&first, Stage::Sft);
-    let changed = recipe(dir.path(), &["sft.num_steps=4", "sft.optimizer.learning_rate=1e-4"]);
+    let changed = recipe(
+        dir.path(),
+        &["sft.num_steps=4", "sft.optimizer.learning_rate=1e-4"],
+    );
     let error = run(&changed, Stage::Sft, Resume::Auto, &mut Watcher::default()).unwrap_err();
-    assert!(error.to_string().contains("`sft.optimizer.learning_rate` is 0.0001, was 0.005"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("`sft.optimizer.learning_rate` is 0.0001, was 0.005"),
+        "{error}"
+    );
     assert!(error.is_input() && error.hint().is_some());
 
     let other_data = recipe(dir.path(), &["sft.num_steps=4", "synth.num_traces=40"]);
-    let error = run(&other_data, Stage::Sft, Resume::Auto, &mut Watcher::default()).unwrap_err();
+    let error = run(
+        &other_data,
+        Stage::Sft,
+        Resume::Auto,
+        &mut Watcher::default(),
+    )
+    .unwrap_err();
     assert!(matches!(error, Error::DatasetChanged { .. }), "{error}");
 
     // Starting over moves the earlier run aside and loses nothing.
     let mut watcher = Watcher::default();
     run(&other_data, Stage::Sft, Resume::Never, &mut watcher).unwrap();
     assert!(watcher.warnings[0].contains("sft.old-1"));
-    assert!(first.run_dir.join("sft.old-1/checkpoints/latest/model.safetensors").is_file());
+    assert!(
+        first
+            .run_dir
+            .join("sft.old-1/checkpoints/latest/model.safetensors")
+            .is_file()
+    );
 }
 
 #[test]
@@ -303,7 +387,9 @@ fn a_run_goes_on_from_a_given_checkpoint() {
     let recipe = recipe(dir.path(), &["sft.keep_checkpoints=3"]);
     finish(&recipe, Stage::Sft);
     let expected = metrics(&recipe, Stage::Sft);
-    let earlier = RunLayout::new(&recipe.run_dir).checkpoints(Stage::Sft).join("step_4");
+    let earlier = RunLayout::new(&recipe.run_dir)
+        .checkpoints(Stage::Sft)
+        .join("step_4");
     let mut watcher = Watcher::default();
     run(&recipe, Stage::Sft, Resume::From(earlier), &mut watcher).unwrap();
     assert_eq!(watcher.steps.first(), Some(&5));
@@ -312,7 +398,13 @@ fn a_run_goes_on_from_a_given_checkpoint() {
     let missing = Resume::From(dir.path().join("nowhere"));
     assert!(run(&recipe, Stage::Sft, missing, &mut Watcher::default()).is_err());
     let wrong_stage = RunLayout::new(&recipe.run_dir).latest_model(Stage::Sft);
-    let error = run(&recipe, Stage::Grpo, Resume::From(wrong_stage), &mut Watcher::default()).unwrap_err();
+    let error = run(
+        &recipe,
+        Stage::Grpo,
+        Resume::From(wrong_stage),
+        &mut Watcher::default(),
+    )
+    .unwrap_err();
     assert!(matches!(error, Error::WrongStage { .. }), "{error}");
 }
 
@@ -329,28 +421,50 @@ fn grpo_without_sft_and_training_without_data_say_what_is_missing() {
 }
 
 /// Gradients of all parameters under one cutting of the batch.
-fn gradients(model: &mut ModelFiles, rows: &[asyncthink_data::TrainingRow], micro_batch_tokens: usize) -> Vec<Tensor> {
+fn gradients(
+    model: &mut ModelFiles,
+    rows: &[asyncthink_data::TrainingRow],
+    micro_batch_tokens: usize,
+) -> Vec<Tensor> {
     model.decoder.set_requires_grad(true);
     let settings = BatchSettings {
-        objective: Objective::Policy { clip: Clip { low: 0.2, high: 0.2 }, kl_beta: 0.0 },
+        objective: Objective::Policy {
+            clip: Clip {
+                low: 0.2,
+                high: 0.2,
+            },
+            kl_beta: 0.0,
+        },
         aggregation: Aggregation::EpisodeMean,
         temperature: 0.8,
         micro_batch_tokens,
     };
-    let mut parameters: Vec<Tensor> =
-        model.decoder.named_parameters().iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
+    let mut parameters: Vec<Tensor> = model
+        .decoder
+        .named_parameters()
+        .iter()
+        .map(|(_, tensor)| tensor.shallow_clone())
+        .collect();
     for parameter in &mut parameters {
         parameter.zero_grad();
     }
-    accumulate_gradient(&model.decoder, None, rows, &settings, &mut |_, _| true).unwrap().unwrap();
-    parameters.iter().map(|parameter| parameter.grad().copy()).collect()
+    accumulate_gradient(&model.decoder, None, rows, &settings, &mut |_, _| true)
+        .unwrap()
+        .unwrap();
+    parameters
+        .iter()
+        .map(|parameter| parameter.grad().copy())
+        .collect()
 }
 
 #[test]
 fn trainer_and_sampler_agree_and_gradients_do_not_depend_on_packing() {
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
-    let recipe = recipe(dir.path(), &["sft.num_steps=150", "sft.save_every_steps=150"]);
+    let recipe = recipe(
+        dir.path(),
+        &["sft.num_steps=150", "sft.save_every_steps=150"],
+    );
     let model = finish(&recipe, Stage::Sft);
     let mut model = ModelFiles::load(&model, Device::Cpu).unwrap();
     let problems = train_problems(&recipe).unwrap();
@@ -358,9 +472,19 @@ fn trainer_and_sampler_agree_and_gradients_do_not_depend_on_packing() {
     let queries: Vec<_> = (0..24)
         .map(|index| sampler.query(&problems[index / 6], index / 6, index % 6, index as u64))
         .collect();
-    let episodes = sampler.run(&model.decoder, &model.tokenizer, &queries, &mut |_| true).unwrap();
-    assert!(episodes.iter().any(|episode| episode.num_joins > 0), "the model must have learnt to fork and join");
-    let rule = RewardRule { lambda: 0.2, tau: 0.9, format_error: -0.5, gate_concurrency: false };
+    let episodes = sampler
+        .run(&model.decoder, &model.tokenizer, &queries, &mut |_| true)
+        .unwrap();
+    assert!(
+        episodes.iter().any(|episode| episode.num_joins > 0),
+        "the model must have learnt to fork and join"
+    );
+    let rule = RewardRule {
+        lambda: 0.2,
+        tau: 0.9,
+        format_error: -0.5,
+        gate_concurrency: false,
+    };
     let mut graded: Vec<_> = episodes
         .into_iter()
         .map(|episode| {
@@ -374,9 +498,17 @@ fn trainer_and_sampler_agree_and_gradients_do_not_depend_on_packing() {
     let scores = score_rows(&model.decoder, &rows, 0.8, 700).unwrap();
     let mut num_compared = 0;
     for (row, scores) in rows.iter().zip(&scores) {
-        let sampled = row.logprobs().unwrap().iter().zip(row.loss_mask()).filter(|(_, trained)| **trained);
+        let sampled = row
+            .logprobs()
+            .unwrap()
+            .iter()
+            .zip(row.loss_mask())
+            .filter(|(_, trained)| **trained);
         for ((sampled, _), score) in sampled.zip(scores) {
-            assert!((f64::from(*sampled) - score).abs() < 1e-4, "{sampled} {score}");
+            assert!(
+                (f64::from(*sampled) - score).abs() < 1e-4,
+                "{sampled} {score}"
+            );
             num_compared += 1;
         }
     }

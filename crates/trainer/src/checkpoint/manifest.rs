@@ -34,7 +34,10 @@ impl Manifest {
         for name in file_names(dir)? {
             files.insert(name.clone(), summarise(&dir.join(name))?);
         }
-        Ok(Self { format: FORMAT, files })
+        Ok(Self {
+            format: FORMAT,
+            files,
+        })
     }
 
     pub(super) fn write(&self, dir: &Path) -> Result<()> {
@@ -57,16 +60,26 @@ impl Manifest {
         let manifest: Self = serde_json::from_slice(&bytes)
             .map_err(|error| damaged(MANIFEST_FILE, error.to_string()))?;
         if manifest.format != FORMAT {
-            return Err(damaged(MANIFEST_FILE, format!("layout version {} is not known", manifest.format)));
+            return Err(damaged(
+                MANIFEST_FILE,
+                format!("layout version {} is not known", manifest.format),
+            ));
         }
         for (name, expected) in &manifest.files {
-            let found = summarise(&dir.join(name)).map_err(|error| damaged(name, error.to_string()))?;
+            let found =
+                summarise(&dir.join(name)).map_err(|error| damaged(name, error.to_string()))?;
             if found.size_bytes != expected.size_bytes {
-                let reason = format!("{} bytes, expected {}", found.size_bytes, expected.size_bytes);
+                let reason = format!(
+                    "{} bytes, expected {}",
+                    found.size_bytes, expected.size_bytes
+                );
                 return Err(damaged(name, reason));
             }
             if found.crc32 != expected.crc32 {
-                return Err(damaged(name, format!("checksum {}, expected {}", found.crc32, expected.crc32)));
+                return Err(damaged(
+                    name,
+                    format!("checksum {}, expected {}", found.crc32, expected.crc32),
+                ));
             }
         }
         Ok(())
@@ -105,5 +118,8 @@ fn summarise(path: &Path) -> Result<FileSummary> {
         hasher.update(&buffer[..read]);
         size_bytes += read as u64;
     }
-    Ok(FileSummary { size_bytes, crc32: format!("{:08x}", hasher.finalize()) })
+    Ok(FileSummary {
+        size_bytes,
+        crc32: format!("{:08x}", hasher.finalize()),
+    })
 }

@@ -51,7 +51,10 @@ impl TrainerState {
             })
             .collect();
         if !differences.is_empty() {
-            return Err(Error::RecipeChanged { dir: dir.to_owned(), differences });
+            return Err(Error::RecipeChanged {
+                dir: dir.to_owned(),
+                differences,
+            });
         }
         if self.dataset != now.dataset {
             return Err(Error::DatasetChanged {

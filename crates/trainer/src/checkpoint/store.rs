@@ -52,7 +52,10 @@ impl Checkpoint {
         };
         let bytes = fs::read(dir.join(STATE_FILE)).map_err(|error| damaged(error.to_string()))?;
         let state = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
-        Ok(Self { dir: dir.to_owned(), state })
+        Ok(Self {
+            dir: dir.to_owned(),
+            state,
+        })
     }
 }
 
@@ -63,7 +66,10 @@ impl CheckpointStore {
     /// When the folder cannot be created or cleaned.
     pub fn open(folder: &Path, keep: usize) -> Result<Self> {
         fs::create_dir_all(folder)?;
-        let store = Self { folder: folder.to_owned(), keep: keep.max(1) };
+        let store = Self {
+            folder: folder.to_owned(),
+            keep: keep.max(1),
+        };
         for name in store.entries()? {
             if name.starts_with(HIDDEN) {
                 remove(&folder.join(name))?;
@@ -84,7 +90,12 @@ impl CheckpointStore {
     pub fn newest(&self) -> Result<Found> {
         let mut found = Found::default();
         let latest = self.latest_step();
-        for step in self.steps()?.into_iter().rev().filter(|step| latest.is_none_or(|latest| *step <= latest)) {
+        for step in self
+            .steps()?
+            .into_iter()
+            .rev()
+            .filter(|step| latest.is_none_or(|latest| *step <= latest))
+        {
             match Checkpoint::open(&self.dir_of(step)) {
                 Ok(checkpoint) => {
                     found.checkpoint = Some(checkpoint);
@@ -97,7 +108,10 @@ impl CheckpointStore {
             return Ok(found);
         }
         let newest = Box::new(found.passed_over.swap_remove(0));
-        Err(Error::NoReadableCheckpoint { dir: self.folder.clone(), newest })
+        Err(Error::NoReadableCheckpoint {
+            dir: self.folder.clone(),
+            newest,
+        })
     }
 
     /// Makes the checkpoint of `step` the newest: `latest` points to it, and later ones are removed, because the run
@@ -145,7 +159,11 @@ impl CheckpointStore {
     }
 
     fn prune(&self, newest: u64) -> Result<()> {
-        let older: Vec<u64> = self.steps()?.into_iter().filter(|step| *step < newest).collect();
+        let older: Vec<u64> = self
+            .steps()?
+            .into_iter()
+            .filter(|step| *step < newest)
+            .collect();
         let num_condemned = older.len().saturating_sub(self.keep - 1);
         for step in &older[..num_condemned] {
             self.condemn(*step)?;
@@ -183,7 +201,12 @@ impl CheckpointStore {
 
     fn latest_step(&self) -> Option<u64> {
         let target = fs::read_link(self.folder.join(LATEST)).ok()?;
-        target.file_name()?.to_str()?.strip_prefix("step_")?.parse().ok()
+        target
+            .file_name()?
+            .to_str()?
+            .strip_prefix("step_")?
+            .parse()
+            .ok()
     }
 
     fn point_latest_at(&self, step: u64) -> Result<()> {
@@ -219,7 +242,12 @@ fn sync_tree(dir: &Path) -> Result<()> {
     for name in file_names(dir)? {
         let path = dir.join(name);
         sync(&path)?;
-        folders.extend(path.ancestors().skip(1).take_while(|folder| folder.starts_with(dir)).map(Path::to_owned));
+        folders.extend(
+            path.ancestors()
+                .skip(1)
+                .take_while(|folder| folder.starts_with(dir))
+                .map(Path::to_owned),
+        );
     }
     for folder in folders.iter().rev() {
         sync(folder)?;
@@ -292,7 +320,11 @@ mod tests {
                 }
                 let found = store.newest().unwrap();
                 assert_eq!(found.checkpoint.unwrap().state.step, 1, "{file} {damage}");
-                assert!(found.passed_over[0].to_string().contains(file), "{}", found.passed_over[0]);
+                assert!(
+                    found.passed_over[0].to_string().contains(file),
+                    "{}",
+                    found.passed_over[0]
+                );
             }
         }
     }
@@ -302,7 +334,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = store_with(dir.path(), 2, &[1]);
         fs::remove_file(store.dir_of(1).join(STATE_FILE)).unwrap();
-        assert!(matches!(store.newest(), Err(Error::NoReadableCheckpoint { .. })));
+        assert!(matches!(
+            store.newest(),
+            Err(Error::NoReadableCheckpoint { .. })
+        ));
     }
 
     #[test]
@@ -316,7 +351,13 @@ mod tests {
         assert!(failed.is_err());
         assert_eq!(store.newest().unwrap().checkpoint.unwrap().state.step, 1);
         let store = CheckpointStore::open(dir.path(), 1).unwrap();
-        assert!(!store.entries().unwrap().iter().any(|name| name.starts_with(HIDDEN)));
+        assert!(
+            !store
+                .entries()
+                .unwrap()
+                .iter()
+                .any(|name| name.starts_with(HIDDEN))
+        );
     }
 
     #[test]
@@ -339,11 +380,17 @@ mod tests {
         let mut now = before.clone();
         assert!(before.check_same_run(&now, Path::new("c")).is_ok());
         now.dataset = "other".into();
-        assert!(matches!(before.check_same_run(&now, Path::new("c")), Err(Error::DatasetChanged { .. })));
+        assert!(matches!(
+            before.check_same_run(&now, Path::new("c")),
+            Err(Error::DatasetChanged { .. })
+        ));
         now.recipe.insert("sft.num_steps".into(), "6".into());
         let error = before.check_same_run(&now, Path::new("c")).unwrap_err();
         assert!(error.to_string().contains("`sft.num_steps` is 6, was 5"));
         now.stage = "grpo".into();
-        assert!(matches!(before.check_same_run(&now, Path::new("c")), Err(Error::WrongStage { .. })));
+        assert!(matches!(
+            before.check_same_run(&now, Path::new("c")),
+            Err(Error::WrongStage { .. })
+        ));
     }
 }
