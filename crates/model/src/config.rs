@@ -68,6 +68,20 @@ pub struct ModelSizes {
     pub eos_token_id: i64,
 }
 
+/// Copies `rope_parameters.rope_theta`, where newer files keep it, to the top level, where older ones have it.
+fn lift_rope_theta(config: &mut Value) {
+    let nested = config.pointer("/rope_parameters/rope_theta").cloned();
+    if let (Some(map), Some(theta)) = (config.as_object_mut(), nested) {
+        map.entry("rope_theta").or_insert(theta);
+    }
+}
+
+/// Whether rotary parameters ask for nothing beyond a base.
+fn is_plain_rope(value: &Value) -> bool {
+    let kind = value.get("rope_type").or_else(|| value.get("type"));
+    value.is_null() || kind.and_then(Value::as_str) == Some("default")
+}
+
 impl ModelConfig {
     /// Describes a new model of the given sizes.
     ///
@@ -111,19 +125,26 @@ impl ModelConfig {
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         let text = fs_err::read_to_string(&path)?;
-        let config: Self = serde_json::from_str(&text).map_err(|source| Error::Json { path, source })?;
+        let refuse = |source| Error::Json { path: path.clone(), source };
+        let mut value: Value = serde_json::from_str(&text).map_err(refuse)?;
+        lift_rope_theta(&mut value);
+        let config: Self = serde_json::from_value(value).map_err(refuse)?;
         config.check()?;
         Ok(config)
     }
 
-    /// Writes `config.json` into a model folder.
+    /// Writes `config.json` into a model folder, for weights of type `dtype` (`float32`, `bfloat16`, ...).
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn save(&self, dir: &Path) -> Result<()> {
+    pub fn save(&self, dir: &Path, dtype: &str) -> Result<()> {
         let path = dir.join("config.json");
+        let mut config = self.clone();
+        // The key has two names; whichever the file had is kept.
+        let key = if config.other.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+        config.other.insert(key.to_owned(), Value::from(dtype));
         let mut text =
-            serde_json::to_string_pretty(self).map_err(|source| Error::Json { path: path.clone(), source })?;
+            serde_json::to_string_pretty(&config).map_err(|source| Error::Json { path: path.clone(), source })?;
         text.push('\n');
         fs_err::write(path, text)?;
         Ok(())
@@ -149,9 +170,9 @@ impl ModelConfig {
         }
         for key in ["rope_scaling", "rope_parameters"] {
             if let Some(value) = self.other.get(key)
-                && !value.is_null()
+                && !is_plain_rope(value)
             {
-                return refuse(key, value, "null: plain rotary positions from `rope_theta`");
+                return refuse(key, value, "null or `rope_type` `default`: plain rotary positions");
             }
         }
         let positive = [
@@ -226,5 +247,56 @@ impl ModelConfig {
     /// Number of trained values.
     pub fn num_parameters(&self) -> i64 {
         self.parameter_shapes().iter().map(|(_, shape)| shape.iter().product::<i64>()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZES: &str = r#""model_type": "qwen3", "vocab_size": 11, "hidden_size": 8, "intermediate_size": 12,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4,
+        "rms_norm_eps": 1e-6, "max_position_embeddings": 64, "tie_word_embeddings": true"#;
+
+    fn read(rest: &str) -> Result<ModelConfig> {
+        let dir = tempfile::tempdir().unwrap();
+        fs_err::write(dir.path().join("config.json"), format!("{{{SIZES}, {rest}}}")).unwrap();
+        ModelConfig::from_dir(dir.path())
+    }
+
+    #[test]
+    fn the_rotary_base_is_read_in_both_places() {
+        for rest in [
+            r#""rope_theta": 5000.0"#,
+            r#""rope_theta": 5000.0, "rope_scaling": null"#,
+            r#""rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}"#,
+        ] {
+            assert!((read(rest).unwrap().rope_theta - 5000.0).abs() < f64::EPSILON);
+        }
+    }
+
+    #[test]
+    fn what_is_not_implemented_is_refused_by_key() {
+        for (rest, key) in [
+            (r#""rope_theta": 1.0, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}"#, "rope_scaling"),
+            (r#""rope_theta": 1.0, "hidden_act": "gelu""#, "hidden_act"),
+            (r#""rope_theta": 1.0, "attention_bias": true"#, "attention_bias"),
+            (r#""rope_theta": 1.0, "use_sliding_window": true"#, "use_sliding_window"),
+        ] {
+            let message = read(rest).unwrap_err().to_string();
+            assert!(message.contains(key), "{message}");
+        }
+        assert!(read(r#""other": 1"#).unwrap_err().to_string().contains("config.json"));
+    }
+
+    #[test]
+    fn unknown_keys_survive_and_the_type_is_that_of_the_weights() {
+        let config = read(r#""rope_theta": 1.0, "my_key": [1, 2], "dtype": "bfloat16""#).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        config.save(dir.path(), "float32").unwrap();
+        let again = ModelConfig::from_dir(dir.path()).unwrap();
+        assert_eq!(again.other["my_key"], serde_json::json!([1, 2]));
+        assert_eq!(again.other["dtype"], "float32");
+        assert!(!again.other.contains_key("torch_dtype"));
     }
 }

@@ -104,7 +104,12 @@ impl Decoder {
     /// # Errors
     /// When a file cannot be written.
     pub fn save(&self, dir: &Path) -> Result<()> {
-        self.config.save(dir)?;
+        let dtype = match self.kind {
+            Kind::BFloat16 => "bfloat16",
+            Kind::Half => "float16",
+            _ => "float32",
+        };
+        self.config.save(dir, dtype)?;
         weights::save_generation_config(dir, &self.config)?;
         weights::save(&dir.join("model.safetensors"), &self.parameters)
     }
