@@ -50,28 +50,73 @@ impl KvCache {
         (key, value)
     }
 
-    /// Enlarges every slot to `capacity_tokens`, keeping what is cached.
+    /// Enlarges every slot to `capacity_tokens`, keeping what is cached. One tensor is replaced at a time, so that only
+    /// one is there twice.
     ///
     /// # Errors
-    /// When the memory cannot be had; the cache is then as before.
+    /// When the memory cannot be had; what is cached and the capacity are then as before.
     pub fn grow(&mut self, capacity_tokens: i64) -> Result<()> {
-        if capacity_tokens <= self.capacity_tokens {
-            return Ok(());
+        for tensor in self.layers.iter_mut().flat_map(|(key, value)| [key, value]) {
+            enlarge(tensor, capacity_tokens)?;
         }
-        let enlarge = |old: &Tensor| -> Result<Tensor, TchError> {
-            let mut shape = old.size();
-            shape[2] = capacity_tokens;
-            let new = Tensor::f_zeros(shape, (old.kind(), old.device()))?;
-            new.f_narrow(2, 0, self.capacity_tokens)?.f_copy_(old)?;
-            Ok(new)
-        };
-        let layers = self
-            .layers
-            .iter()
-            .map(|(key, value)| Ok((enlarge(key)?, enlarge(value)?)))
-            .collect::<Result<Vec<_>, TchError>>()?;
-        self.layers = layers;
-        self.capacity_tokens = capacity_tokens;
+        self.capacity_tokens = self.capacity_tokens.max(capacity_tokens);
         Ok(())
+    }
+}
+
+/// Replaces a layer's keys or values by a larger tensor of the same content. (After a growth that failed halfway, some
+/// are large enough already.)
+fn enlarge(tensor: &mut Tensor, capacity_tokens: i64) -> Result<(), TchError> {
+    let mut shape = tensor.size();
+    let held_tokens = shape[2];
+    if held_tokens >= capacity_tokens {
+        return Ok(());
+    }
+    shape[2] = capacity_tokens;
+    let new = Tensor::f_zeros(shape, (tensor.kind(), tensor.device()))?;
+    new.f_narrow(2, 0, held_tokens)?.f_copy_(tensor)?;
+    *tensor = new;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ModelSizes;
+
+    #[test]
+    fn growing_keeps_what_is_cached() {
+        let config = ModelConfig::new(&ModelSizes {
+            vocab_size: 23,
+            hidden_size: 16,
+            intermediate_size: 24,
+            num_layers: 3,
+            num_heads: 4,
+            num_kv_heads: 2,
+            head_dim: 8,
+            rope_theta: 10_000.0,
+            max_position_embeddings: 64,
+            tie_word_embeddings: true,
+            eos_token_id: 0,
+        })
+        .unwrap();
+        let mut cache = KvCache::new(&config, 2, 4, Kind::Float, Device::Cpu).unwrap();
+        let filled = Tensor::arange(2 * 2 * 4 * 8, (Kind::Float, Device::Cpu)).view([2, 2, 4, 8]);
+        for (key, value) in &mut cache.layers {
+            key.copy_(&filled);
+            value.copy_(&(-&filled));
+        }
+        // As if an earlier growth had stopped after one tensor.
+        enlarge(&mut cache.layers[0].0, 10).unwrap();
+        assert_eq!(cache.capacity_tokens(), 4);
+        cache.grow(7).unwrap();
+        assert_eq!(cache.capacity_tokens(), 7);
+        for index in 0..3 {
+            let (key, value) = cache.layer(index);
+            assert!(key.narrow(2, 0, 4).equal(&filled) && value.narrow(2, 0, 4).equal(&-&filled));
+            assert!(key.size()[2] >= 7 && value.size()[2] == 7);
+        }
+        cache.grow(5).unwrap();
+        assert_eq!(cache.capacity_tokens(), 7, "it never shrinks");
     }
 }

@@ -175,6 +175,11 @@ impl ModelConfig {
                 return refuse(key, value, "null or `rope_type` `default`: plain rotary positions");
             }
         }
+        if let Some(types) = self.other.get("layer_types")
+            && types.as_array().is_none_or(|types| types.iter().any(|kind| kind != "full_attention"))
+        {
+            return refuse("layer_types", types, "`full_attention` in every layer");
+        }
         let positive = [
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
@@ -282,6 +287,7 @@ mod tests {
             (r#""rope_theta": 1.0, "hidden_act": "gelu""#, "hidden_act"),
             (r#""rope_theta": 1.0, "attention_bias": true"#, "attention_bias"),
             (r#""rope_theta": 1.0, "use_sliding_window": true"#, "use_sliding_window"),
+            (r#""rope_theta": 1.0, "layer_types": ["sliding_attention"]"#, "layer_types"),
         ] {
             let message = read(rest).unwrap_err().to_string();
             assert!(message.contains(key), "{message}");
