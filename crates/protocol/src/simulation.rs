@@ -38,7 +38,7 @@ struct World<'a> {
 
 impl Timeline {
     /// Plays the episode event by event: the organizer decodes, waits at Joins and ends; workers
-    /// take places in Fork order, decode, and are cancelled when the organizer ends. An independent
+    /// with tokens to decode take places in Fork order, decode, and are cancelled when the organizer ends. An independent
     /// check of [`Timeline::latency`] and [`Timeline::concurrency`].
     pub fn simulate(&self) -> Simulation {
         let mut world = World {
@@ -98,7 +98,12 @@ impl World<'_> {
         let fragment = &self.timeline.fragments[self.fragment];
         match fragment.forks.get(self.num_forked) {
             Some(fork) if fork.at_tokens == self.at_tokens => {
-                self.waiting.push_back(fork.worker.0);
+                let worker = fork.worker.0;
+                if self.timeline.worker_tokens[worker] == 0 {
+                    self.is_finished[worker] = true;
+                } else {
+                    self.waiting.push_back(worker);
+                }
                 self.num_forked += 1;
                 true
             }

@@ -137,7 +137,7 @@ impl Timeline {
     /// ```
     ///
     /// `s` is the step at which the joined worker began: `L_{f-1} + d`, its Fork's end, or with
-    /// [`Overflow::Queue`] the later step at which a place became free.
+    /// [`Overflow::Queue`] the later step at which a place became free. A worker of no tokens needs no place.
     ///
     /// # Paper
     ///
@@ -257,7 +257,8 @@ impl Places {
     }
 
     fn start(&mut self, forked_at: u64, num_tokens: u64) -> u64 {
-        if self.overflow == Overflow::Error {
+        // A worker without a token to decode is done at its Fork and needs no place.
+        if self.overflow == Overflow::Error || num_tokens == 0 {
             return forked_at;
         }
         let start = if self.num_unused > 0 {
@@ -449,6 +450,25 @@ mod tests {
                 max_workers: 1
             })
         );
+    }
+
+    #[test]
+    fn a_worker_of_no_tokens_waits_for_no_place() {
+        // Worker 0 holds the only place up to step 12; worker 1 has nothing to decode and is joined at once.
+        let fragments = [
+            fragment(4, &[(0, 2), (1, 4)], Some(1)),
+            fragment(1, &[], Some(0)),
+            fragment(1, &[], None),
+        ];
+        let passed = timeline(2, Overflow::Queue, &fragments, &[10, 0]).expect("legal");
+        assert_concurrency(&passed, 13, 16.0 / 13.0, 8.0 / 13.0);
+        // Nor does it delay one that comes after it.
+        let fragments = [
+            fragment(4, &[(0, 1), (1, 2), (2, 4)], Some(2)),
+            fragment(1, &[], None),
+        ];
+        let followed = timeline(3, Overflow::Queue, &fragments, &[10, 0, 5]).expect("legal");
+        assert_concurrency(&followed, 10, 1.9, 1.9 / 3.0);
     }
 
     #[test]
