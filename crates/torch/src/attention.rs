@@ -11,6 +11,10 @@ pub const MAX_KERNEL_HEAD_DIM: i64 = 256;
 
 const OP: &str = "decode_attention_";
 
+/// Keys, and as many values, that the portable path gathers at a time, in elements: 256 MiB each in f32. Every row of
+/// a long prompt reads the whole of its sequence, so that rows times length has no other bound.
+const MAX_GATHERED_ELEMENTS: i64 = 1 << 26;
+
 /// One decode step: writes each row's key and value into its slot, then attends to all of the slot up to the row.
 ///
 /// ```text
@@ -44,7 +48,9 @@ pub fn decode_attention_(
     let sizes = Sizes::check(q, k_new, v_new, k_cache, v_cache, slots, positions)?;
     let kernel = q.device() == Device::Cpu && q.kind() == Kind::Float;
     if !kernel || sizes.head_dim > MAX_KERNEL_HEAD_DIM {
-        return portable(&sizes, q, k_new, v_new, k_cache, v_cache, slots, positions);
+        let caches = (k_cache, v_cache);
+        write(k_new, v_new, caches, slots, positions)?;
+        return read(&sizes, q, caches, slots, positions, MAX_GATHERED_ELEMENTS);
     }
     let (q, k_new, v_new) = (q.contiguous(), k_new.contiguous(), v_new.contiguous());
     let (slots, positions) = (slots.contiguous(), positions.contiguous());
@@ -69,7 +75,8 @@ pub fn decode_attention_(
 
 /// [`decode_attention_`] from libtorch's own operations, on any device and for any floating kind.
 ///
-/// It gathers the used part of the caches, up to the longest sequence in the batch.
+/// It gathers the used part of the caches, up to the longest sequence in the batch, for so many rows at a time that
+/// memory stays bounded.
 ///
 /// # Errors
 /// As [`decode_attention_`]; on CUDA a slot or position outside the cache is found only by the device.
@@ -83,22 +90,42 @@ pub fn decode_attention_portable_(
     positions: &Tensor,
 ) -> Result<Tensor> {
     let sizes = Sizes::check(q, k_new, v_new, k_cache, v_cache, slots, positions)?;
-    portable(&sizes, q, k_new, v_new, k_cache, v_cache, slots, positions)
+    let caches = (k_cache, v_cache);
+    write(k_new, v_new, caches, slots, positions)?;
+    read(&sizes, q, caches, slots, positions, MAX_GATHERED_ELEMENTS)
 }
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the operation's own seven tensors"
-)]
-fn portable(
-    sizes: &Sizes,
-    q: &Tensor,
+/// Writes every row's key and value into the caches.
+fn write(
     k_new: &Tensor,
     v_new: &Tensor,
-    k_cache: &Tensor,
-    v_cache: &Tensor,
+    (k_cache, v_cache): (&Tensor, &Tensor),
     slots: &Tensor,
     positions: &Tensor,
+) -> Result<()> {
+    let _no_grad = tch::no_grad_guard();
+    if k_new.size()[0] == 0 {
+        return Ok(());
+    }
+    for (cache, new) in [(k_cache, k_new), (v_cache, v_new)] {
+        // The two index tensors are apart, so that their common dimension comes first: `[batch, kv_heads, head_dim]`.
+        let place = [Some(slots), None, Some(positions)];
+        let _ = cache
+            .shallow_clone()
+            .f_index_put_(&place, new, false)
+            .op(OP)?;
+    }
+    Ok(())
+}
+
+/// Attends to what the caches hold, in chunks of rows of at most `max_elements` gathered keys (one row at the least).
+fn read(
+    sizes: &Sizes,
+    q: &Tensor,
+    caches: (&Tensor, &Tensor),
+    slots: &Tensor,
+    positions: &Tensor,
+    max_elements: i64,
 ) -> Result<Tensor> {
     let _no_grad = tch::no_grad_guard();
     if sizes.batch == 0 {
@@ -110,25 +137,48 @@ fn portable(
         .f_int64_value(&[])
         .op(OP)?
         .saturating_add(1);
-    let read = |cache: &Tensor, new: &Tensor| -> Result<Tensor> {
-        // The two index tensors are apart, so that their common dimension comes first: `[batch, kv_heads, head_dim]`.
-        let place = [Some(slots), None, Some(positions)];
-        let _ = cache
-            .shallow_clone()
-            .f_index_put_(&place, new, false)
-            .op(OP)?;
+    let row_elements = longest
+        .saturating_mul(sizes.kv_heads)
+        .saturating_mul(sizes.head_dim);
+    let chunk_rows = (max_elements / row_elements.max(1)).max(1);
+    let mut outputs = Vec::new();
+    let mut start = 0;
+    while start < sizes.batch {
+        let num_rows = chunk_rows.min(sizes.batch - start);
+        let rows = |tensor: &Tensor| tensor.f_narrow(0, start, num_rows).op(OP);
+        let (q, slots, positions) = (rows(q)?, rows(slots)?, rows(positions)?);
+        outputs.push(read_rows(sizes, &q, caches, &slots, &positions, longest)?);
+        start += num_rows;
+    }
+    match outputs.as_slice() {
+        [only] => Ok(only.shallow_clone()),
+        _ => Tensor::f_cat(&outputs, 0).op(OP),
+    }
+}
+
+/// Attention of some rows over the first `longest` positions of their slots.
+fn read_rows(
+    sizes: &Sizes,
+    q: &Tensor,
+    (k_cache, v_cache): (&Tensor, &Tensor),
+    slots: &Tensor,
+    positions: &Tensor,
+    longest: i64,
+) -> Result<Tensor> {
+    let num_rows = q.size()[0];
+    let gather = |cache: &Tensor| -> Result<Tensor> {
         cache
             .f_narrow(2, 0, longest)
             .op(OP)?
             .f_index_select(0, slots)
             .op(OP)
     };
-    let (keys, values) = (read(k_cache, k_new)?, read(v_cache, v_new)?);
+    let (keys, values) = (gather(k_cache)?, gather(v_cache)?);
 
     let group = sizes.heads / sizes.kv_heads;
     let scale = 1.0 / (sizes.head_dim as f64).sqrt();
     let grouped = q
-        .f_reshape([sizes.batch, sizes.kv_heads, group, sizes.head_dim])
+        .f_reshape([num_rows, sizes.kv_heads, group, sizes.head_dim])
         .op(OP)?;
     let scores = grouped
         .f_matmul(&keys.f_transpose(2, 3).op(OP)?)
@@ -141,18 +191,18 @@ fn portable(
         .op(OP)?
         .f_gt_tensor(&positions.f_unsqueeze(1).op(OP)?)
         .op(OP)?;
-    let later = later.f_reshape([sizes.batch, 1, 1, longest]).op(OP)?;
+    let later = later.f_reshape([num_rows, 1, 1, longest]).op(OP)?;
     let weights = scores
         .f_masked_fill(&later, f64::NEG_INFINITY)
         .op(OP)?
         .f_softmax(-1, None)
         .op(OP)?;
     // A slot's rows after the position may hold anything, and 0 * NaN is NaN.
-    let unused = later.f_reshape([sizes.batch, 1, longest, 1]).op(OP)?;
+    let unused = later.f_reshape([num_rows, 1, longest, 1]).op(OP)?;
     let values = values.f_masked_fill(&unused, 0.0).op(OP)?;
     let output = weights.f_matmul(&values).op(OP)?;
     output
-        .f_reshape([sizes.batch, sizes.heads, sizes.head_dim])
+        .f_reshape([num_rows, sizes.heads, sizes.head_dim])
         .op(OP)
 }
 
@@ -443,6 +493,25 @@ mod tests {
                 max_difference(&alone.get(0), &together.get(row)) == 0.0,
                 "row {row}"
             );
+        }
+    }
+
+    #[test]
+    fn rows_in_chunks_equal_all_rows_at_once() {
+        // Rows of one prompt fall into several chunks: a chunk reads what a later one brought.
+        let places = [(2, 4), (0, 5), (2, 3), (1, 30), (2, 5)];
+        let step = Step::random(4, 2, 16, 64, &places);
+        let whole = step.copy().portable().unwrap();
+        let sizes = Sizes { batch: 5, heads: 4, kv_heads: 2, head_dim: 16 };
+        let caches = (&step.k_cache, &step.v_cache);
+        write(&step.k_new, &step.v_new, caches, &step.slots, &step.positions).unwrap();
+        let row = 31 * 2 * 16;
+        for max_elements in [0, 2 * row, 3 * row + 1, 5 * row] {
+            let chunked =
+                read(&sizes, &step.q, caches, &step.slots, &step.positions, max_elements).unwrap();
+            assert_eq!(chunked.size(), whole.size());
+            let difference = max_difference(&chunked, &whole);
+            assert!(difference < 1e-6, "{max_elements}: {difference}");
         }
     }
 
