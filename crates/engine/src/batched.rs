@@ -14,6 +14,10 @@ use crate::{AgentId, Engine, Request, Sampled};
 /// Slots are sized in multiples of this many tokens, so that the cache grows rarely.
 const CAPACITY_STEP_TOKENS: usize = 64;
 
+/// Rows of one call of the model; a step of more is several calls. It bounds what long prompts of many agents need at a
+/// time. One sequence is never cut, so that it may need more alone.
+const MAX_CALL_ROWS: usize = 16_384;
+
 /// Limits of a [`BatchedEngine`].
 #[derive(Clone, Copy, Debug)]
 pub struct EngineConfig {
@@ -45,6 +49,7 @@ pub struct BatchedEngine<'a> {
     by_name: BTreeMap<AgentId, u64>,
     next_arrival: u64,
     stats: EngineStats,
+    max_call_rows: usize,
 }
 
 #[derive(Debug)]
@@ -81,6 +86,7 @@ impl<'a> BatchedEngine<'a> {
             by_name: BTreeMap::new(),
             next_arrival: 0,
             stats: EngineStats::default(),
+            max_call_rows: MAX_CALL_ROWS,
         })
     }
 
@@ -124,26 +130,50 @@ impl<'a> BatchedEngine<'a> {
 
     /// Log-probs `[rows, vocab]` on the host, row after row, of the next token of each running sequence.
     fn next_logprobs(&mut self) -> Result<(Vec<f32>, usize)> {
-        let (mut ids, mut positions, mut slots, mut sample_rows) = (vec![], vec![], vec![], vec![]);
+        let (mut host, mut vocab) = (Vec::new(), 0);
+        let mut call = Call::default();
         for sequence in self.agents.values_mut().filter(|sequence| sequence.running) {
-            for (offset, &id) in sequence.pending.iter().enumerate() {
-                ids.push(id);
-                positions.push((sequence.cached_tokens + offset) as i64);
-                slots.push(sequence.slot);
+            if !call.ids.is_empty() && call.ids.len() + sequence.pending.len() > self.max_call_rows {
+                vocab = call.run(self.decoder, &self.cache, self.config.temperature, &mut host)?;
+                call = Call::default();
             }
-            sample_rows.push(ids.len() as i64 - 1);
+            for (offset, &id) in sequence.pending.iter().enumerate() {
+                call.ids.push(id);
+                call.positions.push((sequence.cached_tokens + offset) as i64);
+                call.slots.push(sequence.slot);
+            }
+            call.sample_rows.push(call.ids.len() as i64 - 1);
+            self.stats.prefilled_tokens += sequence.pending.len() as u64 - 1;
             sequence.cached_tokens += sequence.pending.len();
             sequence.pending.clear();
         }
-        self.stats.prefilled_tokens += (ids.len() - sample_rows.len()) as u64;
-        let batch = StepBatch { ids: &ids, positions: &positions, slots: &slots, sample_rows: &sample_rows };
-        let logits = self.decoder.step(&batch, &self.cache)?;
-        let vocab = logits.size()[1].unsigned_abs() as usize;
-        let logprobs = (logits / self.config.temperature.divisor()).f_log_softmax(-1, Kind::Float)?;
-        let mut host = vec![0f32; logprobs.numel()];
-        let num_values = host.len();
-        logprobs.f_to_device(tch::Device::Cpu)?.f_contiguous()?.f_copy_data(&mut host, num_values)?;
+        if !call.ids.is_empty() {
+            vocab = call.run(self.decoder, &self.cache, self.config.temperature, &mut host)?;
+        }
         Ok((host, vocab))
+    }
+}
+
+/// The rows of one call of the model: whole sequences' pending tokens.
+#[derive(Debug, Default)]
+struct Call {
+    ids: Vec<i64>,
+    positions: Vec<i64>,
+    slots: Vec<i64>,
+    sample_rows: Vec<i64>,
+}
+
+impl Call {
+    /// Appends the sampled rows' log-probs to `host`; gives the vocabulary's size.
+    fn run(&self, decoder: &Decoder, cache: &KvCache, temperature: Temperature, host: &mut Vec<f32>) -> Result<usize> {
+        let Self { ids, positions, slots, sample_rows } = self;
+        let logits = decoder.step(&StepBatch { ids, positions, slots, sample_rows }, cache)?;
+        let vocab = logits.size()[1].unsigned_abs() as usize;
+        let logprobs = (logits / temperature.divisor()).f_log_softmax(-1, Kind::Float)?;
+        let (start, num_values) = (host.len(), logprobs.numel());
+        host.resize(start + num_values, 0.0);
+        logprobs.f_to_device(tch::Device::Cpu)?.f_contiguous()?.f_copy_data(&mut host[start..], num_values)?;
+        Ok(vocab)
     }
 }
 
@@ -223,5 +253,61 @@ impl Engine for BatchedEngine<'_> {
 
     fn max_sequence_tokens(&self) -> usize {
         usize::try_from(self.decoder.config().max_position_embeddings).unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use asyncthink_model::{ModelConfig, ModelSizes};
+    use tch::Device;
+
+    use super::*;
+
+    #[test]
+    fn a_step_in_several_calls_samples_what_one_call_samples() {
+        let config = ModelConfig::new(&ModelSizes {
+            vocab_size: 23,
+            hidden_size: 16,
+            intermediate_size: 24,
+            num_layers: 2,
+            num_heads: 4,
+            num_kv_heads: 2,
+            head_dim: 8,
+            rope_theta: 10_000.0,
+            max_position_embeddings: 64,
+            tie_word_embeddings: true,
+            eos_token_id: 0,
+        })
+        .unwrap();
+        let decoder = Decoder::init(&config, Device::Cpu, 3).unwrap();
+        let run = |max_call_rows| {
+            let config = EngineConfig { max_agents: 6, temperature: Temperature::new(1.0).unwrap() };
+            let mut engine = BatchedEngine::new(&decoder, config).unwrap();
+            engine.max_call_rows = max_call_rows;
+            // One prompt alone is longer than the smaller budgets.
+            for (agent, len) in [3_u32, 12, 1, 5, 7, 2].into_iter().enumerate() {
+                let prompt = (0..len).map(|position| TokenId(1 + position % 20)).collect();
+                let agent = agent as u64;
+                engine.add(Request { agent: AgentId(agent), prompt, seed: agent }).unwrap();
+            }
+            let sampled: Vec<_> = (0..10)
+                .flat_map(|_| {
+                    let sampled = engine.step().unwrap();
+                    assert_eq!(sampled.len(), 6, "every running agent samples in every step");
+                    sampled
+                })
+                .collect();
+            (sampled, engine.stats())
+        };
+        let (whole, stats) = run(MAX_CALL_ROWS);
+        assert_eq!((stats.num_steps, stats.prefilled_tokens, stats.sampled_tokens), (10, 24, 60));
+        for max_call_rows in [0, 1, 8, 30] {
+            let (split, split_stats) = run(max_call_rows);
+            assert_eq!(split_stats, stats);
+            for (one, other) in split.iter().zip(&whole) {
+                assert_eq!((one.agent, one.token), (other.agent, other.token));
+                assert!((one.logprob - other.logprob).abs() < 1e-5);
+            }
+        }
     }
 }
