@@ -134,7 +134,7 @@ impl From<asyncthink_eval::Error> for Failure {
         match error {
             E::Model(error) => error.into(),
             error => {
-                let is_input = matches!(error, E::MissingSection);
+                let is_input = matches!(error, E::MissingSection | E::TooFewProblems { .. });
                 Self::of(&error, is_input, None)
             }
         }

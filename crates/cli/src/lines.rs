@@ -1,6 +1,6 @@
 //! JSON lines in, JSON lines out: in order, in parallel, with bounded memory.
 
-use std::io::{BufRead, Write};
+use std::io::{BufRead, Read as _, Write};
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -13,8 +13,12 @@ use crate::failure::Failure;
 /// first.
 const MAX_BATCH_LINES: usize = 2048;
 
-/// Bytes of lines that are in memory at a time; one longer line still passes.
+/// Bytes of lines that are in memory at a time, up to one more line.
 const MAX_BATCH_BYTES: usize = 64 << 20;
+
+/// Bytes of the longest line that is read. What comes without a newline, as
+/// from a device, would otherwise fill the memory.
+const MAX_LINE_BYTES: usize = 64 << 20;
 
 /// Why a line has no answer, and what is known of it.
 #[derive(Debug)]
@@ -42,13 +46,13 @@ pub(crate) fn answer_lines<T: Serialize>(
     let mut reader = open(file)?;
     let mut num_unreadable = 0;
     loop {
-        let batch = read_batch(reader.as_mut()).map_err(|error| unreadable_file(file, &error))?;
+        let batch = read_batch(reader.as_mut(), MAX_LINE_BYTES).map_err(|error| unreadable_file(file, &error))?;
         if batch.is_empty() {
             break;
         }
         let answers: Vec<_> = batch
             .par_iter()
-            .map(|line| match answer(line) {
+            .map(|line| match line.as_deref().map_err(too_long).and_then(&answer) {
                 Ok(answer) => (to_line(&answer), false),
                 Err(Unreadable { id, message }) => {
                     let line = UnreadableLine {
@@ -130,19 +134,64 @@ fn unreadable_file(file: &Path, error: &std::io::Error) -> Failure {
         .hint("give the path of a file of JSON lines, or `-` for standard input")
 }
 
-fn read_batch(reader: &mut dyn BufRead) -> std::io::Result<Vec<Vec<u8>>> {
+/// A line of more bytes than may be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct TooLong;
+
+fn too_long(_: &TooLong) -> Unreadable {
+    Unreadable {
+        id: Value::Null,
+        message: format!("a line of more than {} MiB", MAX_LINE_BYTES >> 20),
+    }
+}
+
+fn read_batch(
+    reader: &mut dyn BufRead,
+    max_line_bytes: usize,
+) -> std::io::Result<Vec<Result<Vec<u8>, TooLong>>> {
     let mut batch = Vec::new();
     let mut num_bytes = 0;
     while batch.len() < MAX_BATCH_LINES && num_bytes < MAX_BATCH_BYTES {
         let mut line = Vec::new();
-        if reader.read_until(b'\n', &mut line)? == 0 {
+        // The newline is not counted.
+        let limit = max_line_bytes as u64 + 1;
+        if (&mut *reader).take(limit).read_until(b'\n', &mut line)? == 0 {
             break;
+        }
+        if line.len() > max_line_bytes && line.last() != Some(&b'\n') {
+            reader.skip_until(b'\n')?;
+            num_bytes += max_line_bytes;
+            batch.push(Err(TooLong));
+            continue;
         }
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
         num_bytes += line.len();
-        batch.push(line);
+        batch.push(Ok(line));
     }
     Ok(batch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_beyond_the_limit_is_passed_over() {
+        let mut text: &[u8] = b"12345\n123456\n\n1\n1234567890123\n12\n1234567";
+        let line = |text: &[u8]| Ok(text.to_vec());
+        assert_eq!(
+            read_batch(&mut text, 5).expect("a slice"),
+            [
+                line(b"12345\n"),
+                Err(TooLong),
+                line(b"1\n"),
+                Err(TooLong),
+                line(b"12\n"),
+                Err(TooLong),
+            ]
+        );
+        assert!(text.is_empty());
+    }
 }

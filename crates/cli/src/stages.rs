@@ -117,6 +117,13 @@ fn print_synth(report: &SynthReport, folder: &Path, out: &mut dyn Write) -> Resu
         writeln!(out, "{name:32}{value:>12}")?;
     }
     writeln!(out, "\ntraces{kept}: {}", folder.display())?;
+    if report.num_seen_targets > 0 {
+        writeln!(
+            out,
+            "\nwarning: {} of {} test problems have a target that a training problem has too",
+            report.num_seen_targets, report.num_test_problems
+        )?;
+    }
     Ok(())
 }
 

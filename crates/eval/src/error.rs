@@ -7,6 +7,14 @@ pub enum Error {
     /// The recipe lacks `[eval]`.
     #[error("the recipe has no `[eval]` section")]
     MissingSection,
+    /// The recipe asks for more held-out problems than there are.
+    #[error("`eval.num_problems` is {wanted}, and there are {found} test problems")]
+    TooFewProblems {
+        /// Problems asked for.
+        wanted: usize,
+        /// Problems there are.
+        found: usize,
+    },
     /// The measurement was asked to stop.
     #[error("the evaluation was stopped")]
     Stopped,

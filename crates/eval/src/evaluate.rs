@@ -28,7 +28,7 @@ pub struct EvalProgress {
 /// `false`.
 ///
 /// # Errors
-/// When the recipe has no `[eval]`, the problems or the model cannot be read, or the model fails.
+/// When the recipe has no `[eval]`, asks for more problems than there are, the problems or the model cannot be read, or the model fails.
 pub fn evaluate(
     model_dir: &Path,
     recipe: &Recipe,
@@ -36,9 +36,19 @@ pub fn evaluate(
 ) -> Result<Evaluation> {
     let section = recipe.eval.as_ref().ok_or(Error::MissingSection)?;
     let mut problems = test_problems(recipe)?;
-    problems.truncate(section.num_problems.unwrap_or(usize::MAX));
-    let sampler = EpisodeSampler::new(&ModelCard::of(recipe), section.temperature)?;
-    let mut queries = Vec::with_capacity(problems.len() * section.samples_per_problem);
+    if let Some(wanted) = section.num_problems {
+        // A smaller sample than the recipe asks for would pass for the one asked for.
+        if wanted > problems.len() {
+            return Err(Error::TooFewProblems {
+                wanted,
+                found: problems.len(),
+            });
+        }
+        problems.truncate(wanted);
+    }
+    let sampler = EpisodeSampler::new(&ModelCard::of(recipe), section.temperature)?
+        .with_max_agents(recipe.engine.max_agents);
+    let mut queries = Vec::new();
     for (index, problem) in problems.iter().enumerate() {
         for sample in 0..section.samples_per_problem {
             let seed = derive_seed(recipe.seed, Stream::Evaluation, index as u64, sample as u64);

@@ -227,7 +227,8 @@ impl Checker<'_> {
 
     fn range(&mut self, node: &Node, number: f64, schema: &Json, key: &str) {
         let bound = |name: &str| schema[name].as_f64();
-        let broken = if bound("minimum").is_some_and(|least| number < least) {
+        let is_low = bound("minimum").is_some_and(|least| number < least);
+        let broken = if is_low {
             Some(format!("must be at least {}", schema["minimum"]))
         } else if bound("exclusiveMinimum").is_some_and(|least| number <= least) {
             Some(format!("must be above {}", schema["exclusiveMinimum"]))
@@ -239,7 +240,7 @@ impl Checker<'_> {
             None
         };
         let Some(mut reason) = broken else { return };
-        if let Some(why) = schema["x-reason"].as_str() {
+        if is_low && let Some(why) = schema["x-reason"].as_str() {
             reason = format!("{reason}: {why}");
         }
         self.push(

@@ -1,4 +1,13 @@
-//! Default values that serde needs as functions.
+//! Default values that serde needs as functions, and the limits that many keys share.
+
+/// Most steps, tokens and the like: far beyond any run, and small enough that products of two fit into 64 bits.
+pub(crate) const MAX_COUNT: u32 = 2_147_483_647;
+
+/// Most problems or traces, which are all in memory.
+pub(crate) const MAX_ITEMS: u32 = 10_000_000;
+
+/// Largest number or target, either sign: products of all numbers on offer stay far from overflow.
+pub(crate) const MAX_NUMBER: i64 = 1_000_000_000;
 
 /// A count.
 pub(crate) const fn count<const N: usize>() -> usize {

@@ -15,7 +15,7 @@ use crate::error::{ErrorKind, RecipeError, RecipeErrors};
 use crate::rules;
 use crate::schema::schema_value;
 use crate::sections::{
-    McdGenerate, McdSection, McdSource, McdTable, ModelSection, ModelTable, PromptsSection,
+    EngineSection, McdGenerate, McdSection, McdSource, McdTable, ModelSection, ModelTable, PromptsSection,
     ProtocolSection, TaskSection, TaskTable,
 };
 use crate::stages::{EvalSection, GrpoSection, SftSection, SynthSection};
@@ -52,6 +52,9 @@ pub(crate) struct RawRecipe {
     pub(crate) prompts: PromptsSection,
     /// The model to start from.
     pub(crate) model: ModelTable,
+    /// How sampling uses the machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) engine: Option<EngineSection>,
     /// Cold-start traces, for the command `synth`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) synth: Option<SynthSection>,
@@ -145,6 +148,8 @@ pub struct RecipeData {
     pub prompts: PromptsSection,
     /// The model to start from.
     pub model: ModelSection,
+    /// How sampling uses the machine.
+    pub engine: EngineSection,
     /// For the command `synth`.
     pub synth: Option<SynthSection>,
     /// For the command `sft`.
@@ -286,6 +291,7 @@ impl Recipe {
             protocol: raw.protocol.clone(),
             prompts: raw.prompts.clone(),
             model,
+            engine: raw.engine.clone().unwrap_or_default(),
             synth: raw.synth.clone(),
             sft: raw.sft.clone(),
             grpo: raw.grpo.clone(),

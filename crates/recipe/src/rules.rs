@@ -25,6 +25,8 @@ pub(crate) fn check(root: &Node, schema: &Json) -> Vec<RecipeError> {
     rules.steps("grpo");
     rules.grpo();
     rules.reward();
+    rules.eval();
+    rules.engine();
     rules.synth();
     rules.errors
 }
@@ -37,6 +39,9 @@ const GENERATOR_KEYS: [&str; 5] = [
     "num_train_problems",
     "num_test_problems",
 ];
+
+/// Most episodes that are sampled together.
+const MAX_EPISODES: f64 = 10_000_000.0;
 
 struct Rules<'a> {
     root: &'a Node,
@@ -202,7 +207,7 @@ impl Rules<'_> {
         }
         if let Some((low, high)) = self.pair("task.mcd.number_range")
             && low <= high
-            && ((high - low + 1) as f64) < num_numbers
+            && (high.saturating_sub(low).saturating_add(1) as f64) < num_numbers
         {
             self.conflict(
                 "task.mcd.number_range",
@@ -256,7 +261,6 @@ impl Rules<'_> {
             &["numbers", "target"],
             &["required", "min_numbers", "max_numbers"],
         );
-        self.template("prompts.sequential", &["query"], &[]);
     }
 
     fn template(&mut self, key: &str, needed: &[&str], allowed: &[&str]) {
@@ -374,6 +378,7 @@ impl Rules<'_> {
     }
 
     fn grpo(&mut self) {
+        self.episodes("grpo.group_size", "grpo.prompts_per_step");
         if self.text("grpo.loss_aggregation") == Some("constant_length")
             && !self.has("grpo.constant_length_tokens")
         {
@@ -381,6 +386,41 @@ impl Rules<'_> {
                 "grpo.loss_aggregation",
                 "needs `constant_length_tokens`, which is absent",
                 "add `constant_length_tokens`, for example the longest episode in tokens",
+            );
+        }
+    }
+
+    fn eval(&mut self) {
+        self.episodes("eval.samples_per_problem", "eval.num_problems");
+    }
+
+    /// All episodes of a step, or of a measurement, are in memory.
+    fn episodes(&mut self, per_problem: &str, problems: &str) {
+        if let (Some(samples), Some(num_problems)) =
+            (self.number(per_problem), self.number(problems))
+            && samples * num_problems > MAX_EPISODES
+        {
+            self.conflict(
+                per_problem,
+                &format!(
+                    "makes {} episodes together with `{problems}` = {num_problems}; at most {MAX_EPISODES} fit",
+                    samples * num_problems
+                ),
+                &format!("lower it, or lower `{problems}`"),
+            );
+        }
+    }
+
+    fn engine(&mut self) {
+        if let (Some(max_agents), Some(capacity)) = (
+            self.number("engine.max_agents"),
+            self.number("protocol.capacity"),
+        ) && max_agents < capacity
+        {
+            self.conflict(
+                "engine.max_agents",
+                &format!("an episode needs places for `protocol.capacity` = {capacity} agents"),
+                "raise it, or leave it out",
             );
         }
     }

@@ -1,4 +1,4 @@
-//! The sections that every stage reads: task, protocol, prompts, model.
+//! The sections that every stage reads: task, protocol, prompts, model, engine.
 //!
 //! The structs here are what serde reads. Their doc comments are the
 //! descriptions in the JSON Schema and in `docs/recipes.md`, and their
@@ -12,7 +12,7 @@ use asyncthink_tasks::mcd::{GeneratorConfig, Rules};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::defaults::{count, yes};
+use crate::defaults::{MAX_COUNT, MAX_ITEMS, MAX_NUMBER, count, yes};
 
 /// `[task]`: where the problems come from. Exactly one table inside.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -38,6 +38,7 @@ pub(crate) struct McdTable {
     /// Fewest and most numbers that one solution may use, both included.
     /// Default [3, 6], as in the paper.
     #[serde(default = "crate::defaults::numbers_per_solution")]
+    #[schemars(inner(range(max = 64)))]
     pub numbers_per_solution: [usize; 2],
     /// How many numbers a generated problem offers. The paper's problems have
     /// 12; fewer make a smaller search.
@@ -46,18 +47,20 @@ pub(crate) struct McdTable {
     pub num_numbers: Option<usize>,
     /// Smallest and largest number on offer, both included.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(inner(range(min = -MAX_NUMBER, max = MAX_NUMBER)))]
     pub number_range: Option<[i64; 2]>,
     /// Smallest and largest target, both included. Targets are split between
     /// training and test, so that test targets are never seen in training.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(inner(range(min = -MAX_NUMBER, max = MAX_NUMBER)))]
     pub target_range: Option<[i64; 2]>,
     /// Problems to generate for training.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = MAX_ITEMS))]
     pub num_train_problems: Option<usize>,
     /// Problems to generate for evaluation.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = MAX_ITEMS))]
     pub num_test_problems: Option<usize>,
     /// Share of the targets kept for evaluation. Default 0.1: enough targets
     /// to measure on, most left to learn from.
@@ -162,11 +165,11 @@ pub struct ProtocolSection {
     /// Tokens that a worker may decode per sub-query. A worker cut here
     /// without a complete `<RETURN>` returns the empty string. The paper uses
     /// 512 for mathematics; 2048 for countdown follows from its prose.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
     pub worker_max_tokens: u32,
     /// Tokens that the organizer may decode before each Join; every Join
     /// resets the count. The paper uses 512 for mathematics.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
     pub organizer_max_tokens: u32,
     /// Spelling of the tags: `plain` is `<FORK1>`, `hyphen` is `<FORK-1>`.
     /// The paper shows both. Default `plain`, as in its prompts.
@@ -182,12 +185,12 @@ pub struct ProtocolSection {
     /// Most Forks per episode; absent means no limit. A guard against
     /// episodes that fork for ever.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub max_forks: Option<u32>,
     /// Most tokens that the organizer may decode in a whole episode; absent
     /// means no limit beyond `organizer_max_tokens` per fragment.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
     pub organizer_total_tokens: Option<u32>,
 }
 
@@ -235,10 +238,6 @@ pub struct PromptsSection {
     /// `{numbers}` and `{target}`; may hold `{required}`, `{min_numbers}` and
     /// `{max_numbers}`.
     pub query: String,
-    /// What the model reads when it thinks alone, for the sequential and
-    /// parallel baselines. Must hold `{query}`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sequential: Option<String>,
 }
 
 /// `[model]`: exactly one of `path` and `[model.init]`.
@@ -270,22 +269,22 @@ pub enum ModelSection {
 #[serde(deny_unknown_fields)]
 pub struct ModelInit {
     /// Width of the residual stream.
-    #[schemars(range(min = 2))]
+    #[schemars(range(min = 2, max = 65_536))]
     pub hidden_size: usize,
     /// Decoder layers.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1024))]
     pub num_layers: usize,
     /// Query heads per layer. Must be a multiple of `num_kv_heads`.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1024))]
     pub num_heads: usize,
     /// Key and value heads per layer.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1024))]
     pub num_kv_heads: usize,
     /// Width of one head. Must be even, because rotary embeddings turn pairs.
-    #[schemars(range(min = 2))]
+    #[schemars(range(min = 2, max = 1024))]
     pub head_dim: usize,
     /// Width of the gated feed-forward layer.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1_048_576))]
     pub intermediate_size: usize,
     /// Base of the rotary position embedding. Default 10000: right for
     /// contexts of a few thousand tokens; long-context models use 1000000.
@@ -299,6 +298,21 @@ pub struct ModelInit {
     /// Longest sequence in tokens, prompt and injected text included. Default
     /// 2048.
     #[serde(default = "count::<2048>")]
-    #[schemars(range(min = 8))]
+    #[schemars(range(min = 8, max = 16_777_216))]
     pub max_position_embeddings: usize,
+}
+
+/// `[engine]`: how sampling uses the machine. It decides which agents share a
+/// batch, hence the rounding of sums and nothing else, and may change between
+/// a stop and a resume.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EngineSection {
+    /// Most agents that decode at a time, per sampling thread; the others
+    /// wait. Each holds keys and values of the longest sequence, so this
+    /// bounds the memory that sampling needs. Absent means 256 on a CPU and
+    /// 1024 on a GPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65_536))]
+    pub max_agents: Option<usize>,
 }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::defaults::{count, one, yes, zero};
+use crate::defaults::{MAX_COUNT, MAX_ITEMS, count, one, yes, zero};
 
 /// `[synth]`: cold-start traces written by the solver teacher. An attempt is
 /// one line: an expression, its value, and whether that is the target. The
@@ -13,7 +13,7 @@ use crate::defaults::{count, one, yes, zero};
 #[serde(deny_unknown_fields)]
 pub struct SynthSection {
     /// Traces to write. A trace of n sub-queries gives n + 1 training pairs.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = MAX_ITEMS))]
     pub num_traces: usize,
     /// Most attempts that the organizer writes between two of its actions;
     /// the number is drawn uniformly from 0 to this. Default 4.
@@ -67,33 +67,33 @@ pub struct SynthSection {
 #[serde(deny_unknown_fields)]
 pub struct SftSection {
     /// Optimizer steps.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
     pub num_steps: usize,
     /// Tokens per optimizer step, prompts included. Small batches and many
     /// steps teach the format sooner than the reverse.
-    #[schemars(range(min = 16))]
+    #[schemars(range(min = 16, max = MAX_COUNT))]
     pub batch_tokens: usize,
     /// Most tokens in memory at a time. The gradient does not depend on it.
     /// Default 16384.
     #[serde(default = "count::<16384>")]
-    #[schemars(range(min = 16))]
+    #[schemars(range(min = 16, max = MAX_COUNT))]
     pub micro_batch_tokens: usize,
     /// Steps between checkpoints; the last step always writes one.
     /// Default 200.
     #[serde(default = "count::<200>")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
     pub save_every_steps: usize,
     /// Checkpoints to keep. Default 2, so that one is always complete.
     #[serde(default = "count::<2>")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
     pub keep_checkpoints: usize,
     /// Steps between lines of `metrics.jsonl`. Default 1.
     #[serde(default = "count::<1>")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
     pub log_every_steps: usize,
     /// Steps between losses on held-out pairs; absent means never.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
     pub eval_every_steps: Option<usize>,
     /// AdamW and its schedule.
     pub optimizer: OptimizerSection,
@@ -108,6 +108,7 @@ pub struct OptimizerSection {
     pub learning_rate: f64,
     /// Steps of linear warm-up from 0 to `learning_rate`. Default 0.
     #[serde(default)]
+    #[schemars(range(max = MAX_COUNT))]
     pub warmup_steps: usize,
     /// How the learning rate falls after the warm-up, until the last step.
     /// Default `constant`.
@@ -159,15 +160,15 @@ pub enum Schedule {
 #[serde(deny_unknown_fields)]
 pub struct GrpoSection {
     /// Steps, each one rollout and its updates.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
     pub num_steps: usize,
     /// Problems per step.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub prompts_per_step: usize,
     /// Episodes per problem, whose rewards are compared. Default 8.
     #[serde(default = "count::<8>")]
     #[schemars(
-        range(min = 2),
+        range(min = 2, max = 1_000_000),
         extend("x-reason" = "a group of one makes every advantage zero")
     )]
     pub group_size: usize,
@@ -208,30 +209,30 @@ pub struct GrpoSection {
     pub loss_aggregation: LossAggregation,
     /// Tokens per episode that `constant_length` divides by.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
     pub constant_length_tokens: Option<usize>,
     /// Most tokens in memory at a time. The gradient does not depend on it.
     /// Default 16384.
     #[serde(default = "count::<16384>")]
-    #[schemars(range(min = 16))]
+    #[schemars(range(min = 16, max = MAX_COUNT))]
     pub micro_batch_tokens: usize,
     /// Steps between checkpoints; the last step always writes one.
     /// Default 20.
     #[serde(default = "count::<20>")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
     pub save_every_steps: usize,
     /// Checkpoints to keep. Default 2, so that one is always complete.
     #[serde(default = "count::<2>")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
     pub keep_checkpoints: usize,
     /// Steps between lines of `metrics.jsonl`. Default 1.
     #[serde(default = "count::<1>")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
     pub log_every_steps: usize,
     /// Steps between episode files `episodes/step_N.parquet`; absent means
     /// none are written.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
     pub dump_episodes_every_steps: Option<usize>,
     /// The run fails where the sampler's and the trainer's log-probabilities
     /// of a token differ by more than this, in nats; absent means that the
@@ -326,11 +327,11 @@ impl Default for RewardSection {
 pub struct EvalSection {
     /// Held-out problems to use; absent means all.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = MAX_ITEMS))]
     pub num_problems: Option<usize>,
     /// Episodes per problem. Default 1.
     #[serde(default = "count::<1>")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 10_000))]
     pub samples_per_problem: usize,
     /// Sampling temperature; 0 takes the likeliest token. Default 1, as in
     /// training.
@@ -339,7 +340,7 @@ pub struct EvalSection {
     pub temperature: f64,
     /// Resamples for the bootstrap intervals. Default 1000.
     #[serde(default = "count::<1000>")]
-    #[schemars(range(min = 10))]
+    #[schemars(range(min = 10, max = 100_000))]
     pub bootstrap_samples: usize,
     /// Coverage of the intervals. Default 0.95.
     #[serde(default = "crate::defaults::confidence")]

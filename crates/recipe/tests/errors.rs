@@ -175,6 +175,60 @@ fn tau_has_no_say_where_nothing_is_paid() {
 }
 
 #[test]
+fn sizes_that_no_machine_holds_are_refused() {
+    let huge = [
+        ("grpo.group_size=1000000000000000000", "grpo.group_size"),
+        ("grpo.prompts_per_step=9223372036854775807", "grpo.prompts_per_step"),
+        ("grpo.micro_batch_tokens=4611686018427387904", "grpo.micro_batch_tokens"),
+        ("sft.optimizer.warmup_steps=4611686018427387904", "sft.optimizer.warmup_steps"),
+        ("eval.bootstrap_samples=1000000000", "eval.bootstrap_samples"),
+        ("eval.samples_per_problem=1000000000", "eval.samples_per_problem"),
+        ("synth.num_traces=1000000000000", "synth.num_traces"),
+        ("model.init.hidden_size=4611686018427387904", "model.init.hidden_size"),
+        ("protocol.worker_max_tokens=4294967296", "protocol.worker_max_tokens"),
+        ("engine.max_agents=1000000000", "engine.max_agents"),
+        ("task.mcd.number_range=[0, 9223372036854775807]", "task.mcd.number_range[1]"),
+        ("task.mcd.number_range=[-9223372036854775807, 12]", "task.mcd.number_range[0]"),
+        ("task.mcd.numbers_per_solution=[2, 9999]", "task.mcd.numbers_per_solution[1]"),
+    ];
+    for (set, key) in huge {
+        let errors = refused(GOOD, &[set]);
+        assert!(
+            kinds(&errors).contains(&(ErrorKind::OutOfRange, key)),
+            "{errors}"
+        );
+    }
+    // Each alone is a possible size; together they are not.
+    let errors = refused(
+        GOOD,
+        &[
+            "grpo.group_size=500000",
+            "grpo.prompts_per_step=100",
+            "eval.samples_per_problem=10000",
+            "eval.num_problems=10000",
+            "task.mcd.num_test_problems=10000",
+        ],
+    );
+    assert_eq!(
+        kinds(&errors),
+        [
+            (ErrorKind::Conflict, "grpo.group_size"),
+            (ErrorKind::Conflict, "eval.samples_per_problem"),
+        ]
+    );
+}
+
+#[test]
+fn the_engine_holds_a_whole_episode() {
+    let recipe = load(GOOD, &["engine.max_agents=2"]).expect("organizer and worker");
+    assert_eq!(recipe.engine.max_agents, Some(2));
+    assert!(recipe.to_toml().contains("[engine]\nmax_agents = 2"));
+    assert_eq!(load(GOOD, &[]).expect("good").engine.max_agents, None);
+    let errors = refused(GOOD, &["engine.max_agents=1"]);
+    assert_eq!(kinds(&errors), [(ErrorKind::Conflict, "engine.max_agents")]);
+}
+
+#[test]
 fn problems_come_from_the_generator_or_from_files() {
     let files = ["task.mcd.train_file=a.jsonl", "task.mcd.test_file=b.jsonl"];
     let errors = refused(GOOD, &files);

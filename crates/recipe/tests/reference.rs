@@ -9,14 +9,18 @@ use serde_json::Value;
 /// Everything below this line of the file is generated.
 const MARK: &str = "<!-- Below: made from the schema. Do not edit. -->\n";
 
+/// The limit that most counts share.
+const MAX_COUNT: f64 = 2_147_483_647.0;
+
 /// Sections in the order of a recipe.
-const SECTIONS: [&str; 13] = [
+const SECTIONS: [&str; 14] = [
     "",
     "task.mcd",
     "protocol",
     "prompts",
     "model",
     "model.init",
+    "engine",
     "synth",
     "sft",
     "sft.optimizer",
@@ -43,7 +47,12 @@ fn kind(schema: &Value) -> String {
         return names.join(", ");
     }
     let name = match schema["type"].as_str() {
-        Some("array") => return format!("{} {}s", schema["minItems"], kind(&schema["items"])),
+        Some("array") => {
+            let items = kind(&schema["items"]);
+            let (name, limits) = items.split_once(',').unwrap_or((&items, ""));
+            let comma = if limits.is_empty() { "" } else { "," };
+            return format!("{} {name}s{comma}{limits}", schema["minItems"]);
+        }
         Some("number") => "number",
         Some(name) => name,
         None => "value",
@@ -57,8 +66,8 @@ fn kind(schema: &Value) -> String {
     .iter()
     .filter_map(|(key, sign)| {
         let limit = schema[*key].as_f64()?;
-        // Every unsigned integer is at least 0; saying so helps nobody.
-        let is_plain = limit == 0.0 && name == "integer";
+        // Every unsigned integer is at least 0, and the limit of most counts is said once.
+        let is_plain = name == "integer" && (limit == 0.0 || limit == MAX_COUNT);
         (!is_plain).then(|| format!("{sign} {limit}"))
     })
     .collect::<Vec<_>>();
@@ -70,7 +79,7 @@ fn kind(schema: &Value) -> String {
 }
 
 fn reference(schema: &Value) -> String {
-    let mut text = String::new();
+    let mut text = format!("\nCounts without an upper limit here go up to {MAX_COUNT}.\n");
     for path in SECTIONS {
         let section = section(schema, path);
         let properties = section["properties"]

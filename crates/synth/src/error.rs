@@ -28,6 +28,18 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// A file holds fewer problems than a stage uses.
+    #[error("`{key}` is {wanted}, and `{path}` holds {found} problems; lower it, or leave it out where it may be absent")]
+    TooFewProblems {
+        /// The recipe's key.
+        key: &'static str,
+        /// Problems asked for.
+        wanted: usize,
+        /// Problems in the file.
+        found: usize,
+        /// The file.
+        path: PathBuf,
+    },
     /// More Fork/Join sequences than can be counted exactly.
     #[error(
         "the Fork/Join sequences of capacity {capacity} with at most {max_forks} forks are too many to draw from uniformly; \

@@ -1,5 +1,6 @@
 //! Where the problems come from: the generator, or two files.
 
+use std::collections::BTreeSet;
 use std::io::BufReader;
 use std::path::Path;
 
@@ -8,6 +9,7 @@ use asyncthink_tasks::{Problem, mcd};
 use fs_err as fs;
 
 use crate::seeds::{Stream, seed_of};
+use crate::trace::as_mcd;
 use crate::{Error, Result};
 
 /// Problems to learn from and problems to measure on.
@@ -49,11 +51,38 @@ pub fn problem_set(recipe: &Recipe) -> Result<ProblemSet> {
         McdSource::Files {
             train_file,
             test_file,
-        } => Ok(ProblemSet {
-            train: read_file(train_file, section.required_solutions, rules)?,
-            test: read_file(test_file, section.required_solutions, rules)?,
-        }),
+        } => {
+            let set = ProblemSet {
+                train: read_file(train_file, section.required_solutions, rules)?,
+                test: read_file(test_file, section.required_solutions, rules)?,
+            };
+            let per_step = recipe.grpo.as_ref().map(|grpo| grpo.prompts_per_step);
+            let measured = recipe.eval.as_ref().and_then(|eval| eval.num_problems);
+            for (key, wanted, found, path) in [
+                ("grpo.prompts_per_step", per_step, set.train.len(), train_file),
+                ("eval.num_problems", measured, set.test.len(), test_file),
+            ] {
+                if let Some(wanted) = wanted.filter(|&wanted| wanted > found) {
+                    let path = path.clone();
+                    return Err(Error::TooFewProblems { key, wanted, found, path });
+                }
+            }
+            Ok(set)
+        }
     }
+}
+
+impl ProblemSet {
+    /// Test problems whose target a training problem has too: none of generated ones, any number of given ones.
+    pub fn num_seen_targets(&self) -> usize {
+        let targets = |problems| as_mcds(problems).map(|problem| problem.target);
+        let seen: BTreeSet<i64> = targets(&self.train).collect();
+        targets(&self.test).filter(|target| seen.contains(target)).count()
+    }
+}
+
+fn as_mcds(problems: &[Problem]) -> impl Iterator<Item = &mcd::Problem> {
+    problems.iter().filter_map(as_mcd)
 }
 
 fn read_file(path: &Path, required: usize, rules: mcd::Rules) -> Result<Vec<Problem>> {

@@ -15,6 +15,10 @@ pub struct SynthReport {
     pub num_train_problems: usize,
     /// Held-out problems.
     pub num_test_problems: usize,
+    /// Held-out problems whose target a training problem has too. Generated problems have none; those of given files
+    /// may, and then a measurement on them is not one on new targets.
+    #[serde(default)]
+    pub num_seen_targets: usize,
     /// Traces that passed the rules.
     pub num_traces: usize,
     /// Query-response pairs: one per organizer and one per worker.

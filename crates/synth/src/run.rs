@@ -88,6 +88,7 @@ pub fn run(
     let mut report = SynthReport {
         num_train_problems: problems.train.len(),
         num_test_problems: problems.test.len(),
+        num_seen_targets: problems.num_seen_targets(),
         vocab_size: tokenizer.vocab_size(),
         ..SynthReport::default()
     };
@@ -137,13 +138,6 @@ fn tokenizer(
     for problem in problems.train.iter().chain(&problems.test).take(1) {
         let query = templates.query(&problem.fields());
         corpus.extend([templates.organizer(&query), templates.worker(&query)]);
-        corpus.extend(
-            recipe
-                .prompts
-                .sequential
-                .as_ref()
-                .map(|template| template.replace("{query}", &query)),
-        );
     }
     let all = problems
         .train
@@ -172,7 +166,7 @@ fn write_traces(
     report: &mut SynthReport,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<SynthTrace>> {
-    let mut traces = Vec::with_capacity(num_traces);
+    let mut traces = Vec::new();
     let mut next_id = 0;
     let max_id = num_traces.saturating_mul(MAX_CANDIDATES_PER_TRACE);
     while traces.len() < num_traces && next_id < max_id && !solved.is_empty() {

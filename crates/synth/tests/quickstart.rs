@@ -136,6 +136,7 @@ fn a_second_call_reuses_the_files_and_a_change_does_not() {
     let bytes = std::fs::read(folder.pairs()).unwrap();
     let second = run_quietly(&recipe(&[]), directory.path());
     assert!(!first.is_reused && second.is_reused);
+    assert_eq!(first.num_seen_targets, 0);
     assert_eq!(
         SynthReport {
             is_reused: false,
@@ -202,9 +203,26 @@ fn given_problems_and_a_given_tokenizer_are_used() {
     let text = format!(
         "{head}numbers_per_solution = [2, 2]\nrequired_solutions = 2\ntrain_file = {file:?}\ntest_file = {file:?}\n[protocol]{middle}[model]\npath = {made:?}\n[synth]{tail}"
     );
-    let recipe = Recipe::parse(&text, Path::new("given.toml"), &[]).unwrap();
     let other = directory.path().join("other");
-    assert_eq!(run_quietly(&recipe, &other).num_train_problems, 1);
+    let parse = |sets: &[&str]| {
+        let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
+        Recipe::parse(&text, Path::new("given.toml"), &sets).unwrap()
+    };
+    let grpo = "grpo={ num_steps = 1, prompts_per_step = 2, optimizer = { learning_rate = 1e-3 } }";
+    for (set, key) in [
+        (grpo, "grpo.prompts_per_step"),
+        ("eval.num_problems=2", "eval.num_problems"),
+    ] {
+        let error = run(&parse(&[set]), &other, &mut |_| {}).unwrap_err();
+        assert!(
+            error.to_string().starts_with(&format!("`{key}` is 2")),
+            "{error}"
+        );
+    }
+    let recipe = parse(&["eval.num_problems=1"]);
+    let report = run_quietly(&recipe, &other);
+    assert_eq!((report.num_train_problems, report.num_test_problems), (1, 1));
+    assert_eq!(report.num_seen_targets, 1, "both files are the same one");
     let folder = SynthFolder::new(&other);
     for name in ["tokenizer.json", "tokenizer_config.json"] {
         assert_eq!(

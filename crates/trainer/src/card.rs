@@ -23,9 +23,6 @@ pub struct ModelCard {
     pub format: u32,
     /// Prompt templates.
     pub prompts: PromptText,
-    /// What the model reads when it thinks alone.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sequential_prompt: Option<String>,
     /// Spelling of the tags.
     pub tag_style: TagStyle,
     /// Agents at a time, the organizer included.
@@ -53,7 +50,6 @@ impl ModelCard {
                 worker: prompts.worker.clone(),
                 query: prompts.query.clone(),
             },
-            sequential_prompt: prompts.sequential.clone(),
             tag_style: protocol.tag_style,
             capacity: protocol.capacity,
             overflow: protocol.overflow,

@@ -171,7 +171,8 @@ impl<'a> Trainer<'a> {
             problems,
             order: DataOrder::new(recipe.seed, problems.len())
                 .ok_or_else(|| Error::stage("ordering the problems", "there are none"))?,
-            sampler: EpisodeSampler::new(&ModelCard::of(recipe), section.temperature)?,
+            sampler: EpisodeSampler::new(&ModelCard::of(recipe), section.temperature)?
+                .with_max_agents(recipe.engine.max_agents),
             reference,
             advantage: match section.advantage {
                 recipes::Advantage::MeanCentred => Advantage::MeanCentred,

@@ -26,6 +26,7 @@ pub struct EpisodeSampler {
     templates: PromptTemplates,
     settings: RolloutSettings,
     temperature: Temperature,
+    max_agents: Option<usize>,
 }
 
 impl EpisodeSampler {
@@ -38,7 +39,15 @@ impl EpisodeSampler {
             templates: card.templates()?,
             settings: card.rollout_settings(),
             temperature: Temperature::new(temperature)?,
+            max_agents: None,
         })
+    }
+
+    /// Bounds the agents that decode at a time, per thread; `None` takes the default for the device.
+    #[must_use]
+    pub fn with_max_agents(mut self, max_agents: Option<usize>) -> Self {
+        self.max_agents = max_agents;
+        self
     }
 
     /// One episode's query: sample `sample_index` of `problem`.
@@ -120,11 +129,11 @@ impl EpisodeSampler {
         progress: &mut dyn FnMut(RolloutProgress) -> bool,
     ) -> Result<Vec<Episode>> {
         let per_episode = self.settings.protocol.capacity.get() as usize;
-        let limit = if decoder.device() == Device::Cpu {
+        let limit = self.max_agents.unwrap_or(if decoder.device() == Device::Cpu {
             MAX_AGENTS_CPU
         } else {
             MAX_AGENTS_GPU
-        };
+        });
         let max_agents = (queries.len() * per_episode).clamp(per_episode, limit.max(per_episode));
         let config = EngineConfig {
             max_agents,
