@@ -41,6 +41,7 @@ struct ScriptedEngine<'a> {
     /// Text to decode by the text of the prompt.
     scripts: BTreeMap<String, String>,
     slots: usize,
+    max_sequence_tokens: usize,
     agents: BTreeMap<AgentId, Playing>,
     max_held: usize,
 }
@@ -55,7 +56,7 @@ struct Playing {
 impl<'a> ScriptedEngine<'a> {
     fn new(tokenizer: &'a Tokenizer, slots: usize, scripts: &[(&str, &str)]) -> Self {
         let scripts = scripts.iter().map(|(prompt, text)| ((*prompt).to_owned(), (*text).to_owned())).collect();
-        Self { tokenizer, scripts, slots, agents: BTreeMap::new(), max_held: 0 }
+        Self { tokenizer, scripts, slots, max_sequence_tokens: 500, agents: BTreeMap::new(), max_held: 0 }
     }
 }
 
@@ -104,7 +105,7 @@ impl Engine for ScriptedEngine<'_> {
     }
 
     fn max_sequence_tokens(&self) -> usize {
-        500
+        self.max_sequence_tokens
     }
 }
 
@@ -244,6 +245,29 @@ fn queued_workers_wait_for_a_slot() {
     // Worker 1 runs steps 4 to 12, worker 2 steps 13 to 16; the second Join is one token later, the Answer three.
     assert_eq!(timeline.latency(), 20);
     assert_eq!(episode.num_steps, 20);
+}
+
+#[test]
+fn a_worker_whose_prompt_fills_the_context_waits_for_no_slot() {
+    let tokenizer = tokenizer();
+    // The worker reads its sub-query three times, so that it runs out of context before the organizer does.
+    let preamble = " c".repeat(30);
+    let worker = format!("sub{preamble} {{sub_query}} {{sub_query}} {{sub_query}}");
+    let first = format!("sub{preamble} a a a");
+    let organizer = format!("<FORK1>a</FORK1><FORK2>{}</FORK2><JOIN2><JOIN1><ANSWER>1</ANSWER>", " b".repeat(10));
+    let busy = format!("{}<RETURN>1</RETURN>", " c".repeat(15));
+    let scripts = [("main 0", organizer.as_str()), (first.as_str(), busy.as_str())];
+    let text = PromptText { organizer: "main {query}".into(), worker, query: "ask".into() };
+    let templates = PromptTemplates::new(text, 1).unwrap();
+    let settings = settings(2, Overflow::Queue);
+    let mut engine = ScriptedEngine::new(&tokenizer, 2, &scripts);
+    engine.max_sequence_tokens = tokenizer.encode(&format!("{first}{}", " b".repeat(24))).unwrap().len();
+    let mut episodes = rollout(&mut engine, &tokenizer, &templates, &settings, &[query(0)], &mut |_| true).unwrap();
+    let episode = episodes.remove(0);
+    assert_eq!(episode.outcome, Outcome::Answered("1".to_owned()));
+    assert_eq!((&episode.workers[1].end, episode.workers[1].record.num_decoded()), (&WorkerEnd::Empty, 0));
+    assert!(matches!(episode.workers[0].end, WorkerEnd::Returned(_)));
+    assert_eq!(episode.timeline.unwrap().latency(), episode.num_steps);
 }
 
 #[test]
