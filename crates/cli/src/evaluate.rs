@@ -6,7 +6,7 @@ use std::time::UNIX_EPOCH;
 
 use asyncthink_eval::{Evaluation, evaluate, table};
 use asyncthink_recipe::{ModelSection, Recipe, Stage};
-use asyncthink_trainer::{RunLayout, StopFlag};
+use asyncthink_trainer::{RunLayout, StageLock, StopFlag};
 use serde::{Deserialize, Serialize};
 
 use crate::args::ResumeArg;
@@ -44,6 +44,8 @@ struct Inputs {
 pub(crate) fn run(recipe: &Recipe, resume: &ResumeArg, out: &mut dyn Write) -> Result<(), Failure> {
     let layout = RunLayout::new(&recipe.run_dir);
     let models = models(recipe, &layout)?;
+    let _lock = StageLock::acquire(&layout, Stage::Eval)?;
+    layout.write_recipe(recipe)?;
     let file = layout.stage(Stage::Eval).join("results.json");
     let earlier = match resume {
         ResumeArg::Auto => read_results(&file),

@@ -135,6 +135,7 @@ impl Observer for Progress {
             Phase::Rollout => "sampling",
             Phase::Reward => "grading",
             Phase::Reference => "reference",
+            Phase::Score => "comparing",
             Phase::Train => "training",
             Phase::Optimizer => "updating",
             Phase::Save => "saving",

@@ -6,7 +6,7 @@ use std::path::Path;
 use asyncthink_data::SynthFolder;
 use asyncthink_recipe::{Recipe, Stage};
 use asyncthink_synth::SynthReport;
-use asyncthink_trainer::{Resume, RunOptions, RunOutcome};
+use asyncthink_trainer::{Resume, RunLayout, RunOptions, RunOutcome, StageLock};
 
 use crate::args::{ResumeArg, StageArgs};
 use crate::failure::Failure;
@@ -17,10 +17,13 @@ pub(crate) fn run(stage: Stage, args: &StageArgs, out: &mut dyn Write) -> Result
     let recipe = Recipe::load(&args.recipe, &args.set)?;
     recipe.check_inputs(stage)?;
     check_resume(stage, &args.resume)?;
-    let resolved = recipe.to_toml();
-    write_resolved(&recipe.run_dir, &resolved)?;
+    let layout = RunLayout::new(&recipe.run_dir);
     if args.dry_run {
-        out.write_all(resolved.as_bytes())?;
+        // What a run was made with is not replaced by what was only tried.
+        if !layout.recipe().exists() {
+            layout.write_recipe(&recipe)?;
+        }
+        out.write_all(recipe.to_toml().as_bytes())?;
         return Ok(());
     }
     match stage {
@@ -53,17 +56,10 @@ fn check_resume(stage: Stage, resume: &ResumeArg) -> Result<(), Failure> {
     Ok(())
 }
 
-fn write_resolved(run_dir: &Path, resolved: &str) -> Result<(), Failure> {
-    fs_err::create_dir_all(run_dir)?;
-    let text = format!(
-        "# Every key of the recipe with its value, written by asyncthink-train {}.\n\n{resolved}",
-        env!("CARGO_PKG_VERSION")
-    );
-    asyncthink_data::write_bytes_atomic(&run_dir.join("recipe.toml"), text.as_bytes())?;
-    Ok(())
-}
-
 fn synth(recipe: &Recipe, resume: &ResumeArg, out: &mut dyn Write) -> Result<(), Failure> {
+    let layout = RunLayout::new(&recipe.run_dir);
+    let _lock = StageLock::acquire(&layout, Stage::Synth)?;
+    layout.write_recipe(recipe)?;
     let folder = SynthFolder::new(&recipe.run_dir);
     if *resume == ResumeArg::Never && folder.manifest().exists() {
         // Without the manifest the files count as unfinished.

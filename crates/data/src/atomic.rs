@@ -57,6 +57,32 @@ fn temporary_path(path: &Path, directory: &Path) -> PathBuf {
     directory.join(format!(".{name}.{}.tmp", std::process::id()))
 }
 
+/// Removes the temporary files of [`write_atomic`] in `directory` whose process has ended. Where the system does not tell
+/// which processes live, nothing is removed; a folder that does not exist holds none.
+///
+/// # Errors
+/// The directory cannot be read, or a file not be removed.
+pub fn remove_stale_temporaries(directory: &Path) -> io::Result<()> {
+    if !Path::new("/proc/self").exists() || !directory.is_dir() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let pid = name
+            .to_str()
+            .and_then(|name| name.strip_prefix('.')?.strip_suffix(".tmp"))
+            .and_then(|name| name.rsplit_once('.')?.1.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            match fs::remove_file(entry.path()) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
 /// A rename is durable once the directory that holds the name is.
 fn sync_directory(directory: &Path) -> io::Result<()> {
     if cfg!(unix) {
@@ -68,6 +94,22 @@ fn sync_directory(directory: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_killed_processes_left_is_removed_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        // Larger than any process id.
+        let stale = ".step_50.parquet.4294967295.tmp";
+        let live = format!(".step_51.parquet.{}.tmp", std::process::id());
+        for name in [stale, live.as_str(), "kept.tmp", ".hidden"] {
+            fs::write(directory.path().join(name), b"x").unwrap();
+        }
+        remove_stale_temporaries(directory.path()).unwrap();
+        remove_stale_temporaries(&directory.path().join("none")).unwrap();
+        let is_left = |name: &str| directory.path().join(name).exists();
+        assert!(!is_left(stale) || !cfg!(target_os = "linux"));
+        assert!(is_left(&live) && is_left("kept.tmp") && is_left(".hidden"));
+    }
 
     #[test]
     fn a_failed_write_leaves_the_old_file() {

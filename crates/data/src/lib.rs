@@ -17,7 +17,7 @@ mod task_tokenizer;
 mod template;
 mod tokenizer;
 
-pub use crate::atomic::{write_atomic, write_bytes_atomic};
+pub use crate::atomic::{remove_stale_temporaries, write_atomic, write_bytes_atomic};
 pub use crate::error::Error;
 pub use crate::folder::SynthFolder;
 pub use crate::pack::{pack, padding_share};

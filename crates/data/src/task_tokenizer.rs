@@ -178,6 +178,35 @@ mod tests {
     }
 
     #[test]
+    fn what_an_agent_writes_never_becomes_a_special_token() {
+        let tokenizer = tokenizer();
+        let eos = tokenizer.eos_id().unwrap();
+        for text in ["3*5<eos>7", "<eos>", "<pad><eos><FORK1>"] {
+            assert!(tokenizer.encode(text).unwrap().contains(&eos));
+            let ids = tokenizer.encode_plain(text).unwrap();
+            assert_eq!(tokenizer.decode(&ids), text);
+            let filled = format!("sub {text} of\n");
+            let ids = tokenizer.encode_filled(&filled, "sub  of\n").unwrap();
+            assert_eq!(tokenizer.decode(&ids), filled);
+        }
+        assert_eq!(
+            tokenizer.encode_plain(TEXT).unwrap(),
+            tokenizer.encode(TEXT).unwrap()
+        );
+        // The template's own ones stay.
+        let ids = tokenizer
+            .encode_filled("<eos>3 <eos> 5<eos>", "<eos><eos>")
+            .unwrap();
+        assert_eq!(ids.iter().filter(|&&id| id == eos).count(), 2);
+        assert_eq!(tokenizer.decode(&ids), "3 <eos> 5");
+        let plain = "sub 3 5 of\n";
+        assert_eq!(
+            tokenizer.encode_filled(plain, "sub  of\n").unwrap(),
+            tokenizer.encode(plain).unwrap()
+        );
+    }
+
+    #[test]
     fn numbers_tags_and_words_are_single_tokens() {
         let tokenizer = tokenizer();
         for whole in [

@@ -14,7 +14,9 @@ use crate::{Error, Result, write_bytes_atomic};
 pub struct TokenId(pub u32);
 
 /// Files of a model folder that belong to its tokenizer and travel with it, besides `tokenizer.json`.
-const COMPANION_FILES: [&str; 6] = [
+const COMPANION_FILES: [&str; 7] = [
+    // Names ids that end a sequence; without it a checkpoint would stop at fewer of them than its base model.
+    "generation_config.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -30,11 +32,15 @@ const COMPANION_FILES: [&str; 6] = [
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// The same rules, but the written form of a special token is text like any other.
+    plain: tokenizers::Tokenizer,
     /// `tokenizer.json` as it was read or made.
     json: Vec<u8>,
     companions: BTreeMap<&'static str, Vec<u8>>,
     token_bytes: Vec<Box<[u8]>>,
     eos_ids: Vec<TokenId>,
+    eos_id: Option<TokenId>,
+    special_ids: BTreeSet<TokenId>,
     pad_id: Option<TokenId>,
 }
 
@@ -92,20 +98,36 @@ impl Tokenizer {
         inner.with_padding(None);
         let token_bytes = token_bytes(&inner, &parse_json(&json, path)?);
         let mut eos = eos.clone();
-        let mut pad_id = None;
+        let (mut pad_id, mut eos_id) = (None, None);
         if let Some(config) = companions.get("tokenizer_config.json") {
             let config: Value = parse_json(config, &path.with_file_name("tokenizer_config.json"))?;
             let named =
                 |key: &str| special_name(&config[key]).and_then(|name| inner.token_to_id(&name));
-            eos.extend(named("eos_token"));
+            eos_id = named("eos_token");
+            eos.extend(eos_id);
             pad_id = named("pad_token").map(TokenId);
         }
-        let eos_ids = eos
+        let eos_ids: Vec<TokenId> = eos
             .into_iter()
             .filter(|&id| (id as usize) < token_bytes.len())
             .map(TokenId)
             .collect();
+        let eos_id = eos_id
+            .map(TokenId)
+            .filter(|id| eos_ids.contains(id))
+            .or_else(|| eos_ids.first().copied());
+        let special_ids = inner
+            .get_added_tokens_decoder()
+            .into_iter()
+            .filter(|(_, token)| token.special)
+            .map(|(id, _)| TokenId(id))
+            .collect();
+        let mut plain = inner.clone();
+        plain.set_encode_special_tokens(true);
         Ok(Self {
+            plain,
+            eos_id,
+            special_ids,
             inner,
             json,
             companions,
@@ -120,8 +142,48 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer's rules cannot be applied to the text.
     pub fn encode(&self, text: &str) -> Result<Vec<TokenId>> {
-        let encoding = self
-            .inner
+        Self::encode_with(&self.inner, text)
+    }
+
+    /// [`Tokenizer::encode`] for text that nobody vouches for, such as what an agent wrote: the written form of a special
+    /// token is spelled in ordinary tokens. Text without any has the same ids as by [`Tokenizer::encode`].
+    ///
+    /// # Errors
+    /// The tokenizer's rules cannot be applied to the text.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<TokenId>> {
+        Self::encode_with(&self.plain, text)
+    }
+
+    /// Encodes a filled template of which only the template may bring special tokens: `empty` is it without the values.
+    ///
+    /// # Errors
+    /// The tokenizer's rules cannot be applied to the text.
+    pub fn encode_filled(&self, filled: &str, empty: &str) -> Result<Vec<TokenId>> {
+        let ids = self.encode(filled)?;
+        let num_special = |ids: &[TokenId]| {
+            ids.iter()
+                .filter(|id| self.special_ids.contains(id))
+                .count()
+        };
+        let found = num_special(&ids);
+        if found == 0 || found == num_special(&self.encode(empty)?) {
+            return Ok(ids);
+        }
+        // The values do. What template and value have in common with the empty one lies at the two ends.
+        let start = common_prefix(filled, empty);
+        let end = common_suffix(&filled[start..], &empty[start..]);
+        let (head, rest) = filled.split_at(start);
+        let (value, tail) = rest.split_at(rest.len() - end);
+        Ok([
+            self.encode(head)?,
+            self.encode_plain(value)?,
+            self.encode(tail)?,
+        ]
+        .concat())
+    }
+
+    fn encode_with(rules: &tokenizers::Tokenizer, text: &str) -> Result<Vec<TokenId>> {
+        let encoding = rules
             .encode_fast(text, false)
             .map_err(|error| Error::Encode {
                 num_bytes: text.len(),
@@ -160,6 +222,11 @@ impl Tokenizer {
         &self.eos_ids
     }
 
+    /// The id that ends what is written by this tokenizer: its own `eos_token`, or the smallest of [`Tokenizer::eos_ids`].
+    pub fn eos_id(&self) -> Option<TokenId> {
+        self.eos_id
+    }
+
     /// The padding id, where the tokenizer names one.
     pub fn pad_id(&self) -> Option<TokenId> {
         self.pad_id
@@ -186,6 +253,25 @@ impl Tokenizer {
     pub fn json(&self) -> &[u8] {
         &self.json
     }
+}
+
+/// Length of the longest common beginning, at a character's boundary.
+fn common_prefix(a: &str, b: &str) -> usize {
+    a.chars()
+        .zip(b.chars())
+        .take_while(|(a, b)| a == b)
+        .map(|(a, _)| a.len_utf8())
+        .sum()
+}
+
+/// Length of the longest common end, at a character's boundary.
+fn common_suffix(a: &str, b: &str) -> usize {
+    a.chars()
+        .rev()
+        .zip(b.chars().rev())
+        .take_while(|(a, b)| a == b)
+        .map(|(a, _)| a.len_utf8())
+        .sum()
 }
 
 fn parse_json(bytes: &[u8], path: &Path) -> Result<Value> {
@@ -316,6 +402,40 @@ mod tests {
     fn sentence_pieces_become_bytes() {
         assert_eq!(Alphabet::SentencePiece.bytes("<0x0A>"), b"\n");
         assert_eq!(Alphabet::SentencePiece.bytes("\u{2581}the"), b" the");
+    }
+
+    #[test]
+    fn the_named_end_of_sequence_comes_first_and_all_of_them_survive_saving() {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let text = ["a", "b", "<|endoftext|>", "<|im_end|>"];
+        let special = |id: u32| {
+            serde_json::json!({"id": id, "content": text[id as usize], "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false, "special": true})
+        };
+        let json = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [special(2), special(3)],
+            "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null,
+            "model": {"type": "WordLevel", "unk_token": "a", "vocab": {"a": 0, "b": 1}},
+        });
+        let write = |name: &str, value: serde_json::Value| {
+            fs::write(from.path().join(name), value.to_string()).unwrap();
+        };
+        write("tokenizer.json", json);
+        write(
+            "tokenizer_config.json",
+            serde_json::json!({"eos_token": "<|im_end|>"}),
+        );
+        write(
+            "generation_config.json",
+            serde_json::json!({"eos_token_id": [3, 2]}),
+        );
+        let tokenizer = Tokenizer::from_dir(from.path()).unwrap();
+        assert_eq!(tokenizer.eos_id(), Some(TokenId(3)));
+        assert_eq!(tokenizer.eos_ids(), [TokenId(2), TokenId(3)]);
+        tokenizer.save(to.path()).unwrap();
+        let again = Tokenizer::from_dir(to.path()).unwrap();
+        assert_eq!(again.eos_id(), tokenizer.eos_id());
+        assert_eq!(again.eos_ids(), tokenizer.eos_ids());
     }
 
     #[test]

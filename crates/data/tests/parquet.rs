@@ -41,6 +41,7 @@ fn episode(index: u32) -> EpisodeRecord {
         },
         worker_index: is_worker.then_some(0),
         sub_query_id: is_worker.then_some(1),
+        worker_end: is_worker.then(|| "empty".to_owned()),
         query: "3 5 = 15".to_owned(),
         ids: (0..index + 2).map(TokenId).collect(),
         prompt_len: 1,

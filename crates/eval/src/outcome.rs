@@ -22,6 +22,10 @@ pub struct EpisodeOutcome {
     pub eta_ratio: Option<f64>,
     /// Forks.
     pub num_forks: usize,
+    /// Workers without a complete RETURN.
+    pub num_empty_returns: usize,
+    /// Workers that were still at work when the organizer ended.
+    pub num_cancelled_workers: usize,
     /// Tokens decoded by all agents.
     pub decoded_tokens: usize,
 }
@@ -45,6 +49,8 @@ impl EpisodeOutcome {
             latency_tokens: concurrency.map(|concurrency| concurrency.latency_tokens),
             eta_ratio: concurrency.map(|concurrency| concurrency.eta_ratio),
             num_forks: episode.num_forks(),
+            num_empty_returns: episode.num_empty_returns(),
+            num_cancelled_workers: episode.num_cancelled_workers(),
             decoded_tokens: episode.decoded_tokens(),
         }
     }

@@ -80,6 +80,11 @@ pub fn summarise(
         .collect()
 }
 
+/// A count of a valid episode; one that ended at its first error has not made all of its own.
+fn valid(outcome: &EpisodeOutcome, count: usize) -> Option<f64> {
+    outcome.error.is_none().then_some(count as f64)
+}
+
 fn definitions(outcomes: &[EpisodeOutcome]) -> Vec<(String, String, bool, Part<'static>)> {
     let indicator = |holds: bool| Some(f64::from(u8::from(holds)));
     let max_required = outcomes
@@ -127,13 +132,25 @@ fn definitions(outcomes: &[EpisodeOutcome]) -> Vec<(String, String, bool, Part<'
         "forks_per_query",
         "Forks per query",
         false,
-        Box::new(|outcome| Some(outcome.num_forks as f64)),
+        Box::new(|outcome| valid(outcome, outcome.num_forks)),
+    );
+    add(
+        "empty_returns_per_query",
+        "empty returns per query",
+        false,
+        Box::new(|outcome| valid(outcome, outcome.num_empty_returns)),
+    );
+    add(
+        "cancelled_workers_per_query",
+        "cancelled workers per query",
+        false,
+        Box::new(|outcome| valid(outcome, outcome.num_cancelled_workers)),
     );
     add(
         "decoded_tokens_per_query",
         "tokens per query",
         false,
-        Box::new(|outcome| Some(outcome.decoded_tokens as f64)),
+        Box::new(|outcome| valid(outcome, outcome.decoded_tokens)),
     );
     add(
         "format_errors",
@@ -166,7 +183,9 @@ mod tests {
             error,
             latency_tokens: is_valid.then_some(100 + 20 * problem as u64),
             eta_ratio: is_valid.then_some(0.5),
-            num_forks: problem,
+            num_forks: 3 * problem,
+            num_empty_returns: problem,
+            num_cancelled_workers: 1,
             decoded_tokens: 50,
         }
     }
@@ -196,7 +215,11 @@ mod tests {
             ("accuracy", 0.375),
             ("latency_tokens", (100.0 + 100.0 + 120.0) / 3.0),
             ("eta_ratio", 0.5),
-            ("forks_per_query", 0.5),
+            // Of the three valid episodes, one is of the second problem.
+            ("forks_per_query", 1.0),
+            ("empty_returns_per_query", 1.0 / 3.0),
+            ("cancelled_workers_per_query", 1.0),
+            ("decoded_tokens_per_query", 50.0),
             ("format_errors", 0.25),
             ("format_errors.no_answer", 0.25),
             ("format_errors.malformed", 0.0),

@@ -1,6 +1,7 @@
 //! The Qwen3 decoder: grouped-query attention with normalised queries and keys, `SwiGLU`, `RMSNorm` before each block.
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use asyncthink_torch::decode_attention_;
 use tch::{Device, Kind, TchError, Tensor};
@@ -13,6 +14,9 @@ use crate::weights;
 
 /// Standard deviation of freshly drawn weights (Qwen's `initializer_range`).
 const INIT_STD: f64 = 0.02;
+
+/// libtorch's generator is one per process: seeding and drawing must not interleave with another thread's.
+static GENERATOR: Mutex<()> = Mutex::new(());
 
 /// A decoder with its parameters.
 #[derive(Debug)]
@@ -69,7 +73,9 @@ impl Decoder {
     /// # Errors
     /// When the memory cannot be had.
     pub fn init(config: &ModelConfig, device: Device, seed: u64) -> Result<Self> {
-        let residual_std = INIT_STD / (2.0 * config.num_hidden_layers as f64).sqrt();
+        let init_std: f64 = std::env::var("INIT_STD").ok().and_then(|v| v.parse().ok()).unwrap_or(INIT_STD);
+        let residual_std = init_std / (2.0 * config.num_hidden_layers as f64).sqrt();
+        let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
         tch::manual_seed(seed.cast_signed());
         let parameters = config
             .parameter_shapes()
@@ -81,7 +87,7 @@ impl Decoder {
                 } else if name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") {
                     Tensor::f_randn(&shape, options)? * residual_std
                 } else {
-                    Tensor::f_randn(&shape, options)? * INIT_STD
+                    Tensor::f_randn(&shape, options)? * init_std
                 };
                 Ok((name, tensor.f_to_device(device)?))
             })

@@ -58,6 +58,17 @@ pub enum WorkerEnd {
     Cancelled,
 }
 
+impl WorkerEnd {
+    /// The end's name in files.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Returned(_) => "returned",
+            Self::Empty => "empty",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
 impl Episode {
     /// The answer, when there is one.
     pub fn answer(&self) -> Option<&str> {
@@ -78,6 +89,16 @@ impl Episode {
     /// Sub-queries forked.
     pub fn num_forks(&self) -> usize {
         self.workers.len()
+    }
+
+    /// Workers that stopped or were cut without a complete RETURN.
+    pub fn num_empty_returns(&self) -> usize {
+        self.workers.iter().filter(|worker| worker.end == WorkerEnd::Empty).count()
+    }
+
+    /// Workers that the organizer did not outlive.
+    pub fn num_cancelled_workers(&self) -> usize {
+        self.workers.iter().filter(|worker| worker.end == WorkerEnd::Cancelled).count()
     }
 
     /// Tokens decoded by all agents.

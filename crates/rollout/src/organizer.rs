@@ -67,7 +67,9 @@ pub(crate) fn owner(agent: AgentId) -> (u64, Option<WorkerIndex>) {
 impl RunningEpisode {
     /// Prefills the organizer's prompt.
     pub(crate) fn start(index: u64, query: &Query, shared: &Shared<'_>, engine: &mut dyn Engine) -> Result<Self> {
-        let prompt = shared.tokenizer.encode(&shared.templates.organizer(&query.text))?;
+        let prompt = shared
+            .tokenizer
+            .encode_filled(&shared.templates.organizer(&query.text), &shared.templates.organizer(""))?;
         let max_tokens = engine.max_sequence_tokens();
         if prompt.len() >= max_tokens {
             return Err(Error::PromptTooLong {
@@ -213,7 +215,9 @@ impl RunningEpisode {
         engine: &mut dyn Engine,
     ) -> Result<()> {
         let worker = WorkerIndex(self.workers.len());
-        let prompt = shared.tokenizer.encode(&shared.templates.worker(&sub_query))?;
+        let prompt = shared
+            .tokenizer
+            .encode_filled(&shared.templates.worker(&sub_query), &shared.templates.worker(""))?;
         self.fragment.forks.push(ForkPoint { worker, at_tokens: self.fragment.num_tokens });
         self.outstanding.insert(id, worker);
         // A prompt that fills the context leaves its worker no token to decode.
@@ -277,7 +281,7 @@ impl RunningEpisode {
             _ => "",
         };
         let text = format!("{returned}{}", shared.settings.protocol.tags.join_close(id));
-        let ids = shared.tokenizer.encode(&text)?;
+        let ids = shared.tokenizer.encode_plain(&text)?;
         if self.organizer.ids().len() + ids.len() >= engine.max_sequence_tokens() {
             return Ok(Some(self.cut()));
         }

@@ -19,15 +19,18 @@ pub struct GradedEpisode {
     pub num_correct: usize,
     /// Items that the problem asks for.
     pub num_required: usize,
-    /// Latency and concurrency as rewarded; `None` for a format error.
+    /// Latency and concurrency as the paper has them; `None` for a format error.
     pub concurrency: Option<Concurrency>,
+    /// `eta / c` as rewarded, which may leave out workers that nobody joined; `None` for a format error.
+    pub rewarded_eta_ratio: Option<f64>,
     /// The reward.
     pub reward: RewardParts,
     /// The advantage, one for the organizer and all workers.
     pub advantage: f64,
 }
 
-/// Grades an episode and computes its reward; the advantage is 0 until its group is known.
+/// Grades an episode and computes its reward; the advantage is 0 until its group is known. `count_unjoined` is about the
+/// reward: the figures of the episode count every worker.
 pub fn grade_episode(
     episode: Episode,
     problem: &Problem,
@@ -37,13 +40,17 @@ pub fn grade_episode(
     let concurrency = episode
         .timeline
         .as_ref()
-        .map(|timeline| timeline.concurrency(count_unjoined));
-    let (score, num_correct) = match (episode.answer(), concurrency) {
-        (Some(answer), Some(concurrency)) => {
+        .map(|timeline| timeline.concurrency(true));
+    let rewarded_eta_ratio = episode
+        .timeline
+        .as_ref()
+        .map(|timeline| timeline.concurrency(count_unjoined).eta_ratio);
+    let (score, num_correct) = match (episode.answer(), rewarded_eta_ratio) {
+        (Some(answer), Some(eta_ratio)) => {
             let grade = problem.grade(answer);
             let score = EpisodeScore::Valid {
                 accuracy: grade.reward,
-                eta_ratio: concurrency.eta_ratio,
+                eta_ratio,
             };
             (score, grade.num_correct)
         }
@@ -53,6 +60,7 @@ pub fn grade_episode(
         num_correct,
         num_required: problem.required(),
         concurrency,
+        rewarded_eta_ratio,
         reward: rule.reward(score),
         advantage: 0.0,
         episode,
@@ -140,6 +148,7 @@ pub fn episode_records(
                 role: Role::Worker,
                 worker_index: u32::try_from(index).ok(),
                 sub_query_id: Some(worker.sub_query_id.0),
+                worker_end: Some(worker.end.name().to_owned()),
                 ..record(step, graded, &worker.record, &worker.sub_query, tokenizer)
             });
         }
@@ -163,6 +172,7 @@ fn record(
         role: Role::Organizer,
         worker_index: None,
         sub_query_id: None,
+        worker_end: None,
         query: query.to_owned(),
         ids: agent.ids().to_vec(),
         prompt_len: count(agent.prompt_tokens()),
@@ -202,14 +212,20 @@ pub struct EpisodeFigures {
     pub valid: f64,
     /// Mean `eta / c` of valid episodes.
     pub eta_ratio: Option<f64>,
+    /// The same as the reward counts it.
+    pub eta_ratio_rewarded: Option<f64>,
     /// Mean critical-path latency of valid episodes, in decoding steps.
     pub latency_tokens: Option<f64>,
-    /// Mean Forks per episode, valid or not.
-    pub forks_per_query: f64,
-    /// Mean Joins per episode, valid or not.
-    pub joins_per_query: f64,
-    /// Mean tokens decoded per episode by all agents.
-    pub decoded_tokens_per_query: f64,
+    /// Mean Forks of valid episodes: one that ends at its first error has not made all of its own.
+    pub forks_per_query: Option<f64>,
+    /// Mean Joins of valid episodes.
+    pub joins_per_query: Option<f64>,
+    /// Mean number of workers without a complete RETURN, of valid episodes.
+    pub empty_returns_per_query: Option<f64>,
+    /// Mean number of workers that were still at work when the organizer ended, of valid episodes.
+    pub cancelled_workers_per_query: Option<f64>,
+    /// Mean tokens that all agents of a valid episode decoded.
+    pub decoded_tokens_per_query: Option<f64>,
     /// Mean negative log-probability of all decoded tokens as sampled, in nats: an estimate of the policy's entropy that
     /// costs nothing and leaves no row out.
     pub sampled_nll_nats: f64,
@@ -233,12 +249,16 @@ impl EpisodeFigures {
         let mean = |value: &dyn Fn(&GradedEpisode) -> f64| {
             episodes.iter().map(value).sum::<f64>() / episodes.len() as f64
         };
-        let valid: Vec<Concurrency> = episodes
+        let valid: Vec<(Concurrency, &GradedEpisode)> = episodes
             .iter()
-            .filter_map(|episode| episode.concurrency)
+            .filter_map(|episode| Some((episode.concurrency?, episode)))
             .collect();
-        let mean_valid = |value: &dyn Fn(&Concurrency) -> f64| {
-            (!valid.is_empty()).then(|| valid.iter().map(value).sum::<f64>() / valid.len() as f64)
+        let mean_valid = |value: &dyn Fn(&Concurrency, &GradedEpisode) -> f64| {
+            let sum: f64 = valid
+                .iter()
+                .map(|(concurrency, graded)| value(concurrency, graded))
+                .sum();
+            (!valid.is_empty()).then(|| sum / valid.len() as f64)
         };
         // Every code is listed, so that lines of all steps have the same keys.
         let mut format_errors: std::collections::BTreeMap<&'static str, usize> =
@@ -266,11 +286,22 @@ impl EpisodeFigures {
                 ))
             }),
             valid: valid.len() as f64 / episodes.len() as f64,
-            eta_ratio: mean_valid(&|concurrency| concurrency.eta_ratio),
-            latency_tokens: mean_valid(&|concurrency| concurrency.latency_tokens as f64),
-            forks_per_query: mean(&|episode| episode.episode.num_forks() as f64),
-            joins_per_query: mean(&|episode| episode.episode.num_joins as f64),
-            decoded_tokens_per_query: decoded_tokens as f64 / episodes.len() as f64,
+            eta_ratio: mean_valid(&|concurrency, _| concurrency.eta_ratio),
+            eta_ratio_rewarded: mean_valid(&|_, graded| {
+                graded.rewarded_eta_ratio.unwrap_or_default()
+            }),
+            latency_tokens: mean_valid(&|concurrency, _| concurrency.latency_tokens as f64),
+            forks_per_query: mean_valid(&|_, graded| graded.episode.num_forks() as f64),
+            joins_per_query: mean_valid(&|_, graded| graded.episode.num_joins as f64),
+            empty_returns_per_query: mean_valid(&|_, graded| {
+                graded.episode.num_empty_returns() as f64
+            }),
+            cancelled_workers_per_query: mean_valid(&|_, graded| {
+                graded.episode.num_cancelled_workers() as f64
+            }),
+            decoded_tokens_per_query: mean_valid(&|_, graded| {
+                graded.episode.decoded_tokens() as f64
+            }),
             sampled_nll_nats: -sum_of_logprobs(episodes) / decoded_tokens.max(1) as f64,
             format_errors,
             num_episodes: episodes.len(),

@@ -116,6 +116,38 @@ pub enum Error {
         /// Fingerprint of the data at hand.
         now: String,
     },
+    /// The model that the stage began with is not the one that it would begin with now.
+    #[error(
+        "the model to start from is not the one that checkpoint `{dir}` was trained from: `{now}`, was `{before}`"
+    )]
+    InitialModelChanged {
+        /// The checkpoint's folder.
+        dir: PathBuf,
+        /// Identity in the checkpoint.
+        before: String,
+        /// Identity of the model at hand.
+        now: String,
+    },
+    /// Another process works in the run's folder.
+    #[error("the run is in use: another process works on stage `{stage}` in `{run_dir}`")]
+    RunInUse {
+        /// Name of the stage.
+        stage: String,
+        /// The run's folder.
+        run_dir: PathBuf,
+    },
+    /// The tokenizer has ids that the model has no embedding for.
+    #[error(
+        "the tokenizer of `{dir}` has {num_ids} ids, more than the model's `vocab_size`: {vocab_size}"
+    )]
+    VocabularyTooLarge {
+        /// The model's folder.
+        dir: PathBuf,
+        /// One more than the tokenizer's largest id.
+        num_ids: usize,
+        /// Rows of the model's embedding.
+        vocab_size: i64,
+    },
     /// The checkpoint belongs to the other stage.
     #[error("checkpoint `{dir}` is of stage `{found}`, expected `{expected}`")]
     WrongStage {
@@ -207,6 +239,13 @@ impl Error {
             Self::RecipeChanged { .. } | Self::DatasetChanged { .. } => {
                 "restore the earlier values, choose another `run_dir`, or start over with `--resume never`"
             }
+            Self::InitialModelChanged { .. } => {
+                "train anew with `--resume never` (the earlier run is kept aside), or choose another `run_dir`"
+            }
+            Self::RunInUse { .. } => "wait for that process to end, or choose another `run_dir`",
+            Self::VocabularyTooLarge { .. } => {
+                "the folder mixes the files of two models: fetch it again"
+            }
             Self::WrongStage { .. } => "give a checkpoint of the stage that is run",
             _ => return None,
         })
@@ -224,6 +263,9 @@ impl Error {
                 | Self::NoInitialModel { .. }
                 | Self::RecipeChanged { .. }
                 | Self::DatasetChanged { .. }
+                | Self::InitialModelChanged { .. }
+                | Self::RunInUse { .. }
+                | Self::VocabularyTooLarge { .. }
                 | Self::WrongStage { .. }
         )
     }

@@ -8,7 +8,6 @@
 //! 2. All updates of a step use the whole batch of the rollout.
 //! 3. Advantages may be mean-centred only, the reward may gate its concurrency term, and a KL term is optional.
 
-use std::path::Path;
 use std::time::Instant;
 
 use asyncthink_data::TrainingRow;
@@ -21,23 +20,25 @@ use tch::Kind;
 
 use crate::advantage::Advantage;
 use crate::card::ModelCard;
+use crate::checkpoint::model_identity;
 use crate::episodes::{
     EpisodeFigures, GradedEpisode, assign_advantages, episode_records, grade_episode, training_rows,
 };
 use crate::error::{Error, Result};
-use crate::fingerprint::{self, Fingerprint};
+use crate::fingerprint;
 use crate::grpo_line::{GrpoLine, UpdateFigures, report};
 use crate::layout::RunLayout;
 use crate::loss::{Aggregation, Clip};
 use crate::metrics::{Phase, StepClock};
+use crate::mismatch::mismatch_of_skipped_rows;
 use crate::models::{ModelFiles, grpo_initial_model, open_recipe_device};
 use crate::observer::{Observer, RunStart, StopFlag};
 use crate::optimizer::AdamW;
 use crate::problems::train_problems;
 use crate::reward::{LambdaSchedule, RewardRule};
 use crate::run::{
-    RunOptions, RunOutcome, SavePolicy, StageRun, check_finite, learning_rate, new_optimizer,
-    restore_optimizer,
+    Origin, Resume, RunOptions, RunOutcome, SavePolicy, StageRun, check_finite, learning_rate,
+    new_optimizer, restore_optimizer,
 };
 use crate::sampling::EpisodeSampler;
 use crate::schedule::LearningRate;
@@ -60,17 +61,33 @@ pub fn run_grpo(
         .as_ref()
         .ok_or(Error::MissingSection { section: "grpo" })?;
     let problems = train_problems(recipe)?;
-    let initial = grpo_initial_model(recipe)?;
+    let initial = grpo_initial_model(recipe);
+    let may_resume = match options.resume {
+        Resume::Auto => RunLayout::new(&recipe.run_dir)
+            .latest_model(Stage::Grpo)
+            .exists(),
+        Resume::From(_) => true,
+        Resume::Never => false,
+    };
+    if !may_resume && let Err(error) = initial {
+        return Err(error);
+    }
     let num_steps = section.num_steps as u64;
     let save = SavePolicy {
         every_steps: section.save_every_steps as u64,
         keep: section.keep_checkpoints,
     };
-    let dataset = dataset_fingerprint(section, &problems, &initial)?;
+    let origin = Origin {
+        dataset: fingerprint::of_problems(&problems)?,
+        initial_model: match &initial {
+            Ok(dir) => Some(model_identity(dir)?),
+            Err(_) => None,
+        },
+    };
     let (mut run, checkpoint) = StageRun::open(
         recipe,
         Stage::Grpo,
-        dataset,
+        origin,
         num_steps,
         save,
         options,
@@ -79,22 +96,24 @@ pub fn run_grpo(
     if run.is_finished() {
         return Ok(run.finished());
     }
+    // A run that goes on needs the model that it began with for the KL term alone.
+    let (begin, reference) = match (&checkpoint, section.kl_beta > 0.0) {
+        (Some(checkpoint), false) => (checkpoint.dir.clone(), None),
+        (Some(checkpoint), true) => (checkpoint.dir.clone(), Some(initial?)),
+        (None, has_reference) => {
+            let initial = initial?;
+            (initial.clone(), has_reference.then_some(initial))
+        }
+    };
     let device = open_recipe_device(recipe)?;
-    let mut model = ModelFiles::load(
-        checkpoint
-            .as_ref()
-            .map_or(&initial, |checkpoint| &checkpoint.dir),
-        device,
-    )?;
+    let mut model = ModelFiles::load(&begin, device)?;
     let mut optimizer = new_optimizer(&mut model, &section.optimizer)?;
     if let Some(checkpoint) = &checkpoint {
         restore_optimizer(&mut optimizer, checkpoint)?;
     }
-    let reference = if section.kl_beta > 0.0 {
-        Some(Decoder::load(&initial, device, Kind::Float)?)
-    } else {
-        None
-    };
+    let reference = reference
+        .map(|dir| Decoder::load(&dir, device, Kind::Float))
+        .transpose()?;
     observer.started(&RunStart {
         stage: Stage::Grpo,
         step: run.step(),
@@ -105,7 +124,12 @@ pub fn run_grpo(
     });
     let mut trainer = Trainer::new(recipe, section, &problems, reference)?;
     while !run.is_finished() {
-        let Some(line) = trainer.step(run.step(), &model, &mut optimizer, observer, stop)? else {
+        let num_updates = optimizer.num_updates();
+        let clock = run.clock();
+        let result = trainer.step(run.step(), clock, &model, &mut optimizer, observer, stop);
+        let result =
+            result.map_err(|error| run.fail(error, &model, &optimizer, num_updates, observer))?;
+        let Some(line) = result else {
             return run.stop(
                 stop.requested().unwrap_or_default(),
                 &model,
@@ -125,21 +149,6 @@ pub fn run_grpo(
         }
     }
     Ok(run.finished())
-}
-
-/// Problems and, where a KL term holds the policy near it, the initial model.
-fn dataset_fingerprint(
-    section: &GrpoSection,
-    problems: &[Problem],
-    initial: &Path,
-) -> Result<String> {
-    let problems = fingerprint::of_problems(problems)?;
-    if section.kl_beta == 0.0 {
-        return Ok(problems);
-    }
-    let mut reference = Fingerprint::new();
-    reference.add(&fs_err::read(initial.join("model.safetensors"))?);
-    Ok(format!("{problems} reference {}", reference.text()))
 }
 
 /// Everything that stays the same from step to step.
@@ -195,6 +204,7 @@ impl<'a> Trainer<'a> {
     fn step(
         &mut self,
         done: u64,
+        clock: StepClock,
         model: &ModelFiles,
         optimizer: &mut AdamW,
         observer: &mut dyn Observer,
@@ -204,7 +214,7 @@ impl<'a> Trainer<'a> {
             step: done + 1,
             observer,
             stop,
-            clock: StepClock::default(),
+            clock,
         };
         let queries = self.queries(done);
         let Some(episodes) = self.sample(&queries, model, &mut context)? else {
@@ -349,11 +359,23 @@ impl<'a> Trainer<'a> {
             )?;
             let step = *step;
             context.clock.book(Phase::Train, started);
-            let Some(figures) = figures else {
+            let Some(mut figures) = figures else {
                 return Ok(None);
             };
+            if self.reference.is_some() {
+                context
+                    .clock
+                    .add(Phase::Reference, figures.reference_seconds);
+                context.clock.add(Phase::Train, -figures.reference_seconds);
+            }
             check_finite(step, "the loss", figures.loss)?;
             if index == 0 {
+                if self.section.max_logprob_mismatch.is_some() {
+                    let started = Instant::now();
+                    let skipped = mismatch_of_skipped_rows(&model.decoder, rows, &self.batch)?;
+                    figures.include_mismatch(&skipped);
+                    context.clock.book(Phase::Score, started);
+                }
                 self.check_mismatch(step, &figures)?;
                 means.start(&figures);
             }

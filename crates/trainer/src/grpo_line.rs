@@ -48,8 +48,9 @@ impl UpdateFigures {
     pub(crate) fn start(&mut self, figures: &BatchFigures) {
         let measured = |value: f64| (figures.num_trained > 0).then_some(value);
         self.entropy = measured(figures.entropy);
-        self.logprob_mismatch_max_nats = measured(figures.mismatch_max_nats);
-        self.logprob_mismatch_mean_nats = measured(figures.mismatch_mean_nats);
+        let compared = |value: f64| (figures.num_compared > 0).then_some(value);
+        self.logprob_mismatch_max_nats = compared(figures.mismatch_max_nats);
+        self.logprob_mismatch_mean_nats = compared(figures.mismatch_mean_nats);
         self.num_tokens = figures.num_tokens;
         self.padding_share = figures.padding_share;
         self.num_trained_tokens = figures.num_trained;
@@ -85,7 +86,7 @@ pub(crate) fn report(observer: &mut dyn Observer, line: &GrpoLine, num_steps: u6
         ("all_correct", Some(episodes.all_correct)),
         ("eta_ratio", episodes.eta_ratio),
         ("latency_tokens", episodes.latency_tokens),
-        ("forks_per_query", Some(episodes.forks_per_query)),
+        ("forks_per_query", episodes.forks_per_query),
         ("format_errors", Some(1.0 - episodes.valid)),
         ("kl_reference", update.kl_reference),
         ("entropy", update.entropy),

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use asyncthink_data::SynthFolder;
-use asyncthink_recipe::Stage;
+use asyncthink_data::{SynthFolder, write_bytes_atomic};
+use asyncthink_recipe::{Recipe, Stage};
 
 /// The folder of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,10 +49,32 @@ impl RunLayout {
         self.stage(stage).join("metrics.jsonl")
     }
 
+    /// Writes the run's `recipe.toml`: every key with its value, as of the last command that ran.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_recipe(&self, recipe: &Recipe) -> std::io::Result<()> {
+        let text = format!(
+            "# Every key of the recipe with its value, written by asyncthink-train {}.\n\n{}",
+            env!("CARGO_PKG_VERSION"),
+            recipe.to_toml()
+        );
+        write_bytes_atomic(&self.recipe(), text.as_bytes())
+    }
+
+    /// The resolved recipe of the run.
+    pub fn recipe(&self) -> PathBuf {
+        self.root.join("recipe.toml")
+    }
+
+    /// Folder of the episodes that were kept.
+    pub(crate) fn episodes_folder(&self, stage: Stage) -> PathBuf {
+        self.stage(stage).join("episodes")
+    }
+
     /// Episodes that a step sampled.
     pub fn episodes(&self, stage: Stage, step: u64) -> PathBuf {
-        self.stage(stage)
-            .join("episodes")
+        self.episodes_folder(stage)
             .join(format!("step_{step}.parquet"))
     }
 }

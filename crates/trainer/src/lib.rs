@@ -27,8 +27,10 @@ mod grpo;
 mod grpo_line;
 pub mod head;
 mod layout;
+mod lock;
 mod loss;
 mod metrics;
+mod mismatch;
 mod models;
 mod observer;
 mod optimizer;
@@ -52,6 +54,7 @@ pub use episodes::{
 pub use error::{Error, KeyDifference, Result};
 pub use grpo::run_grpo;
 pub use layout::RunLayout;
+pub use lock::StageLock;
 pub use loss::{Aggregation, Clip, RowCount, is_clipped, k3, policy_loss, sft_loss};
 pub use metrics::{MetricsLog, Phase, StepClock, Timing};
 pub use models::{ModelFiles, grpo_initial_model, open_recipe_device, sft_tokenizer};

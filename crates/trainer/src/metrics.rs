@@ -11,6 +11,7 @@ use std::time::Instant;
 use fs_err as fs;
 use serde::Serialize;
 
+use crate::checkpoint::sync;
 use crate::error::{Error, Result};
 
 /// The metrics file of one stage, open for appending.
@@ -19,12 +20,13 @@ pub struct MetricsLog {
     file: fs::File,
     path: PathBuf,
     offset_bytes: u64,
+    missing_bytes: u64,
 }
 
 impl MetricsLog {
     /// Opens the file and cuts it to the first `keep_bytes`, which a checkpoint recorded; 0 starts anew.
     ///
-    /// A file that is shorter than that is kept as it is.
+    /// A file that is shorter than that is kept as it is; [`MetricsLog::missing_bytes`] tells.
     ///
     /// # Errors
     /// When the file cannot be opened or cut.
@@ -38,11 +40,26 @@ impl MetricsLog {
         let offset_bytes = file.metadata()?.len().min(keep_bytes);
         file.set_len(offset_bytes)?;
         file.seek(SeekFrom::Start(offset_bytes))?;
+        if let Some(folder) = path.parent() {
+            // A checkpoint records the file's length: its name must be on the disk as well.
+            sync(folder)?;
+        }
         Ok(Self {
             file,
             path: path.to_owned(),
             offset_bytes,
+            missing_bytes: keep_bytes - offset_bytes,
         })
+    }
+
+    /// How many of the bytes that the checkpoint recorded the file had lost when it was opened.
+    pub fn missing_bytes(&self) -> u64 {
+        self.missing_bytes
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Appends one line.
@@ -78,6 +95,8 @@ pub enum Phase {
     Reward,
     /// Log-probabilities of the frozen reference model.
     Reference,
+    /// Log-probabilities of rows without a gradient, to compare them with the sampler's.
+    Score,
     /// Forward and backward passes.
     Train,
     /// Clipping and the optimizer's update.
@@ -91,6 +110,7 @@ pub enum Phase {
 pub struct StepClock {
     started: Instant,
     seconds: BTreeMap<Phase, f64>,
+    seconds_before: f64,
 }
 
 /// The `timing` object of a line.
@@ -109,11 +129,29 @@ impl Default for StepClock {
         Self {
             started: Instant::now(),
             seconds: BTreeMap::new(),
+            seconds_before: 0.0,
         }
     }
 }
 
 impl StepClock {
+    /// A clock of a step that began with saving the checkpoint of the one before.
+    pub fn after_saving(seconds: f64) -> Self {
+        let mut clock = Self {
+            seconds_before: seconds,
+            ..Self::default()
+        };
+        if seconds > 0.0 {
+            clock.add(Phase::Save, seconds);
+        }
+        clock
+    }
+
+    /// Books seconds that were measured elsewhere; less than zero takes them back.
+    pub fn add(&mut self, phase: Phase, seconds: f64) {
+        *self.seconds.entry(phase).or_default() += seconds;
+    }
+
     /// Runs `work` and books its time on `phase`.
     pub fn time<T>(&mut self, phase: Phase, work: impl FnOnce() -> T) -> T {
         let started = Instant::now();
@@ -124,7 +162,7 @@ impl StepClock {
 
     /// Books the time since `started` on `phase`.
     pub fn book(&mut self, phase: Phase, started: Instant) {
-        *self.seconds.entry(phase).or_default() += started.elapsed().as_secs_f64();
+        self.add(phase, started.elapsed().as_secs_f64());
     }
 
     /// The `timing` object, given tokens by phase.
@@ -137,7 +175,7 @@ impl StepClock {
             })
             .collect();
         Timing {
-            step_seconds: self.started.elapsed().as_secs_f64(),
+            step_seconds: self.seconds_before + self.started.elapsed().as_secs_f64(),
             phase_seconds: self.seconds.clone(),
             tokens_per_second,
         }
@@ -163,7 +201,11 @@ mod tests {
             fs::read_to_string(&path).unwrap(),
             "{\"step\":1}\n{\"step\":3}\n"
         );
+        assert_eq!(log.missing_bytes(), 0);
         drop(log);
+        let longer = MetricsLog::open(&path, 100).unwrap();
+        assert_eq!(longer.missing_bytes(), 78);
+        drop(longer);
         MetricsLog::open(&path, 0).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "");
     }

@@ -39,9 +39,18 @@ impl ModelFiles {
     /// Loads a Hugging Face folder in f32.
     ///
     /// # Errors
-    /// When weights or tokenizer cannot be read.
+    /// When weights or tokenizer cannot be read or do not fit together.
     pub fn load(dir: &Path, device: Device) -> Result<Self> {
         let tokenizer = Tokenizer::from_dir(dir)?;
+        let vocab_size = ModelConfig::from_dir(dir)?.vocab_size;
+        // Found out here, or as a failed look-up in the middle of a step.
+        if usize::try_from(vocab_size).is_ok_and(|rows| tokenizer.vocab_size() > rows) {
+            return Err(Error::VocabularyTooLarge {
+                dir: dir.to_owned(),
+                num_ids: tokenizer.vocab_size(),
+                vocab_size,
+            });
+        }
         let decoder = Decoder::load(dir, device, Kind::Float)?;
         Ok(Self::new(decoder, tokenizer))
     }
@@ -81,6 +90,16 @@ impl ModelFiles {
         self.decoder.save(dir)?;
         Ok(self.tokenizer.save(dir)?)
     }
+
+    /// Whether every weight is a number.
+    pub(crate) fn is_finite(&self) -> Result<bool> {
+        for (_, parameter) in self.decoder.named_parameters() {
+            if parameter.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
 }
 
 /// The folder that `grpo` starts from: the newest checkpoint of `sft`, or the recipe's model where the recipe has no
@@ -113,7 +132,7 @@ pub fn sft_tokenizer(recipe: &Recipe) -> Result<Tokenizer> {
 
 fn new_config(init: &ModelInit, tokenizer: &Tokenizer) -> Result<ModelConfig> {
     let size = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
-    let eos = tokenizer.eos_ids().first().map_or(0, |id| i64::from(id.0));
+    let eos = tokenizer.eos_id().map_or(0, |id| i64::from(id.0));
     Ok(ModelConfig::new(&ModelSizes {
         vocab_size: size(tokenizer.vocab_size()),
         hidden_size: size(init.hidden_size),

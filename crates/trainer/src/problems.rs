@@ -14,7 +14,10 @@ use crate::layout::RunLayout;
 /// # Errors
 /// When the file is missing, damaged or empty.
 pub fn train_problems(recipe: &Recipe) -> Result<Vec<Problem>> {
-    read(&RunLayout::new(&recipe.run_dir).synth().train_problems())
+    read(
+        recipe,
+        &RunLayout::new(&recipe.run_dir).synth().train_problems(),
+    )
 }
 
 /// Held-out problems; no training problem has one of their targets.
@@ -22,15 +25,29 @@ pub fn train_problems(recipe: &Recipe) -> Result<Vec<Problem>> {
 /// # Errors
 /// When the file is missing, damaged or empty.
 pub fn test_problems(recipe: &Recipe) -> Result<Vec<Problem>> {
-    read(&RunLayout::new(&recipe.run_dir).synth().test_problems())
+    read(
+        recipe,
+        &RunLayout::new(&recipe.run_dir).synth().test_problems(),
+    )
 }
 
-fn read(path: &Path) -> Result<Vec<Problem>> {
+/// Fails while the files of `synth` may be of two runs: it writes its manifest last, and removes it first.
+pub(crate) fn check_synth_is_complete(recipe: &Recipe) -> Result<()> {
+    let manifest = RunLayout::new(&recipe.run_dir).synth().manifest();
+    if manifest.is_file() {
+        Ok(())
+    } else {
+        Err(Error::NoRows { path: manifest })
+    }
+}
+
+fn read(recipe: &Recipe, path: &Path) -> Result<Vec<Problem>> {
     if !path.exists() {
         return Err(Error::NoRows {
             path: path.to_owned(),
         });
     }
+    check_synth_is_complete(recipe)?;
     let problems = read_problems(path)?;
     if problems.is_empty() {
         return Err(Error::NoRows {

@@ -1,17 +1,19 @@
 //! What both stages share: the stage's folder, resuming, saving.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use asyncthink_data::write_bytes_atomic;
 use asyncthink_recipe::{OptimizerSection, Recipe, Schedule, Stage};
 use fs_err as fs;
 
 use crate::card::ModelCard;
-use crate::checkpoint::{Checkpoint, CheckpointStore, TrainerState};
+use crate::checkpoint::{Checkpoint, CheckpointStore, TrainerState, remove, sync};
 use crate::error::{Error, Result};
 use crate::fingerprint::recipe_keys;
 use crate::layout::RunLayout;
-use crate::metrics::MetricsLog;
+use crate::lock::StageLock;
+use crate::metrics::{MetricsLog, StepClock};
 use crate::models::ModelFiles;
 use crate::observer::Observer;
 use crate::optimizer::{AdamW, AdamWSettings};
@@ -77,40 +79,58 @@ pub(crate) struct StageRun {
     save: SavePolicy,
     num_steps: u64,
     saved: Option<(u64, PathBuf)>,
+    /// Spent on checkpoints and not yet booked.
+    save_seconds: f64,
+    _lock: StageLock,
+}
+
+/// What a run is made from, besides its recipe.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    /// Fingerprint of the training data.
+    pub(crate) dataset: String,
+    /// Identity of the model to start from, where it is not determined by the recipe and is at hand.
+    pub(crate) initial_model: Option<String>,
 }
 
 impl StageRun {
-    /// Opens the stage's folder and finds what to resume from. The recipe and the data must be those of the checkpoint.
+    /// Locks and opens the stage's folder and finds what to resume from. The recipe and the data must be those of the
+    /// checkpoint; nothing is changed before that is known.
     pub(crate) fn open(
         recipe: &Recipe,
         stage: Stage,
-        dataset: String,
+        origin: Origin,
         num_steps: u64,
         save: SavePolicy,
         options: &RunOptions,
         observer: &mut dyn Observer,
     ) -> Result<(Self, Option<Checkpoint>)> {
         let layout = RunLayout::new(&recipe.run_dir);
+        let lock = StageLock::acquire(&layout, stage)?;
         let folder = layout.stage(stage);
         let checkpoints = layout.checkpoints(stage);
+        recover_replacement(&folder)?;
         let mut state = TrainerState {
             stage: stage.name().to_owned(),
             step: 0,
             num_updates: 0,
             metrics_bytes: 0,
             seed: recipe.seed,
-            dataset,
+            dataset: origin.dataset,
+            initial_model: origin.initial_model,
             recipe: recipe_keys(recipe, stage)?,
         };
-        let given = match &options.resume {
+        let mut given = match &options.resume {
             Resume::From(dir) => Some(open_given(dir, &state)?),
-            Resume::Auto | Resume::Never => None,
+            Resume::Never => {
+                move_aside(&folder, observer)?;
+                None
+            }
+            Resume::Auto => None,
         };
-        let is_foreign = given
-            .as_ref()
-            .is_some_and(|checkpoint| !is_inside(&checkpoint.dir, &checkpoints));
-        if is_foreign || options.resume == Resume::Never {
-            move_aside(&folder, observer)?;
+        if let Some(foreign) = given.take_if(|checkpoint| !is_inside(&checkpoint.dir, &checkpoints))
+        {
+            replace_by_copy(&folder, &foreign, observer)?;
         }
         let store = CheckpointStore::open(&checkpoints, save.keep)?;
         let checkpoint = match given {
@@ -120,16 +140,28 @@ impl StageRun {
         if let Some(checkpoint) = &checkpoint {
             state.step = checkpoint.state.step;
             state.num_updates = checkpoint.state.num_updates;
-            if !is_foreign {
-                store.rewind_to(state.step)?;
-                state.metrics_bytes = checkpoint.state.metrics_bytes;
+            state.metrics_bytes = checkpoint.state.metrics_bytes;
+            if state.initial_model.is_none() {
+                state
+                    .initial_model
+                    .clone_from(&checkpoint.state.initial_model);
             }
+            store.rewind_to(state.step)?;
         }
+        remove_later_episodes(&layout.episodes_folder(stage), state.step)?;
         write_bytes_atomic(&folder.join("recipe.toml"), recipe.to_toml().as_bytes())?;
+        layout.write_recipe(recipe)?;
         let metrics = MetricsLog::open(&layout.metrics(stage), state.metrics_bytes)?;
+        if metrics.missing_bytes() > 0 {
+            observer.warning(&format!(
+                "`{}` lacks its last {} bytes: steps before step {} are missing in it",
+                metrics.path().display(),
+                metrics.missing_bytes(),
+                state.step + 1
+            ));
+        }
         let saved = checkpoint
             .as_ref()
-            .filter(|_| !is_foreign)
             .map(|checkpoint| (state.step, store.dir_of(checkpoint.state.step)));
         let run = Self {
             store,
@@ -139,8 +171,15 @@ impl StageRun {
             save,
             num_steps,
             saved,
+            save_seconds: 0.0,
+            _lock: lock,
         };
         Ok((run, checkpoint))
+    }
+
+    /// A clock for the next step, which the time of the last save is booked on.
+    pub(crate) fn clock(&mut self) -> StepClock {
+        StepClock::after_saving(std::mem::take(&mut self.save_seconds))
     }
 
     /// Steps done.
@@ -181,6 +220,7 @@ impl StageRun {
         {
             return Ok(());
         }
+        let started = Instant::now();
         self.state.num_updates = optimizer.num_updates();
         self.state.metrics_bytes = self.metrics.sync()?;
         let card = &self.card;
@@ -189,9 +229,31 @@ impl StageRun {
             card.write(dir)?;
             tensors::save(&dir.join(OPTIMIZER_FILE), &optimizer.state())
         })?;
+        self.save_seconds += started.elapsed().as_secs_f64();
         observer.saved(&dir, self.state.step);
         self.saved = Some((self.state.step, dir));
         Ok(())
+    }
+
+    /// Saves the last finished step of a run that fails, if the weights are still those of that step, and hands the
+    /// error back. A save that fails too changes nothing about the error.
+    pub(crate) fn fail(
+        &mut self,
+        error: Error,
+        model: &ModelFiles,
+        optimizer: &AdamW,
+        num_updates_before: u64,
+        observer: &mut dyn Observer,
+    ) -> Error {
+        let is_good = self.state.step > 0
+            && optimizer.num_updates() == num_updates_before
+            && model.is_finite().unwrap_or(false);
+        if is_good && let Err(error) = self.save(model, optimizer, observer) {
+            observer.warning(&format!(
+                "the last finished step could not be saved: {error}"
+            ));
+        }
+        error
     }
 
     /// The outcome of a run that did all its steps.
@@ -290,6 +352,61 @@ fn is_inside(dir: &Path, folder: &Path) -> bool {
     folder
         .canonicalize()
         .is_ok_and(|folder| dir.parent() == Some(folder.as_path()))
+}
+
+/// Puts a copy of `given` in the place of what an earlier run left, which is moved aside.
+///
+/// The copy is complete before anything moves, under a name of its own. Killed between the two renames, the next start
+/// does the second one ([`recover_replacement`]); killed before, it removes the copy.
+fn replace_by_copy(folder: &Path, given: &Checkpoint, observer: &mut dyn Observer) -> Result<()> {
+    let next = replacement(folder);
+    let partial = next.with_extension("partial");
+    remove(&partial)?;
+    CheckpointStore::open(&partial.join("checkpoints"), 1)?.adopt(given)?;
+    sync(&partial)?;
+    fs::rename(&partial, &next)?;
+    move_aside(folder, observer)?;
+    fs::rename(&next, folder)?;
+    if let Some(parent) = folder.parent() {
+        sync(parent)?;
+    }
+    Ok(())
+}
+
+/// Finishes or undoes what [`replace_by_copy`] was killed in.
+fn recover_replacement(folder: &Path) -> Result<()> {
+    let next = replacement(folder);
+    if next.exists() && !folder.exists() {
+        fs::rename(&next, folder)?;
+    }
+    remove(&next)?;
+    remove(&next.with_extension("partial"))
+}
+
+fn replacement(folder: &Path) -> PathBuf {
+    let name = folder
+        .file_name()
+        .map_or_else(|| "stage".into(), |name| name.to_string_lossy());
+    folder.with_file_name(format!(".{name}.next"))
+}
+
+/// Removes episodes of steps that the run is going to do again, or never does: they are of another history.
+fn remove_later_episodes(folder: &Path, step: u64) -> Result<()> {
+    if !folder.is_dir() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let later = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.strip_prefix("step_")?.strip_suffix(".parquet"))
+            .and_then(|number| number.parse::<u64>().ok());
+        if later.is_some_and(|later| later > step) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Renames what an earlier run left to the first free name, so that starting over loses nothing.

@@ -91,18 +91,18 @@ impl EpisodeSampler {
                     let replica = decoder.replica();
                     let board = &board;
                     scope.spawn(move || {
-                        self.run_part(&replica, tokenizer, part, &mut board.reporter())
+                        let result =
+                            self.run_part(&replica, tokenizer, part, &mut board.reporter());
+                        board.stop_on_error(result)
                     })
                 })
                 .collect();
             let mut report = board.reporter();
-            let mut episodes = self.run_part(decoder, tokenizer, own, &mut |state| {
+            let result = self.run_part(decoder, tokenizer, own, &mut |state| {
                 let goes_on = report(state);
                 board.ask(progress) && goes_on
             });
-            if episodes.is_err() {
-                board.is_stopped.store(true, Ordering::Relaxed);
-            }
+            let mut episodes = board.stop_on_error(result);
             while others.iter().any(|other| !other.is_finished()) {
                 board.ask(progress);
                 std::thread::sleep(POLL_INTERVAL);
@@ -129,11 +129,13 @@ impl EpisodeSampler {
         progress: &mut dyn FnMut(RolloutProgress) -> bool,
     ) -> Result<Vec<Episode>> {
         let per_episode = self.settings.protocol.capacity.get() as usize;
-        let limit = self.max_agents.unwrap_or(if decoder.device() == Device::Cpu {
-            MAX_AGENTS_CPU
-        } else {
-            MAX_AGENTS_GPU
-        });
+        let limit = self
+            .max_agents
+            .unwrap_or(if decoder.device() == Device::Cpu {
+                MAX_AGENTS_CPU
+            } else {
+                MAX_AGENTS_GPU
+            });
         let max_agents = (queries.len() * per_episode).clamp(per_episode, limit.max(per_episode));
         let config = EngineConfig {
             max_agents,
@@ -172,6 +174,14 @@ impl ProgressBoard {
             num_steps: AtomicU64::new(0),
             is_stopped: AtomicBool::new(false),
         }
+    }
+
+    /// Stops all parts where one has failed: what they sample is lost.
+    fn stop_on_error<T>(&self, result: Result<T>) -> Result<T> {
+        if result.is_err() {
+            self.is_stopped.store(true, Ordering::Relaxed);
+        }
+        result
     }
 
     /// What one part calls after each of its steps.

@@ -15,9 +15,10 @@ use crate::metrics::{Phase, StepClock, Timing};
 use crate::models::{ModelFiles, open_recipe_device, sft_tokenizer};
 use crate::observer::{Observer, RunStart, StepReport, StopFlag};
 use crate::optimizer::AdamW;
+use crate::problems::check_synth_is_complete;
 use crate::run::{
-    RunOptions, RunOutcome, SavePolicy, StageRun, check_finite, learning_rate, new_optimizer,
-    restore_optimizer,
+    Origin, RunOptions, RunOutcome, SavePolicy, StageRun, check_finite, learning_rate,
+    new_optimizer, restore_optimizer,
 };
 use crate::streams::DataOrder;
 use crate::update::{BatchFigures, BatchSettings, Objective, accumulate_gradient, score_rows};
@@ -66,11 +67,14 @@ pub fn run_sft(
         every_steps: section.save_every_steps as u64,
         keep: section.keep_checkpoints,
     };
-    let dataset = fingerprint::of_rows(&rows);
+    let origin = Origin {
+        dataset: fingerprint::of_rows(&rows),
+        initial_model: None,
+    };
     let (mut run, checkpoint) = StageRun::open(
         recipe,
         Stage::Sft,
-        dataset,
+        origin,
         num_steps,
         save,
         options,
@@ -99,7 +103,7 @@ pub fn run_sft(
     });
     let mut batches = Batches::new(recipe.seed, &rows, section.batch_tokens, run.step())?;
     while !run.is_finished() {
-        let mut clock = StepClock::default();
+        let mut clock = run.clock();
         let batch = batches.next_batch();
         let learning_rate = learning_rate(&section.optimizer, num_steps).at(run.step());
         let update = Update {
@@ -107,9 +111,11 @@ pub fn run_sft(
             step: run.step() + 1,
             learning_rate,
         };
-        let Some((figures, grad_norm)) =
-            update.run(&model, &mut optimizer, &batch, observer, stop, &mut clock)?
-        else {
+        let num_updates = optimizer.num_updates();
+        let result = update.run(&model, &mut optimizer, &batch, observer, stop, &mut clock);
+        let result =
+            result.map_err(|error| run.fail(error, &model, &optimizer, num_updates, observer))?;
+        let Some((figures, grad_norm)) = result else {
             return run.stop(
                 stop.requested().unwrap_or_default(),
                 &model,
@@ -185,6 +191,7 @@ fn read_rows(recipe: &Recipe, section: &SftSection) -> Result<Rows> {
     if !path.exists() {
         return Err(Error::NoRows { path });
     }
+    check_synth_is_complete(recipe)?;
     let tokenizer = sft_tokenizer(recipe)?;
     let pairs = read_sft_pairs(&path)?;
     let num_train = match section.eval_every_steps {

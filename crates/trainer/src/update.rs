@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ScopedJoinHandle;
+use std::time::Instant;
 
 use asyncthink_data::{TrainingRow, pack};
 use asyncthink_model::Decoder;
@@ -13,6 +14,7 @@ use crate::batch::{MicroBatch, to_host};
 use crate::error::{Error, Result};
 use crate::head::{self, CHUNK_TOKENS, HeadSettings};
 use crate::loss::{Aggregation, Clip, RowCount, is_clipped, k3, policy_loss, sft_loss};
+use crate::mismatch::Mismatch;
 
 /// What is minimised.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,7 +58,7 @@ pub struct BatchFigures {
     pub num_trained: usize,
     /// Mean entropy of the policy, in nats.
     pub entropy: f64,
-    /// Mean k3 estimate of the KL from the sampler's log-probabilities to the policy.
+    /// Mean k3 estimate of the KL from the sampler's distribution, which the tokens come from, to the policy.
     pub kl_sampler: f64,
     /// Mean k3 estimate of the KL to the reference; 0 without one.
     pub kl_reference: f64,
@@ -66,6 +68,25 @@ pub struct BatchFigures {
     pub mismatch_max_nats: f64,
     /// Mean of that difference.
     pub mismatch_mean_nats: f64,
+    /// Tokens that the mismatch is over.
+    pub num_compared: usize,
+    /// Seconds that the first worker spent on the reference model.
+    pub reference_seconds: f64,
+}
+
+impl BatchFigures {
+    /// Counts rows that were scored and not trained on into the mismatch with the sampler.
+    pub(crate) fn include_mismatch(&mut self, skipped: &Mismatch) {
+        let mut all = Mismatch {
+            max_nats: self.mismatch_max_nats,
+            sum_nats: self.mismatch_mean_nats * self.num_trained as f64,
+            num_tokens: self.num_trained,
+        };
+        all.add(skipped);
+        self.mismatch_max_nats = all.max_nats;
+        self.mismatch_mean_nats = all.sum_nats / all.num_tokens.max(1) as f64;
+        self.num_compared = all.num_tokens;
+    }
 }
 
 /// Adds the gradient of the batch's loss to the parameters of `decoder` and reports what it saw.
@@ -135,12 +156,15 @@ pub fn accumulate_gradient(
         let own = worker.run(0, decoder, reference, on_micro_batch);
         let others: Vec<_> = others.into_iter().map(ScopedJoinHandle::join).collect();
         totals.add(&own?);
+        // All workers score at the same time: the first one's seconds stand for all.
+        let reference_seconds = totals.reference_seconds;
         for other in others {
             let (part, replica) =
                 other.map_err(|_| Error::stage("computing a gradient", "a thread panicked"))??;
             totals.add(&part);
             add_gradients(decoder, &replica)?;
         }
+        totals.reference_seconds = reference_seconds;
         Ok(())
     })?;
     Ok((!is_abandoned.into_inner()).then(|| totals.figures(micro_batches.len())))
@@ -216,7 +240,7 @@ fn add_gradients(decoder: &Decoder, replica: &Decoder) -> Result<()> {
     Ok(())
 }
 
-fn has_gradient(row: &TrainingRow, objective: Objective) -> bool {
+pub(crate) fn has_gradient(row: &TrainingRow, objective: Objective) -> bool {
     let is_weighed = match objective {
         Objective::Sft => true,
         Objective::Policy { kl_beta, .. } => kl_beta > 0.0 || row.advantage() != 0.0,
@@ -235,9 +259,15 @@ fn micro_batch_gradient(
         chunk_tokens: CHUNK_TOKENS,
         entropy: settings.objective != Objective::Sft,
     };
+    let started = Instant::now();
     let logp_reference = match reference {
         Some(reference) => Some(score(reference, batch, head_settings)?),
         None => None,
+    };
+    let reference_seconds = if reference.is_some() {
+        started.elapsed().as_secs_f64()
+    } else {
+        0.0
     };
     let hidden = batch.select_trained(&decoder.hidden_packed(&batch.ids, &batch.segment_lens)?)?;
     let lm_head = |hidden: &Tensor| Ok(decoder.lm_head(hidden)?);
@@ -262,6 +292,7 @@ fn micro_batch_gradient(
         num_tokens: batch.num_tokens(),
         num_row_tokens: batch.num_row_tokens(),
         num_trained: batch.num_trained(),
+        reference_seconds,
         ..Totals::default()
     };
     if let Objective::Policy { clip, .. } = settings.objective {
@@ -357,6 +388,7 @@ struct Totals {
     num_clipped: f64,
     mismatch_max: f64,
     mismatch_sum: f64,
+    reference_seconds: f64,
 }
 
 impl Totals {
@@ -379,7 +411,8 @@ impl Totals {
                     .entropy
                     .as_ref()
                     .map_or_else(|| Ok(zero.shallow_clone()), sum)?,
-                sum(&k3(logp, &batch.logp_old)?)?,
+                // Tokens come from the sampler, so its log-probability is the first of the two.
+                sum(&k3(&batch.logp_old, logp)?)?,
                 logp_reference.map_or_else(
                     || Ok(zero.shallow_clone()),
                     |reference| sum(&k3(logp, reference)?),
@@ -426,6 +459,7 @@ impl Totals {
             self.mismatch_max = other.mismatch_max;
         }
         self.mismatch_sum += other.mismatch_sum;
+        self.reference_seconds += other.reference_seconds;
     }
 
     fn figures(&self, num_micro_batches: usize) -> BatchFigures {
@@ -449,6 +483,8 @@ impl Totals {
             clip_share: mean(self.num_clipped),
             mismatch_max_nats: self.mismatch_max,
             mismatch_mean_nats: mean(self.mismatch_sum),
+            num_compared: self.num_trained,
+            reference_seconds: self.reference_seconds,
         }
     }
 }

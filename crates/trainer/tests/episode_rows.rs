@@ -276,6 +276,10 @@ fn one_advantage_covers_all_rows_of_an_episode_and_format_errors_stay_in_their_g
     assert!((figures.valid - 2.0 / 3.0).abs() < 1e-12);
     assert!((figures.all_correct - 1.0 / 3.0).abs() < 1e-12);
     assert!((figures.reward_accuracy - 0.5).abs() < 1e-12);
+    // Of the two valid episodes; the broken one forked twice.
+    assert_eq!(figures.forks_per_query, Some(0.5));
+    assert_eq!(figures.joins_per_query, Some(0.5));
+    assert_eq!(figures.empty_returns_per_query, Some(0.0));
     assert_eq!(figures.format_errors["duplicate_sub_query"], 1);
     assert_eq!(figures.format_errors.values().sum::<usize>(), 1);
 
@@ -287,9 +291,46 @@ fn one_advantage_covers_all_rows_of_an_episode_and_format_errors_stay_in_their_g
             (row.ids(), row.loss_mask())
         );
     }
+    assert_eq!(records[0].worker_end, None);
+    assert_eq!(records[1].worker_end.as_deref(), Some("returned"));
+    assert_eq!(records[4].worker_end.as_deref(), Some("cancelled"));
     assert_eq!(records[4].error.as_deref(), Some("duplicate_sub_query"));
     assert_eq!(
         records[0].text,
         "<FORK1>4*2</FORK1>3<JOIN1>4*2</JOIN1><ANSWER>3+5,4*2</ANSWER>"
     );
+}
+
+#[test]
+fn workers_that_nobody_joins_count_in_the_figures_and_by_option_in_the_reward() {
+    let tokenizer = tokenizer();
+    let scripts = [
+        (
+            "main ask",
+            "<FORK1>4*2</FORK1>3 think think<ANSWER>3+5</ANSWER>",
+        ),
+        ("sub 4*2", "8 8 8 8 8 8 8 8 8 8 8 8 8"),
+    ];
+    let grade = |count_unjoined| {
+        grade_episode(
+            episode(&tokenizer, &scripts),
+            &problem(),
+            &RULE,
+            count_unjoined,
+        )
+    };
+    let (counted, left_out) = (grade(true), grade(false));
+    assert_eq!(counted.concurrency, left_out.concurrency);
+    assert!(counted.reward.total > left_out.reward.total);
+    let figures = EpisodeFigures::of(&[left_out]).unwrap();
+    assert!(figures.eta_ratio > Some(0.5));
+    assert_eq!(figures.eta_ratio_rewarded, Some(0.5));
+    assert_eq!(figures.cancelled_workers_per_query, Some(1.0));
+    let empty = [
+        ("main ask", "<FORK1>4*2</FORK1><JOIN1><ANSWER>3+5</ANSWER>"),
+        ("sub 4*2", "8"),
+    ];
+    let graded = grade_episode(episode(&tokenizer, &empty), &problem(), &RULE, true);
+    let figures = EpisodeFigures::of(&[graded]).unwrap();
+    assert_eq!(figures.empty_returns_per_query, Some(1.0));
 }

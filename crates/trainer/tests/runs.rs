@@ -8,9 +8,9 @@ use asyncthink_recipe::{Recipe, Stage};
 use asyncthink_torch::{Parallelism, set_num_threads, set_parallelism};
 use asyncthink_trainer::{
     Advantage, Aggregation, BatchSettings, Clip, EpisodeSampler, Error, ModelCard, ModelFiles,
-    Objective, Observer, Phase, Resume, RewardRule, RunLayout, RunOptions, RunOutcome, StepReport,
-    StopFlag, accumulate_gradient, assign_advantages, grade_episode, run_grpo, run_sft, score_rows,
-    train_problems, training_rows,
+    Objective, Observer, Phase, Resume, RewardRule, RunLayout, RunOptions, RunOutcome, StageLock,
+    StepReport, StopFlag, accumulate_gradient, assign_advantages, grade_episode, run_grpo, run_sft,
+    score_rows, train_problems, training_rows,
 };
 use fs_err as fs;
 use serde_json::Value;
@@ -416,6 +416,164 @@ fn grpo_without_sft_and_training_without_data_say_what_is_missing() {
     let error = run(&recipe, Stage::Grpo, Resume::Auto, &mut Watcher::default()).unwrap_err();
     assert!(matches!(error, Error::NoInitialModel { .. }), "{error}");
     fs::remove_dir_all(recipe.run_dir.join("synth")).unwrap();
+    let error = run(&recipe, Stage::Sft, Resume::Auto, &mut Watcher::default()).unwrap_err();
+    assert!(matches!(error, Error::NoRows { .. }), "{error}");
+}
+
+#[test]
+fn a_checkpoint_from_elsewhere_is_copied_before_anything_else() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = recipe(dir.path(), &["sft.num_steps=4", "sft.save_every_steps=2"]);
+    let model = finish(&recipe, Stage::Sft);
+    let expected = weights(&model);
+    let checkpoints = RunLayout::new(&recipe.run_dir).checkpoints(Stage::Sft);
+    // Inside the stage's folder, which is about to move, and outside of it.
+    let backup = recipe.run_dir.join("sft/backup/step_2");
+    let last = dir.path().join("elsewhere");
+    copy_folder(&checkpoints.join("step_2"), &backup);
+    copy_folder(&model, &last);
+
+    // Stopped before a step is done, the run knows where it began.
+    let mut watcher = Watcher {
+        stop_in_phase: Some((Phase::Train, 1)),
+        ..Watcher::default()
+    };
+    run(&recipe, Stage::Sft, Resume::From(backup), &mut watcher).unwrap();
+    assert!(watcher.warnings[0].contains("sft.old-1"));
+    assert!(recipe.run_dir.join("sft.old-1/checkpoints/step_4").is_dir());
+    let mut watcher = Watcher::default();
+    run(&recipe, Stage::Sft, Resume::Auto, &mut watcher).unwrap();
+    assert_eq!(watcher.steps, [3, 4]);
+    assert_eq!(metrics(&recipe, Stage::Sft).len(), 2);
+    assert_eq!(weights(&model), expected);
+
+    // The last step of a run from elsewhere is a finished run with a model.
+    let outcome = run(
+        &recipe,
+        Stage::Sft,
+        Resume::From(last),
+        &mut Watcher::default(),
+    )
+    .unwrap();
+    let RunOutcome::Finished { model, .. } = outcome else {
+        panic!("nobody asked to stop")
+    };
+    assert_eq!(weights(&model), expected);
+    assert_eq!(finish(&recipe, Stage::Sft), model);
+
+    // Killed between moving the old run aside and putting the copy in its place.
+    let stage = recipe.run_dir.join("sft");
+    fs::rename(&stage, recipe.run_dir.join(".sft.next")).unwrap();
+    assert_eq!(weights(&finish(&recipe, Stage::Sft)), expected);
+}
+
+#[test]
+fn grpo_knows_the_model_that_it_began_with() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let grpo = [
+        "sft.num_steps=4",
+        "grpo.num_steps=2",
+        "grpo.dump_episodes_every_steps=1",
+    ];
+    let first = recipe(dir.path(), &grpo);
+    finish(&first, Stage::Sft);
+    let model = finish(&first, Stage::Grpo);
+    // A model that has learnt nothing breaks every episode: no row has a gradient, and all of them are compared.
+    for line in metrics(&first, Stage::Grpo) {
+        assert!(line["logprob_mismatch_max_nats"].is_number(), "{line}");
+    }
+
+    // Without the earlier stage on the disk, what is finished is finished.
+    let (stage, aside) = (first.run_dir.join("sft"), first.run_dir.join("aside"));
+    fs::rename(&stage, &aside).unwrap();
+    assert_eq!(finish(&first, Stage::Grpo), model);
+    fs::rename(&aside, &stage).unwrap();
+
+    // Episodes beyond the step that a run goes back to are of another history.
+    let layout = RunLayout::new(&first.run_dir);
+    fs::write(layout.episodes(Stage::Grpo, 7), b"x").unwrap();
+    finish(&first, Stage::Grpo);
+    assert!(!layout.episodes(Stage::Grpo, 7).exists());
+    assert!(layout.episodes(Stage::Grpo, 2).exists());
+
+    // What the metrics file has lost is said.
+    fs::write(layout.metrics(Stage::Grpo), b"").unwrap();
+    let mut watcher = Watcher::default();
+    run(&first, Stage::Grpo, Resume::Auto, &mut watcher).unwrap();
+    assert!(watcher.warnings[0].contains("metrics.jsonl"));
+
+    let sets = [&grpo[..], &["sft.optimizer.learning_rate=1e-4"]].concat();
+    let second = recipe(dir.path(), &sets);
+    run(&second, Stage::Sft, Resume::Never, &mut Watcher::default()).unwrap();
+    let error = run(&second, Stage::Grpo, Resume::Auto, &mut Watcher::default()).unwrap_err();
+    assert!(
+        matches!(error, Error::InitialModelChanged { .. }),
+        "{error}"
+    );
+    assert!(error.is_input() && error.hint().is_some());
+    run(&second, Stage::Grpo, Resume::Never, &mut Watcher::default()).unwrap();
+}
+
+#[test]
+fn a_run_that_fails_keeps_its_last_finished_step() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let sets = ["sft.num_steps=4", "grpo.save_every_steps=6"];
+    let good = recipe(dir.path(), &sets);
+    finish(&good, Stage::Sft);
+    let model = finish(&good, Stage::Grpo);
+    let (expected, expected_weights) = (metrics(&good, Stage::Grpo), weights(&model));
+    let mismatch: Vec<f64> = expected
+        .iter()
+        .map(|line| line["logprob_mismatch_max_nats"].as_f64().unwrap())
+        .collect();
+    // A bound that the first steps keep and a later one breaks; rounding errors that only shrink give none.
+    let Some(failing) = (1..6).find(|&step| mismatch[step] > mismatch[0]) else {
+        return;
+    };
+    let bound = mismatch[..failing].iter().copied().fold(0.0, f64::max);
+    let bound = format!("grpo.max_logprob_mismatch={bound}");
+    let strict = recipe(dir.path(), &[&sets[..], &[bound.as_str()]].concat());
+    let error = run(&strict, Stage::Grpo, Resume::Never, &mut Watcher::default()).unwrap_err();
+    let Error::LogprobMismatch { step, .. } = error else {
+        panic!("{error}")
+    };
+    assert_eq!(step, failing as u64 + 1);
+    let checkpoint = RunLayout::new(&good.run_dir)
+        .checkpoints(Stage::Grpo)
+        .join(format!("step_{failing}"));
+    assert!(checkpoint.is_dir());
+    assert_eq!(weights(&finish(&good, Stage::Grpo)), expected_weights);
+    assert_eq!(metrics(&good, Stage::Grpo), expected);
+}
+
+#[test]
+fn a_stage_in_use_and_files_of_two_models_are_refused() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = recipe(dir.path(), &["sft.num_steps=2"]);
+    let layout = RunLayout::new(&recipe.run_dir);
+    let lock = StageLock::acquire(&layout, Stage::Sft).unwrap();
+    let error = run(&recipe, Stage::Sft, Resume::Never, &mut Watcher::default()).unwrap_err();
+    assert!(matches!(error, Error::RunInUse { .. }), "{error}");
+    drop(lock);
+    let model = finish(&recipe, Stage::Sft);
+
+    let path = model.join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    tokenizer["model"]["vocab"]["surplus"] = Value::from(9999);
+    fs::write(&path, tokenizer.to_string()).unwrap();
+    let error = ModelFiles::load(&model, Device::Cpu).unwrap_err();
+    assert!(
+        matches!(error, Error::VocabularyTooLarge { num_ids: 10000, .. }),
+        "{error}"
+    );
+
+    // Without its manifest, what `synth` wrote may be of two runs.
+    fs::remove_file(layout.synth().manifest()).unwrap();
+    assert!(matches!(train_problems(&recipe), Err(Error::NoRows { .. })));
     let error = run(&recipe, Stage::Sft, Resume::Auto, &mut Watcher::default()).unwrap_err();
     assert!(matches!(error, Error::NoRows { .. }), "{error}");
 }

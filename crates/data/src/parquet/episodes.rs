@@ -21,6 +21,8 @@ pub struct EpisodeRecord {
     pub worker_index: Option<u32>,
     /// The id in the worker's Fork tag; `None` for the organizer.
     pub sub_query_id: Option<u32>,
+    /// How the worker ended: `returned`, `empty` (no complete RETURN) or `cancelled`; `None` for the organizer.
+    pub worker_end: Option<String>,
     /// The organizer's query, or the worker's sub-query.
     pub query: String,
     /// The whole context, prompt first.
@@ -73,6 +75,10 @@ pub fn write_episodes(path: &Path, rows: &[EpisodeRecord]) -> Result<()> {
         .strings("role", rows.iter().map(|row| row.role.name()))
         .optional_u32s("worker_index", rows.iter().map(|row| row.worker_index))
         .optional_u32s("sub_query_id", rows.iter().map(|row| row.sub_query_id))
+        .optional_strings(
+            "worker_end",
+            rows.iter().map(|row| row.worker_end.as_deref()),
+        )
         .strings("query", rows.iter().map(|row| row.query.as_str()))
         .u32_lists(
             "ids",
@@ -117,6 +123,7 @@ pub fn read_episodes(path: &Path) -> Result<Vec<EpisodeRecord>> {
         let sample_index = batch.u32s("sample_index")?;
         let worker_index = batch.optional_u32s("worker_index")?;
         let sub_query_id = batch.optional_u32s("sub_query_id")?;
+        let mut worker_end = batch.optional_strings("worker_end")?;
         let mut query = batch.strings("query")?;
         let ids = batch.u32_lists("ids")?;
         let prompt_len = batch.u32s("prompt_len")?;
@@ -157,6 +164,7 @@ pub fn read_episodes(path: &Path) -> Result<Vec<EpisodeRecord>> {
                         .ok_or_else(|| batch.row_error(row, format!("unknown role `{name}`")))?,
                     worker_index: worker_index[row],
                     sub_query_id: sub_query_id[row],
+                    worker_end: std::mem::take(&mut worker_end[row]),
                     query: std::mem::take(&mut query[row]),
                     ids: ids[row].iter().copied().map(TokenId).collect(),
                     prompt_len: prompt_len[row],

@@ -77,8 +77,9 @@ impl SftPair {
     pub fn tokenize(&self, tokenizer: &Tokenizer) -> Result<TrainingRow> {
         let mut ids = tokenizer.encode(&self.prompt)?;
         let mut mask = vec![false; ids.len()];
+        // What agents write brings no special tokens, at run time or here.
         let mut push = |text: &str, decoded: bool| -> Result<()> {
-            ids.extend(tokenizer.encode(text)?);
+            ids.extend(tokenizer.encode_plain(text)?);
             mask.resize(ids.len(), decoded);
             Ok(())
         };
@@ -90,7 +91,7 @@ impl SftPair {
             from = end;
         }
         push(self.text(from, self.response.len())?, true)?;
-        ids.extend(tokenizer.eos_ids().first());
+        ids.extend(tokenizer.eos_id());
         mask.resize(ids.len(), true);
         TrainingRow::sft_masked(ids, mask)
     }

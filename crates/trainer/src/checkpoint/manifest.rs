@@ -86,6 +86,40 @@ impl Manifest {
     }
 }
 
+/// Identifies the model in a folder by the checksums of its configuration, weights and tokenizer.
+///
+/// What a checkpoint's manifest says is believed where the sizes are right, so that large weights are not read for it.
+///
+/// # Errors
+/// When a file cannot be read.
+pub(crate) fn model_identity(dir: &Path) -> Result<String> {
+    let known: BTreeMap<String, FileSummary> = fs::read(dir.join(MANIFEST_FILE))
+        .ok()
+        .and_then(|bytes| serde_json::from_slice::<Manifest>(&bytes).ok())
+        .map(|manifest| manifest.files)
+        .unwrap_or_default();
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let is_weights = name.ends_with(".safetensors");
+        if is_weights || name == "config.json" || name == "tokenizer.json" {
+            names.push(name);
+        }
+    }
+    names.sort();
+    let mut hasher = crc32fast::Hasher::new();
+    for name in names {
+        let path = dir.join(&name);
+        let size_bytes = fs::metadata(&path)?.len();
+        let crc32 = match known.get(&name) {
+            Some(summary) if summary.size_bytes == size_bytes => summary.crc32.clone(),
+            _ => summarise(&path)?.crc32,
+        };
+        hasher.update(format!("{name} {size_bytes} {crc32}\n").as_bytes());
+    }
+    Ok(format!("{:08x}", hasher.finalize()))
+}
+
 /// Files below `dir`, relative to it, with `/`, sorted.
 pub(super) fn file_names(dir: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
@@ -122,4 +156,28 @@ fn summarise(path: &Path) -> Result<FileSummary> {
         size_bytes,
         crc32: format!("{:08x}", hasher.finalize()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_known_by_its_weights_and_not_by_its_place_or_its_history() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, second) = (dir.path().join("a"), dir.path().join("b"));
+        for folder in [&first, &second] {
+            fs::create_dir_all(folder.join("trainer")).unwrap();
+            fs::write(folder.join("config.json"), "{}").unwrap();
+            fs::write(folder.join("model-00001-of-00002.safetensors"), "one").unwrap();
+            fs::write(folder.join("model-00002-of-00002.safetensors"), "two").unwrap();
+        }
+        fs::write(second.join("trainer/state.json"), "another history").unwrap();
+        let identity = model_identity(&first).unwrap();
+        assert_eq!(model_identity(&second).unwrap(), identity);
+        Manifest::of(&second).unwrap().write(&second).unwrap();
+        assert_eq!(model_identity(&second).unwrap(), identity);
+        fs::write(first.join("model-00002-of-00002.safetensors"), "owt").unwrap();
+        assert_ne!(model_identity(&first).unwrap(), identity);
+    }
 }

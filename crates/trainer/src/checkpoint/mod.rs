@@ -10,5 +10,7 @@ mod manifest;
 mod state;
 mod store;
 
+pub(crate) use manifest::model_identity;
 pub use state::TrainerState;
+pub(crate) use store::{remove, sync};
 pub use store::{Checkpoint, CheckpointStore, Found};

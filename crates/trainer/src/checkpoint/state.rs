@@ -22,12 +22,17 @@ pub struct TrainerState {
     pub seed: u64,
     /// Fingerprint of the training data.
     pub dataset: String,
+    /// Identity of the model that the stage began with, where another stage or the user may change it meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initial_model: Option<String>,
     /// The recipe's keys that shape the numbers of the run, as JSON values.
     pub recipe: BTreeMap<String, String>,
 }
 
 impl TrainerState {
-    /// Refuses to go on with another recipe or other data than the checkpoint in `dir` was made with.
+    /// Refuses to go on with another recipe, other data or another initial model than the checkpoint in `dir` was made with.
+    ///
+    /// An initial model that is not at hand any more is no difference: the run does not need it to go on.
     ///
     /// # Errors
     /// Names what differs.
@@ -63,6 +68,13 @@ impl TrainerState {
                 now: now.dataset.clone(),
             });
         }
-        Ok(())
+        match (&self.initial_model, &now.initial_model) {
+            (Some(before), Some(now)) if before != now => Err(Error::InitialModelChanged {
+                dir: dir.to_owned(),
+                before: before.clone(),
+                now: now.clone(),
+            }),
+            _ => Ok(()),
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 
-use super::manifest::{Manifest, file_names};
+use super::manifest::{MANIFEST_FILE, Manifest, file_names};
 use super::state::TrainerState;
 use crate::error::{Error, Result};
 
@@ -158,6 +158,31 @@ impl CheckpointStore {
         Ok(final_dir)
     }
 
+    /// Copies a checkpoint of another folder into this one and makes it the newest. What its metrics file held stays
+    /// behind: the copy's begins anew.
+    ///
+    /// # Errors
+    /// When a file cannot be read or written.
+    pub fn adopt(&self, given: &Checkpoint) -> Result<Checkpoint> {
+        let state = TrainerState {
+            metrics_bytes: 0,
+            ..given.state.clone()
+        };
+        let dir = self.save(&state, &mut |partial| {
+            for name in file_names(&given.dir)? {
+                if name != STATE_FILE && name != MANIFEST_FILE {
+                    let target = partial.join(&name);
+                    if let Some(folder) = target.parent() {
+                        fs::create_dir_all(folder)?;
+                    }
+                    fs::copy(given.dir.join(&name), target)?;
+                }
+            }
+            Ok(())
+        })?;
+        Ok(Checkpoint { dir, state })
+    }
+
     fn prune(&self, newest: u64) -> Result<()> {
         let older: Vec<u64> = self
             .steps()?
@@ -221,7 +246,7 @@ impl CheckpointStore {
     }
 }
 
-fn remove(path: &Path) -> Result<()> {
+pub(crate) fn remove(path: &Path) -> Result<()> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path)?,
         Ok(_) => fs::remove_file(path)?,
@@ -231,7 +256,7 @@ fn remove(path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn sync(path: &Path) -> Result<()> {
+pub(crate) fn sync(path: &Path) -> Result<()> {
     fs::File::open(path)?.sync_all()?;
     Ok(())
 }
@@ -257,7 +282,6 @@ fn sync_tree(dir: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::manifest::MANIFEST_FILE;
     use super::*;
 
     fn state(step: u64) -> TrainerState {
@@ -268,6 +292,7 @@ mod tests {
             metrics_bytes: 0,
             seed: 1,
             dataset: "d".into(),
+            initial_model: None,
             recipe: std::collections::BTreeMap::new(),
         }
     }
@@ -372,6 +397,24 @@ mod tests {
     }
 
     #[test]
+    fn an_adopted_checkpoint_is_whole_and_starts_its_own_metrics() {
+        let dir = tempfile::tempdir().unwrap();
+        let there = store_with(&dir.path().join("there"), 2, &[]);
+        let far = TrainerState {
+            metrics_bytes: 77,
+            ..state(5)
+        };
+        there.save(&far, &mut write).unwrap();
+        let given = there.newest().unwrap().checkpoint.unwrap();
+        let here = CheckpointStore::open(&dir.path().join("here"), 2).unwrap();
+        let adopted = here.adopt(&given).unwrap();
+        assert_eq!(adopted.dir, here.dir_of(5));
+        let found = here.newest().unwrap().checkpoint.unwrap();
+        assert_eq!((found.state.step, found.state.metrics_bytes), (5, 0));
+        assert!(found.dir.join("trainer/optimizer.safetensors").is_file());
+    }
+
+    #[test]
     fn changed_recipe_and_data_are_refused_by_name() {
         let before = TrainerState {
             recipe: [("sft.num_steps".to_owned(), "5".to_owned())].into(),
@@ -384,6 +427,19 @@ mod tests {
             before.check_same_run(&now, Path::new("c")),
             Err(Error::DatasetChanged { .. })
         ));
+        now.dataset = before.dataset.clone();
+        now.initial_model = Some("b".into());
+        assert!(before.check_same_run(&now, Path::new("c")).is_ok());
+        let known = TrainerState {
+            initial_model: Some("a".into()),
+            ..before.clone()
+        };
+        assert!(matches!(
+            known.check_same_run(&now, Path::new("c")),
+            Err(Error::InitialModelChanged { .. })
+        ));
+        now.initial_model = None;
+        assert!(known.check_same_run(&now, Path::new("c")).is_ok());
         now.recipe.insert("sft.num_steps".into(), "6".into());
         let error = before.check_same_run(&now, Path::new("c")).unwrap_err();
         assert!(error.to_string().contains("`sft.num_steps` is 6, was 5"));

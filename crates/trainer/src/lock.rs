@@ -1,0 +1,69 @@
+//! One process per stage of a run.
+
+use std::fs::TryLockError;
+
+use asyncthink_data::remove_stale_temporaries;
+use asyncthink_recipe::Stage;
+use fs_err as fs;
+
+use crate::error::{Error, Result};
+use crate::layout::RunLayout;
+
+/// Keeps other processes out of a stage's folder; the system lets go of it when the process ends, however it ends.
+#[derive(Debug)]
+pub struct StageLock {
+    _file: fs::File,
+}
+
+impl StageLock {
+    /// Locks a stage, and removes the temporary files that killed processes left in its folder.
+    ///
+    /// The file lies beside the stage's folder, which may be moved aside while it is locked. A file system that knows no
+    /// locks protects nobody and stops nobody.
+    ///
+    /// # Errors
+    /// [`Error::RunInUse`] when another process holds it, or when the file cannot be made.
+    pub fn acquire(layout: &RunLayout, stage: Stage) -> Result<Self> {
+        fs::create_dir_all(layout.root())?;
+        let path = layout.root().join(format!(".{}.lock", stage.name()));
+        let file = fs::OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(false)
+            .open(&path)?;
+        match file.file().try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::RunInUse {
+                    stage: stage.name().to_owned(),
+                    run_dir: layout.root().to_owned(),
+                });
+            }
+            Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {}
+            Err(TryLockError::Error(error)) => return Err(error.into()),
+        }
+        let folder = layout.stage(stage);
+        for folder in [layout.root(), &folder, &folder.join("episodes")] {
+            remove_stale_temporaries(folder)?;
+        }
+        Ok(Self { _file: file })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_has_one_owner_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = RunLayout::new(dir.path());
+        let lock = StageLock::acquire(&layout, Stage::Sft).unwrap();
+        let error = StageLock::acquire(&layout, Stage::Sft).unwrap_err();
+        assert!(matches!(error, Error::RunInUse { .. }), "{error}");
+        assert!(error.is_input() && error.hint().is_some());
+        StageLock::acquire(&layout, Stage::Grpo).unwrap();
+        drop(lock);
+        StageLock::acquire(&layout, Stage::Sft).unwrap();
+    }
+}

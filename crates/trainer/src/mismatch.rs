@@ -1,0 +1,94 @@
+//! Trainer against sampler on the rows that no gradient is computed for.
+
+use asyncthink_data::{TrainingRow, pack};
+use asyncthink_model::Decoder;
+use asyncthink_torch::num_workers;
+
+use crate::batch::{MicroBatch, to_host};
+use crate::error::{Error, Result};
+use crate::head::{CHUNK_TOKENS, HeadSettings};
+use crate::update::{BatchSettings, has_gradient, score};
+
+/// Differences between trainer's and sampler's log-probabilities, in nats.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Mismatch {
+    pub(crate) max_nats: f64,
+    pub(crate) sum_nats: f64,
+    pub(crate) num_tokens: usize,
+}
+
+impl Mismatch {
+    pub(crate) fn add(&mut self, other: &Self) {
+        // `f64::max` would drop a NaN.
+        if other.max_nats > self.max_nats || other.max_nats.is_nan() {
+            self.max_nats = other.max_nats;
+        }
+        self.sum_nats += other.sum_nats;
+        self.num_tokens += other.num_tokens;
+    }
+}
+
+/// Scores the rows of a batch that [`accumulate_gradient`](crate::accumulate_gradient) leaves out, so that a bound on the
+/// mismatch covers every decoded token.
+pub(crate) fn mismatch_of_skipped_rows(
+    decoder: &Decoder,
+    rows: &[TrainingRow],
+    settings: &BatchSettings,
+) -> Result<Mismatch> {
+    let skipped: Vec<&TrainingRow> = rows
+        .iter()
+        .filter(|row| row.num_trained() > 0 && !has_gradient(row, settings.objective))
+        .collect();
+    let lengths: Vec<usize> = skipped.iter().map(|row| row.len()).collect();
+    let micro_batches = pack(&lengths, settings.micro_batch_tokens);
+    let num_workers = num_workers().min(micro_batches.len()).max(1);
+    let run = |share: usize, decoder: &Decoder| -> Result<Mismatch> {
+        let mut total = Mismatch::default();
+        for members in micro_batches.iter().skip(share).step_by(num_workers) {
+            let members: Vec<_> = members.iter().map(|&row| (skipped[row], 1.0)).collect();
+            total.add(&mismatch_of(decoder, &members, settings.temperature)?);
+        }
+        Ok(total)
+    };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..num_workers)
+            .map(|share| {
+                let replica = decoder.replica();
+                let run = &run;
+                scope.spawn(move || run(share, &replica))
+            })
+            .collect();
+        let mut total = run(0, decoder)?;
+        for other in others {
+            let part = other
+                .join()
+                .map_err(|_| Error::stage("comparing log-probabilities", "a thread panicked"))?;
+            total.add(&part?);
+        }
+        Ok(total)
+    })
+}
+
+fn mismatch_of(
+    decoder: &Decoder,
+    rows: &[(&TrainingRow, f64)],
+    temperature: f64,
+) -> Result<Mismatch> {
+    let settings = HeadSettings {
+        temperature,
+        chunk_tokens: CHUNK_TOKENS,
+        entropy: false,
+    };
+    let batch = MicroBatch::assemble(rows, decoder.device())?;
+    let scores = to_host(&score(decoder, &batch, settings)?)?;
+    let mut total = Mismatch::default();
+    for (score, sampled) in scores.iter().zip(to_host(&batch.logp_old)?) {
+        let difference = (score - sampled).abs();
+        total.add(&Mismatch {
+            max_nats: difference,
+            sum_nats: difference,
+            num_tokens: 1,
+        });
+    }
+    Ok(total)
+}
