@@ -157,6 +157,30 @@ fn bad_resume() {
 }
 
 #[test]
+fn a_refused_or_tried_recipe_is_not_the_run_s() {
+    let workspace = Workspace::new();
+    workspace.done(&["synth", "tiny.toml"]);
+    workspace.done(&["sft", "tiny.toml"]);
+    let resolved = workspace.path().join("run/recipe.toml");
+    let before = std::fs::read_to_string(&resolved).expect("the run's recipe");
+    let set = "sft.optimizer.learning_rate=0.5";
+    refused(&workspace, &["sft", "tiny.toml", "--set", set]);
+    workspace.done(&["sft", "tiny.toml", "--set", set, "--dry-run"]);
+    let after = std::fs::read_to_string(&resolved).expect("the run's recipe");
+    assert_eq!(after, before);
+}
+
+#[test]
+fn run_in_use() {
+    let workspace = Workspace::new();
+    workspace.done(&["synth", "tiny.toml"]);
+    let path = workspace.path().join("run/.sft.lock");
+    let file = std::fs::File::create(path).expect("a file");
+    file.lock().expect("a lock");
+    insta::assert_snapshot!("run_in_use", refused(&workspace, &["sft", "tiny.toml"]));
+}
+
+#[test]
 fn corrupt_parquet() {
     let workspace = Workspace::new();
     workspace.done(&["synth", "tiny.toml"]);
