@@ -46,23 +46,26 @@ pub(crate) fn answer_lines<T: Serialize>(
     let mut reader = open(file)?;
     let mut num_unreadable = 0;
     loop {
-        let batch = read_batch(reader.as_mut(), MAX_LINE_BYTES).map_err(|error| unreadable_file(file, &error))?;
+        let batch = read_batch(reader.as_mut(), MAX_LINE_BYTES)
+            .map_err(|error| unreadable_file(file, &error))?;
         if batch.is_empty() {
             break;
         }
         let answers: Vec<_> = batch
             .par_iter()
-            .map(|line| match line.as_deref().map_err(too_long).and_then(&answer) {
-                Ok(answer) => (to_line(&answer), false),
-                Err(Unreadable { id, message }) => {
-                    let line = UnreadableLine {
-                        id: &id,
-                        error: "unreadable",
-                        message: &message,
-                    };
-                    (to_line(&line), true)
-                }
-            })
+            .map(
+                |line| match line.as_deref().map_err(too_long).and_then(&answer) {
+                    Ok(answer) => (to_line(&answer), false),
+                    Err(Unreadable { id, message }) => {
+                        let line = UnreadableLine {
+                            id: &id,
+                            error: "unreadable",
+                            message: &message,
+                        };
+                        (to_line(&line), true)
+                    }
+                },
+            )
             .collect();
         for (line, is_unreadable) in answers {
             num_unreadable += u64::from(is_unreadable);

@@ -118,6 +118,24 @@ fn an_evaluation_repeats_itself_and_its_parts_add_up() {
         evaluate(&model, &recipe, &mut |_| false),
         Err(Error::Stopped)
     ));
+
+    let with = |sets: &[&str]| {
+        let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
+        Recipe::parse(&text, Path::new("tiny.toml"), &sets).unwrap()
+    };
+    // One episode at a time: the same episodes.
+    assert_eq!(
+        evaluate(&model, &with(&["engine.max_agents=2"]), &mut |_| true).unwrap(),
+        evaluation
+    );
+    let more = with(&["task.mcd.num_test_problems=9", "eval.num_problems=9"]);
+    assert!(matches!(
+        evaluate(&model, &more, &mut |_| true),
+        Err(Error::TooFewProblems {
+            wanted: 9,
+            found: 4
+        })
+    ));
 }
 
 /// Threads are counted once per process, before anything starts rayon's own.

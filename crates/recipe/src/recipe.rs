@@ -15,8 +15,8 @@ use crate::error::{ErrorKind, RecipeError, RecipeErrors};
 use crate::rules;
 use crate::schema::schema_value;
 use crate::sections::{
-    EngineSection, McdGenerate, McdSection, McdSource, McdTable, ModelSection, ModelTable, PromptsSection,
-    ProtocolSection, TaskSection, TaskTable,
+    EngineSection, McdGenerate, McdSection, McdSource, McdTable, ModelSection, ModelTable,
+    PromptsSection, ProtocolSection, TaskSection, TaskTable,
 };
 use crate::stages::{EvalSection, GrpoSection, SftSection, SynthSection};
 

@@ -178,18 +178,48 @@ fn tau_has_no_say_where_nothing_is_paid() {
 fn sizes_that_no_machine_holds_are_refused() {
     let huge = [
         ("grpo.group_size=1000000000000000000", "grpo.group_size"),
-        ("grpo.prompts_per_step=9223372036854775807", "grpo.prompts_per_step"),
-        ("grpo.micro_batch_tokens=4611686018427387904", "grpo.micro_batch_tokens"),
-        ("sft.optimizer.warmup_steps=4611686018427387904", "sft.optimizer.warmup_steps"),
-        ("eval.bootstrap_samples=1000000000", "eval.bootstrap_samples"),
-        ("eval.samples_per_problem=1000000000", "eval.samples_per_problem"),
+        (
+            "grpo.prompts_per_step=9223372036854775807",
+            "grpo.prompts_per_step",
+        ),
+        (
+            "grpo.micro_batch_tokens=4611686018427387904",
+            "grpo.micro_batch_tokens",
+        ),
+        (
+            "sft.optimizer.warmup_steps=4611686018427387904",
+            "sft.optimizer.warmup_steps",
+        ),
+        (
+            "eval.bootstrap_samples=1000000000",
+            "eval.bootstrap_samples",
+        ),
+        (
+            "eval.samples_per_problem=1000000000",
+            "eval.samples_per_problem",
+        ),
         ("synth.num_traces=1000000000000", "synth.num_traces"),
-        ("model.init.hidden_size=4611686018427387904", "model.init.hidden_size"),
-        ("protocol.worker_max_tokens=4294967296", "protocol.worker_max_tokens"),
+        (
+            "model.init.hidden_size=4611686018427387904",
+            "model.init.hidden_size",
+        ),
+        (
+            "protocol.worker_max_tokens=4294967296",
+            "protocol.worker_max_tokens",
+        ),
         ("engine.max_agents=1000000000", "engine.max_agents"),
-        ("task.mcd.number_range=[0, 9223372036854775807]", "task.mcd.number_range[1]"),
-        ("task.mcd.number_range=[-9223372036854775807, 12]", "task.mcd.number_range[0]"),
-        ("task.mcd.numbers_per_solution=[2, 9999]", "task.mcd.numbers_per_solution[1]"),
+        (
+            "task.mcd.number_range=[0, 9223372036854775807]",
+            "task.mcd.number_range[1]",
+        ),
+        (
+            "task.mcd.number_range=[-9223372036854775807, 12]",
+            "task.mcd.number_range[0]",
+        ),
+        (
+            "task.mcd.numbers_per_solution=[2, 9999]",
+            "task.mcd.numbers_per_solution[1]",
+        ),
     ];
     for (set, key) in huge {
         let errors = refused(GOOD, &[set]);

@@ -29,7 +29,9 @@ pub enum Error {
         path: PathBuf,
     },
     /// A file holds fewer problems than a stage uses.
-    #[error("`{key}` is {wanted}, and `{path}` holds {found} problems; lower it, or leave it out where it may be absent")]
+    #[error(
+        "`{key}` is {wanted}, and `{path}` holds {found} problems; lower it, or leave it out where it may be absent"
+    )]
     TooFewProblems {
         /// The recipe's key.
         key: &'static str,

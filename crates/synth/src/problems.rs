@@ -59,12 +59,22 @@ pub fn problem_set(recipe: &Recipe) -> Result<ProblemSet> {
             let per_step = recipe.grpo.as_ref().map(|grpo| grpo.prompts_per_step);
             let measured = recipe.eval.as_ref().and_then(|eval| eval.num_problems);
             for (key, wanted, found, path) in [
-                ("grpo.prompts_per_step", per_step, set.train.len(), train_file),
+                (
+                    "grpo.prompts_per_step",
+                    per_step,
+                    set.train.len(),
+                    train_file,
+                ),
                 ("eval.num_problems", measured, set.test.len(), test_file),
             ] {
                 if let Some(wanted) = wanted.filter(|&wanted| wanted > found) {
                     let path = path.clone();
-                    return Err(Error::TooFewProblems { key, wanted, found, path });
+                    return Err(Error::TooFewProblems {
+                        key,
+                        wanted,
+                        found,
+                        path,
+                    });
                 }
             }
             Ok(set)
@@ -77,7 +87,9 @@ impl ProblemSet {
     pub fn num_seen_targets(&self) -> usize {
         let targets = |problems| as_mcds(problems).map(|problem| problem.target);
         let seen: BTreeSet<i64> = targets(&self.train).collect();
-        targets(&self.test).filter(|target| seen.contains(target)).count()
+        targets(&self.test)
+            .filter(|target| seen.contains(target))
+            .count()
     }
 }
 

@@ -221,7 +221,10 @@ fn given_problems_and_a_given_tokenizer_are_used() {
     }
     let recipe = parse(&["eval.num_problems=1"]);
     let report = run_quietly(&recipe, &other);
-    assert_eq!((report.num_train_problems, report.num_test_problems), (1, 1));
+    assert_eq!(
+        (report.num_train_problems, report.num_test_problems),
+        (1, 1)
+    );
     assert_eq!(report.num_seen_targets, 1, "both files are the same one");
     let folder = SynthFolder::new(&other);
     for name in ["tokenizer.json", "tokenizer_config.json"] {

@@ -502,13 +502,32 @@ mod tests {
         let places = [(2, 4), (0, 5), (2, 3), (1, 30), (2, 5)];
         let step = Step::random(4, 2, 16, 64, &places);
         let whole = step.copy().portable().unwrap();
-        let sizes = Sizes { batch: 5, heads: 4, kv_heads: 2, head_dim: 16 };
+        let sizes = Sizes {
+            batch: 5,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 16,
+        };
         let caches = (&step.k_cache, &step.v_cache);
-        write(&step.k_new, &step.v_new, caches, &step.slots, &step.positions).unwrap();
+        write(
+            &step.k_new,
+            &step.v_new,
+            caches,
+            &step.slots,
+            &step.positions,
+        )
+        .unwrap();
         let row = 31 * 2 * 16;
         for max_elements in [0, 2 * row, 3 * row + 1, 5 * row] {
-            let chunked =
-                read(&sizes, &step.q, caches, &step.slots, &step.positions, max_elements).unwrap();
+            let chunked = read(
+                &sizes,
+                &step.q,
+                caches,
+                &step.slots,
+                &step.positions,
+                max_elements,
+            )
+            .unwrap();
             assert_eq!(chunked.size(), whole.size());
             let difference = max_difference(&chunked, &whole);
             assert!(difference < 1e-6, "{max_elements}: {difference}");
