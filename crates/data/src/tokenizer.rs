@@ -125,14 +125,14 @@ impl Tokenizer {
         let mut plain = inner.clone();
         plain.set_encode_special_tokens(true);
         Ok(Self {
-            plain,
-            eos_id,
-            special_ids,
             inner,
+            plain,
             json,
             companions,
             token_bytes,
             eos_ids,
+            eos_id,
+            special_ids,
             pad_id,
         })
     }

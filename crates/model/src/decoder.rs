@@ -152,6 +152,7 @@ impl Decoder {
 
     /// A decoder over the same weights with gradients of its own, for another thread: what one updates in place, the
     /// other sees.
+    #[must_use]
     pub fn replica(&self) -> Self {
         let parameters = self
             .parameters

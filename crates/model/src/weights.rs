@@ -54,14 +54,16 @@ pub(crate) fn load(
     Err(Error::Tensors { path: dir.to_owned(), reason: problems.join(", ") + &suffix })
 }
 
+/// `model.safetensors.index.json`: which file holds which tensor.
+#[derive(serde::Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
 fn shard_names(dir: &Path) -> Result<Vec<String>> {
     let index = dir.join("model.safetensors.index.json");
     if !index.exists() {
         return Ok(vec!["model.safetensors".to_owned()]);
-    }
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
     }
     let text = fs_err::read_to_string(&index)?;
     let parsed: Index =
@@ -102,7 +104,7 @@ pub(crate) fn save(path: &Path, parameters: &[(String, Tensor)]) -> Result<()> {
         let host = tensor.detach().f_to_device(Device::Cpu)?.f_contiguous()?;
         let mut bytes = vec![0u8; host.numel() * host.kind().elt_size_in_bytes()];
         host.f_copy_data_u8(&mut bytes, host.numel())?;
-        let shape: Vec<usize> = host.size().iter().map(|&dim| dim.unsigned_abs() as usize).collect();
+        let shape: Vec<usize> = host.size().iter().map(|&dim| usize::try_from(dim).unwrap_or(0)).collect();
         buffers.push((name.as_str(), dtype, shape, bytes));
     }
     let refuse = |error: safetensors::SafeTensorError| Error::Weights { path: path.to_owned(), reason: error.to_string() };

@@ -46,11 +46,12 @@ pub(crate) struct UpdateFigures {
 impl UpdateFigures {
     /// Takes over what only the first update tells.
     pub(crate) fn start(&mut self, figures: &BatchFigures) {
-        let measured = |value: f64| (figures.num_trained > 0).then_some(value);
-        self.entropy = measured(figures.entropy);
-        let compared = |value: f64| (figures.num_compared > 0).then_some(value);
-        self.logprob_mismatch_max_nats = compared(figures.mismatch_max_nats);
-        self.logprob_mismatch_mean_nats = compared(figures.mismatch_mean_nats);
+        self.entropy = (figures.num_trained > 0).then_some(figures.entropy);
+        // Rows without a gradient may have been compared as well.
+        if figures.num_compared > 0 {
+            self.logprob_mismatch_max_nats = Some(figures.mismatch_max_nats);
+            self.logprob_mismatch_mean_nats = Some(figures.mismatch_mean_nats);
+        }
         self.num_tokens = figures.num_tokens;
         self.padding_share = figures.padding_share;
         self.num_trained_tokens = figures.num_trained;

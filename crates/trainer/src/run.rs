@@ -93,6 +93,16 @@ pub(crate) struct Origin {
     pub(crate) initial_model: Option<String>,
 }
 
+impl Origin {
+    /// Of a run whose initial model the recipe determines.
+    pub(crate) fn of_data(dataset: String) -> Self {
+        Self {
+            dataset,
+            initial_model: None,
+        }
+    }
+}
+
 impl StageRun {
     /// Locks and opens the stage's folder and finds what to resume from. The recipe and the data must be those of the
     /// checkpoint; nothing is changed before that is known.

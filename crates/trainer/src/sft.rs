@@ -67,10 +67,7 @@ pub fn run_sft(
         every_steps: section.save_every_steps as u64,
         keep: section.keep_checkpoints,
     };
-    let origin = Origin {
-        dataset: fingerprint::of_rows(&rows),
-        initial_model: None,
-    };
+    let origin = Origin::of_data(fingerprint::of_rows(&rows));
     let (mut run, checkpoint) = StageRun::open(
         recipe,
         Stage::Sft,
@@ -127,11 +124,8 @@ pub fn run_sft(
         let is_measured = section
             .eval_every_steps
             .is_some_and(|every| is_last || (run.step() + 1).is_multiple_of(every as u64));
-        let held_out_loss = if is_measured {
-            held_out_loss(&model, &held_out, section.micro_batch_tokens)?
-        } else {
-            None
-        };
+        let measure = || held_out_loss(&model, &held_out, section.micro_batch_tokens);
+        let held_out_loss = is_measured.then(measure).transpose()?.flatten();
         let line = SftLine {
             step: run.step() + 1,
             epoch: batch.epoch,
