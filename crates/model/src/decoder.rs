@@ -73,8 +73,7 @@ impl Decoder {
     /// # Errors
     /// When the memory cannot be had.
     pub fn init(config: &ModelConfig, device: Device, seed: u64) -> Result<Self> {
-        let init_std: f64 = std::env::var("INIT_STD").ok().and_then(|v| v.parse().ok()).unwrap_or(INIT_STD);
-        let residual_std = init_std / (2.0 * config.num_hidden_layers as f64).sqrt();
+        let residual_std = INIT_STD / (2.0 * config.num_hidden_layers as f64).sqrt();
         let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
         tch::manual_seed(seed.cast_signed());
         let parameters = config
@@ -87,7 +86,7 @@ impl Decoder {
                 } else if name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") {
                     Tensor::f_randn(&shape, options)? * residual_std
                 } else {
-                    Tensor::f_randn(&shape, options)? * init_std
+                    Tensor::f_randn(&shape, options)? * INIT_STD
                 };
                 Ok((name, tensor.f_to_device(device)?))
             })
