@@ -6,7 +6,8 @@ mod link;
 use std::path::{Path, PathBuf};
 
 /// C++ that is linked into every program.
-const SOURCES: [&str; 3] = [
+const SOURCES: [&str; 4] = [
+    "cpp/allocator.cpp",
     "cpp/training.cpp",
     "cpp/decode_attention.cpp",
     "cpp/memory_file.cpp",

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 
 unsafe extern "C" {
     fn asyncthink_free(message: *mut c_char);
+    pub(crate) fn asyncthink_keep_freed_memory();
     pub(crate) fn asyncthink_fused_adamw(
         params: *const *const C_tensor,
         grads: *const *const C_tensor,

@@ -1,9 +1,11 @@
-//! How much memory is in use.
+//! How much memory is in use, and what becomes of freed memory.
+#![expect(unsafe_code, reason = "calls the C++ side")]
 
 use tch::Device;
 
 use crate::cuda;
 use crate::error::Result;
+use crate::ffi;
 
 /// Memory in use at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +16,13 @@ pub struct MemoryUse {
     pub peak_bytes: u64,
     /// What the allocator holds, tensors or not; on the CPU the same as `current_bytes`.
     pub reserved_bytes: u64,
+}
+
+/// Lets the process keep the memory that tensors free, for the tensors to come, instead of handing it back to the system.
+/// It changes speed and the resident size, never a result; to be called once, at the start of a run.
+pub fn keep_freed_memory() {
+    // SAFETY: takes no arguments and only sets parameters of the C library's allocator, which may be set at any time.
+    unsafe { ffi::asyncthink_keep_freed_memory() }
 }
 
 /// Memory in use on `device`, or `None` where it cannot be told.

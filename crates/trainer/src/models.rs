@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use asyncthink_data::Tokenizer;
 use asyncthink_model::{Decoder, ModelConfig, ModelSizes};
 use asyncthink_recipe::{ModelInit, ModelSection, Recipe, Stage};
-use asyncthink_torch::{DeviceSpec, Parallelism, open_device, set_num_threads, set_parallelism};
+use asyncthink_torch::{DeviceSpec, Parallelism, keep_freed_memory, open_device, set_num_threads, set_parallelism};
 use tch::{Device, Kind};
 
 use crate::error::{Error, Result};
@@ -32,6 +32,7 @@ pub fn open_recipe_device(recipe: &Recipe) -> Result<Device> {
     let spec: DeviceSpec = recipe.device.to_string().parse()?;
     let device = open_device(&spec)?;
     set_num_threads(recipe.num_threads)?;
+    keep_freed_memory();
     Ok(device)
 }
 
