@@ -4,7 +4,10 @@
 //! `build` script. It writes libtorch's folder into the run path of the program, so that the program runs from any
 //! folder with nothing exported; `LD_LIBRARY_PATH` still wins over it.
 
-#![allow(clippy::print_stdout, reason = "Cargo reads instructions from a build script's output")]
+#![allow(
+    clippy::print_stdout,
+    reason = "Cargo reads instructions from a build script's output"
+)]
 
 use std::path::PathBuf;
 

@@ -53,8 +53,12 @@ pub(crate) fn answer_lines<T: Serialize>(
         }
         let answers: Vec<_> = batch
             .par_iter()
-            .map(
-                |line| match line.as_deref().map_err(too_long).and_then(&answer) {
+            .map(|line| {
+                match line
+                    .as_deref()
+                    .map_err(|&error| too_long(error))
+                    .and_then(&answer)
+                {
                     Ok(answer) => (to_line(&answer), false),
                     Err(Unreadable { id, message }) => {
                         let line = UnreadableLine {
@@ -64,8 +68,8 @@ pub(crate) fn answer_lines<T: Serialize>(
                         };
                         (to_line(&line), true)
                     }
-                },
-            )
+                }
+            })
             .collect();
         for (line, is_unreadable) in answers {
             num_unreadable += u64::from(is_unreadable);
@@ -141,7 +145,7 @@ fn unreadable_file(file: &Path, error: &std::io::Error) -> Failure {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct TooLong;
 
-fn too_long(_: &TooLong) -> Unreadable {
+fn too_long(_: TooLong) -> Unreadable {
     Unreadable {
         id: Value::Null,
         message: format!("a line of more than {} MiB", MAX_LINE_BYTES >> 20),

@@ -4,7 +4,12 @@
 //! `cargo bench -p asyncthink-engine --bench decode`
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
-#![expect(clippy::unwrap_used, reason = "a benchmark has no one to report errors to")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_wrap,
+    clippy::cast_possible_truncation,
+    reason = "a benchmark has no one to report errors to, and its numbers are small"
+)]
 
 use std::time::Instant;
 
@@ -50,10 +55,23 @@ fn main() {
     let ceiling = matmul_ceiling();
     for num_agents in [32, 128, 256, 512] {
         let temperature = Temperature::new(1.0).unwrap();
-        let mut engine = BatchedEngine::new(&decoder, EngineConfig { max_agents: num_agents, temperature }).unwrap();
+        let mut engine = BatchedEngine::new(
+            &decoder,
+            EngineConfig {
+                max_agents: num_agents,
+                temperature,
+            },
+        )
+        .unwrap();
         for agent in 0..num_agents as u64 {
             let prompt = (0..24).map(|n| TokenId(n + agent as u32 % 100)).collect();
-            engine.add(Request { agent: AgentId(agent), prompt, seed: agent }).unwrap();
+            engine
+                .add(Request {
+                    agent: AgentId(agent),
+                    prompt,
+                    seed: agent,
+                })
+                .unwrap();
         }
         let _ = engine.step().unwrap();
         let num_steps = 120;

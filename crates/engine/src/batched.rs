@@ -73,7 +73,7 @@ impl<'a> BatchedEngine<'a> {
         let cache = KvCache::new(
             decoder.config(),
             num_slots,
-            CAPACITY_STEP_TOKENS as i64,
+            to_size(CAPACITY_STEP_TOKENS),
             decoder.kind(),
             decoder.device(),
         )?;
@@ -105,7 +105,11 @@ impl<'a> BatchedEngine<'a> {
     fn check_length(&self, agent: AgentId, num_tokens: usize) -> Result<()> {
         let max_tokens = self.max_sequence_tokens();
         if num_tokens > max_tokens {
-            return Err(Error::TooLong { agent, num_tokens, max_tokens });
+            return Err(Error::TooLong {
+                agent,
+                num_tokens,
+                max_tokens,
+            });
         }
         Ok(())
     }
@@ -119,11 +123,13 @@ impl<'a> BatchedEngine<'a> {
             .map(|sequence| sequence.cached_tokens + sequence.pending.len())
             .max()
             .unwrap_or(0);
-        if longest as i64 > self.cache.capacity_tokens() {
+        if to_size(longest) > self.cache.capacity_tokens() {
             // Half as much again: the copies stay a small share of the work however long the sequences get.
             let wanted = longest + longest / 2;
-            let rounded = wanted.next_multiple_of(CAPACITY_STEP_TOKENS).min(self.max_sequence_tokens().max(longest));
-            self.cache.grow(rounded as i64)?;
+            let rounded = wanted
+                .next_multiple_of(CAPACITY_STEP_TOKENS)
+                .min(self.max_sequence_tokens().max(longest));
+            self.cache.grow(to_size(rounded))?;
         }
         Ok(())
     }
@@ -133,25 +139,42 @@ impl<'a> BatchedEngine<'a> {
         let (mut host, mut vocab) = (Vec::new(), 0);
         let mut call = Call::default();
         for sequence in self.agents.values_mut().filter(|sequence| sequence.running) {
-            if !call.ids.is_empty() && call.ids.len() + sequence.pending.len() > self.max_call_rows {
-                vocab = call.run(self.decoder, &self.cache, self.config.temperature, &mut host)?;
+            if !call.ids.is_empty() && call.ids.len() + sequence.pending.len() > self.max_call_rows
+            {
+                vocab = call.run(
+                    self.decoder,
+                    &self.cache,
+                    self.config.temperature,
+                    &mut host,
+                )?;
                 call = Call::default();
             }
             for (offset, &id) in sequence.pending.iter().enumerate() {
                 call.ids.push(id);
-                call.positions.push((sequence.cached_tokens + offset) as i64);
+                call.positions
+                    .push(to_size(sequence.cached_tokens + offset));
                 call.slots.push(sequence.slot);
             }
-            call.sample_rows.push(call.ids.len() as i64 - 1);
+            call.sample_rows.push(to_size(call.ids.len()) - 1);
             self.stats.prefilled_tokens += sequence.pending.len() as u64 - 1;
             sequence.cached_tokens += sequence.pending.len();
             sequence.pending.clear();
         }
         if !call.ids.is_empty() {
-            vocab = call.run(self.decoder, &self.cache, self.config.temperature, &mut host)?;
+            vocab = call.run(
+                self.decoder,
+                &self.cache,
+                self.config.temperature,
+                &mut host,
+            )?;
         }
         Ok((host, vocab))
     }
+}
+
+/// A count as libtorch takes it.
+fn to_size(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 /// The rows of one call of the model: whole sequences' pending tokens.
@@ -165,21 +188,47 @@ struct Call {
 
 impl Call {
     /// Appends the sampled rows' log-probs to `host`; gives the vocabulary's size.
-    fn run(&self, decoder: &Decoder, cache: &KvCache, temperature: Temperature, host: &mut Vec<f32>) -> Result<usize> {
-        let Self { ids, positions, slots, sample_rows } = self;
-        let logits = decoder.step(&StepBatch { ids, positions, slots, sample_rows }, cache)?;
-        let vocab = logits.size()[1].unsigned_abs() as usize;
+    fn run(
+        &self,
+        decoder: &Decoder,
+        cache: &KvCache,
+        temperature: Temperature,
+        host: &mut Vec<f32>,
+    ) -> Result<usize> {
+        let Self {
+            ids,
+            positions,
+            slots,
+            sample_rows,
+        } = self;
+        let logits = decoder.step(
+            &StepBatch {
+                ids,
+                positions,
+                slots,
+                sample_rows,
+            },
+            cache,
+        )?;
+        let vocab = usize::try_from(logits.size()[1]).unwrap_or(0);
         let logprobs = (logits / temperature.divisor()).f_log_softmax(-1, Kind::Float)?;
         let (start, num_values) = (host.len(), logprobs.numel());
         host.resize(start + num_values, 0.0);
-        logprobs.f_to_device(tch::Device::Cpu)?.f_contiguous()?.f_copy_data(&mut host[start..], num_values)?;
+        logprobs
+            .f_to_device(tch::Device::Cpu)?
+            .f_contiguous()?
+            .f_copy_data(&mut host[start..], num_values)?;
         Ok(vocab)
     }
 }
 
 impl Engine for BatchedEngine<'_> {
     fn add(&mut self, request: Request) -> Result<()> {
-        let Request { agent, prompt, seed } = request;
+        let Request {
+            agent,
+            prompt,
+            seed,
+        } = request;
         if prompt.is_empty() {
             return Err(Error::EmptyPrompt(agent));
         }
@@ -187,7 +236,9 @@ impl Engine for BatchedEngine<'_> {
             return Err(Error::DuplicateAgent(agent));
         }
         self.check_length(agent, prompt.len())?;
-        let slot = self.slots.take().ok_or(Error::Full { max_agents: self.config.max_agents })?;
+        let slot = self.slots.take().ok_or(Error::Full {
+            max_agents: self.config.max_agents,
+        })?;
         let sequence = Sequence {
             agent,
             slot,
@@ -207,7 +258,9 @@ impl Engine for BatchedEngine<'_> {
         let num_tokens = sequence.cached_tokens + sequence.pending.len() + ids.len();
         self.check_length(agent, num_tokens)?;
         let sequence = self.sequence(agent)?;
-        sequence.pending.extend(ids.iter().map(|token| i64::from(token.0)));
+        sequence
+            .pending
+            .extend(ids.iter().map(|token| i64::from(token.0)));
         sequence.running = true;
         Ok(())
     }
@@ -218,7 +271,10 @@ impl Engine for BatchedEngine<'_> {
     }
 
     fn remove(&mut self, agent: AgentId) -> Result<()> {
-        let arrival = self.by_name.remove(&agent).ok_or(Error::UnknownAgent(agent))?;
+        let arrival = self
+            .by_name
+            .remove(&agent)
+            .ok_or(Error::UnknownAgent(agent))?;
         if let Some(sequence) = self.agents.remove(&arrival) {
             self.slots.give_back(sequence.slot);
         }
@@ -236,10 +292,16 @@ impl Engine for BatchedEngine<'_> {
         let sampled = running
             .zip(logprobs.chunks_exact(vocab))
             .map(|(sequence, row)| {
-                let (token, logprob) =
-                    sequence.sampler.sample(row, greedy).ok_or(Error::NonFinite(sequence.agent))?;
+                let (token, logprob) = sequence
+                    .sampler
+                    .sample(row, greedy)
+                    .ok_or(Error::NonFinite(sequence.agent))?;
                 sequence.pending.push(i64::from(token.0));
-                Ok(Sampled { agent: sequence.agent, token, logprob })
+                Ok(Sampled {
+                    agent: sequence.agent,
+                    token,
+                    logprob,
+                })
             })
             .collect::<Result<Vec<_>>>()?;
         self.stats.num_steps += 1;
@@ -281,26 +343,48 @@ mod tests {
         .unwrap();
         let decoder = Decoder::init(&config, Device::Cpu, 3).unwrap();
         let run = |max_call_rows| {
-            let config = EngineConfig { max_agents: 6, temperature: Temperature::new(1.0).unwrap() };
+            let config = EngineConfig {
+                max_agents: 6,
+                temperature: Temperature::new(1.0).unwrap(),
+            };
             let mut engine = BatchedEngine::new(&decoder, config).unwrap();
             engine.max_call_rows = max_call_rows;
             // One prompt alone is longer than the smaller budgets.
             for (agent, len) in [3_u32, 12, 1, 5, 7, 2].into_iter().enumerate() {
-                let prompt = (0..len).map(|position| TokenId(1 + position % 20)).collect();
+                let prompt = (0..len)
+                    .map(|position| TokenId(1 + position % 20))
+                    .collect();
                 let agent = agent as u64;
-                engine.add(Request { agent: AgentId(agent), prompt, seed: agent }).unwrap();
+                engine
+                    .add(Request {
+                        agent: AgentId(agent),
+                        prompt,
+                        seed: agent,
+                    })
+                    .unwrap();
             }
             let sampled: Vec<_> = (0..10)
                 .flat_map(|_| {
                     let sampled = engine.step().unwrap();
-                    assert_eq!(sampled.len(), 6, "every running agent samples in every step");
+                    assert_eq!(
+                        sampled.len(),
+                        6,
+                        "every running agent samples in every step"
+                    );
                     sampled
                 })
                 .collect();
             (sampled, engine.stats())
         };
         let (whole, stats) = run(MAX_CALL_ROWS);
-        assert_eq!((stats.num_steps, stats.prefilled_tokens, stats.sampled_tokens), (10, 24, 60));
+        assert_eq!(
+            (
+                stats.num_steps,
+                stats.prefilled_tokens,
+                stats.sampled_tokens
+            ),
+            (10, 24, 60)
+        );
         for max_call_rows in [0, 1, 8, 30] {
             let (split, split_stats) = run(max_call_rows);
             assert_eq!(split_stats, stats);

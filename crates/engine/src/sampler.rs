@@ -16,7 +16,11 @@ impl Temperature {
     /// # Errors
     /// When it is negative or not finite.
     pub fn new(value: f64) -> Result<Self> {
-        if value.is_finite() && value >= 0.0 { Ok(Self(value)) } else { Err(Error::Temperature(value)) }
+        if value.is_finite() && value >= 0.0 {
+            Ok(Self(value))
+        } else {
+            Err(Error::Temperature(value))
+        }
     }
 
     /// The value.
@@ -42,14 +46,22 @@ pub(crate) struct AgentSampler {
 
 impl AgentSampler {
     pub(crate) fn new(seed: u64) -> Self {
-        Self { rng: ChaCha8Rng::seed_from_u64(seed) }
+        Self {
+            rng: ChaCha8Rng::seed_from_u64(seed),
+        }
     }
 
     /// Draws from `logprobs` `[vocab]` by inverting the cumulative distribution; `None` when they are not finite.
     pub(crate) fn sample(&mut self, logprobs: &[f32], greedy: bool) -> Option<(TokenId, f32)> {
-        let index = if greedy { likeliest(logprobs)? } else { self.invert(logprobs)? };
+        let index = if greedy {
+            likeliest(logprobs)?
+        } else {
+            self.invert(logprobs)?
+        };
         let logprob = logprobs[index];
-        logprob.is_finite().then(|| (TokenId(u32::try_from(index).unwrap_or(u32::MAX)), logprob))
+        logprob
+            .is_finite()
+            .then(|| (TokenId(u32::try_from(index).unwrap_or(u32::MAX)), logprob))
     }
 
     fn invert(&mut self, logprobs: &[f32]) -> Option<usize> {
@@ -97,7 +109,9 @@ mod tests {
         let logprobs: Vec<f32> = [0.5f32, 0.3, 0.2].iter().map(|p| p.ln()).collect();
         let draw = |seed| {
             let mut sampler = AgentSampler::new(seed);
-            (0..20_000).map(|_| sampler.sample(&logprobs, false).unwrap().0.0).collect::<Vec<_>>()
+            (0..20_000)
+                .map(|_| sampler.sample(&logprobs, false).unwrap().0.0)
+                .collect::<Vec<_>>()
         };
         let first = draw(1);
         assert_eq!(first, draw(1));
@@ -111,7 +125,10 @@ mod tests {
     #[test]
     fn greedy_takes_the_first_maximum_and_impossible_tokens_are_never_drawn() {
         let mut sampler = AgentSampler::new(3);
-        assert_eq!(sampler.sample(&[-1.0, -0.5, -0.5], true).unwrap().0, TokenId(1));
+        assert_eq!(
+            sampler.sample(&[-1.0, -0.5, -0.5], true).unwrap().0,
+            TokenId(1)
+        );
         let only = [f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY];
         for _ in 0..100 {
             assert_eq!(sampler.sample(&only, false).unwrap().0, TokenId(1));

@@ -10,7 +10,9 @@ pub(crate) struct SlotPool {
 
 impl SlotPool {
     pub(crate) fn new(num_slots: i64) -> Self {
-        Self { free: (0..num_slots).map(Reverse).collect() }
+        Self {
+            free: (0..num_slots).map(Reverse).collect(),
+        }
     }
 
     pub(crate) fn take(&mut self) -> Option<i64> {
@@ -18,7 +20,10 @@ impl SlotPool {
     }
 
     pub(crate) fn give_back(&mut self, slot: i64) {
-        debug_assert!(self.free.iter().all(|&Reverse(other)| other != slot), "slot {slot} freed twice");
+        debug_assert!(
+            self.free.iter().all(|&Reverse(other)| other != slot),
+            "slot {slot} freed twice"
+        );
         self.free.push(Reverse(slot));
     }
 
@@ -34,7 +39,10 @@ mod tests {
     #[test]
     fn slots_are_unique_lowest_first_and_reusable() {
         let mut pool = SlotPool::new(3);
-        assert_eq!([pool.take(), pool.take(), pool.take(), pool.take()], [Some(0), Some(1), Some(2), None]);
+        assert_eq!(
+            [pool.take(), pool.take(), pool.take(), pool.take()],
+            [Some(0), Some(1), Some(2), None]
+        );
         pool.give_back(2);
         pool.give_back(0);
         assert_eq!(pool.num_free(), 2);

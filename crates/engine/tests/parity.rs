@@ -1,6 +1,13 @@
 //! Agents enter, wait, are extended and leave at random steps; every sampled log-prob must equal that of a plain
 //! forward pass over the same ids, whoever shared the batch and whichever cache row an agent had.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_wrap,
+    clippy::cast_possible_truncation,
+    reason = "a panic is a failed test, and the numbers are small"
+)]
+
 use std::collections::BTreeMap;
 
 use asyncthink_data::TokenId;
@@ -57,7 +64,10 @@ impl History {
 #[test]
 fn sampled_logprobs_equal_a_plain_forward_pass() {
     let decoder = decoder();
-    let config = EngineConfig { max_agents: 5, temperature: Temperature::new(TEMPERATURE).unwrap() };
+    let config = EngineConfig {
+        max_agents: 5,
+        temperature: Temperature::new(TEMPERATURE).unwrap(),
+    };
     let mut engine = BatchedEngine::new(&decoder, config).unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     let mut below = |bound: u64| rng.next_u64() % bound;
@@ -66,9 +76,17 @@ fn sampled_logprobs_equal_a_plain_forward_pass() {
     for step in 0..150 {
         if engine.num_free() > 0 && below(3) == 0 {
             let agent = AgentId(step * 7 % 1009);
-            let prompt: Vec<TokenId> = (0..=below(9)).map(|_| TokenId(below(VOCAB) as u32)).collect();
+            let prompt: Vec<TokenId> = (0..=below(9))
+                .map(|_| TokenId(below(VOCAB) as u32))
+                .collect();
             histories.entry(agent).or_default().give(&prompt);
-            engine.add(Request { agent, prompt, seed: step }).unwrap();
+            engine
+                .add(Request {
+                    agent,
+                    prompt,
+                    seed: step,
+                })
+                .unwrap();
             live.push((agent, true));
         }
         if !live.is_empty() {
@@ -80,7 +98,9 @@ fn sampled_logprobs_equal_a_plain_forward_pass() {
                     live[index].1 = false;
                 }
                 1 | 2 if !running => {
-                    let ids: Vec<TokenId> = (0..below(6)).map(|_| TokenId(below(VOCAB) as u32)).collect();
+                    let ids: Vec<TokenId> = (0..below(6))
+                        .map(|_| TokenId(below(VOCAB) as u32))
+                        .collect();
                     engine.extend(agent, &ids).unwrap();
                     histories.get_mut(&agent).unwrap().give(&ids);
                     live[index].1 = true;
@@ -93,7 +113,10 @@ fn sampled_logprobs_equal_a_plain_forward_pass() {
             }
         }
         let sampled = engine.step().unwrap();
-        assert_eq!(sampled.len(), live.iter().filter(|(_, running)| *running).count());
+        assert_eq!(
+            sampled.len(),
+            live.iter().filter(|(_, running)| *running).count()
+        );
         for sample in sampled {
             let history = histories.get_mut(&sample.agent).unwrap();
             history.ids.push(i64::from(sample.token.0));
@@ -104,13 +127,18 @@ fn sampled_logprobs_equal_a_plain_forward_pass() {
     let mut num_checked = 0;
     for history in histories.values() {
         let ids = Tensor::from_slice(&history.ids);
-        let hidden = decoder.hidden_packed(&ids, &[history.ids.len() as i64]).unwrap();
+        let hidden = decoder
+            .hidden_packed(&ids, &[history.ids.len() as i64])
+            .unwrap();
         let logits = decoder.lm_head(&hidden).unwrap() / TEMPERATURE;
         let logprobs = logits.log_softmax(-1, Kind::Float);
         for (position, sampled) in history.sampled.iter().enumerate() {
             if let Some(sampled) = sampled {
                 let expected = logprobs.double_value(&[position as i64 - 1, history.ids[position]]);
-                assert!((expected - f64::from(*sampled)).abs() < 1e-4, "{expected} and {sampled} differ");
+                assert!(
+                    (expected - f64::from(*sampled)).abs() < 1e-4,
+                    "{expected} and {sampled} differ"
+                );
                 num_checked += 1;
             }
         }
@@ -122,14 +150,29 @@ fn sampled_logprobs_equal_a_plain_forward_pass() {
 fn an_agent_samples_the_same_tokens_whoever_shares_the_batch() {
     let decoder = decoder();
     let run = |companions: u64| {
-        let config = EngineConfig { max_agents: 8, temperature: Temperature::new(1.0).unwrap() };
+        let config = EngineConfig {
+            max_agents: 8,
+            temperature: Temperature::new(1.0).unwrap(),
+        };
         let mut engine = BatchedEngine::new(&decoder, config).unwrap();
         for agent in 0..companions {
             let prompt = vec![TokenId(agent as u32 + 2); 4];
-            engine.add(Request { agent: AgentId(100 + agent), prompt, seed: 900 + agent }).unwrap();
+            engine
+                .add(Request {
+                    agent: AgentId(100 + agent),
+                    prompt,
+                    seed: 900 + agent,
+                })
+                .unwrap();
         }
         let prompt = vec![TokenId(1), TokenId(2), TokenId(3)];
-        engine.add(Request { agent: AgentId(1), prompt, seed: 42 }).unwrap();
+        engine
+            .add(Request {
+                agent: AgentId(1),
+                prompt,
+                seed: 42,
+            })
+            .unwrap();
         (0..30)
             .flat_map(|_| engine.step().unwrap())
             .filter(|sample| sample.agent == AgentId(1))
@@ -142,9 +185,16 @@ fn an_agent_samples_the_same_tokens_whoever_shares_the_batch() {
 #[test]
 fn misuse_is_an_error() {
     let decoder = decoder();
-    let config = EngineConfig { max_agents: 1, temperature: Temperature::new(1.0).unwrap() };
+    let config = EngineConfig {
+        max_agents: 1,
+        temperature: Temperature::new(1.0).unwrap(),
+    };
     let mut engine = BatchedEngine::new(&decoder, config).unwrap();
-    let request = |agent, len| Request { agent: AgentId(agent), prompt: vec![TokenId(1); len], seed: 0 };
+    let request = |agent, len| Request {
+        agent: AgentId(agent),
+        prompt: vec![TokenId(1); len],
+        seed: 0,
+    };
     assert!(engine.add(request(1, 0)).is_err());
     assert!(engine.add(request(1, 257)).is_err());
     assert!(engine.extend(AgentId(9), &[]).is_err());

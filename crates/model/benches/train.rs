@@ -4,7 +4,12 @@
 //! `cargo bench -p asyncthink-model --bench train`
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
-#![expect(clippy::unwrap_used, reason = "a benchmark has no one to report errors to")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_wrap,
+    clippy::cast_possible_truncation,
+    reason = "a benchmark has no one to report errors to, and its numbers are small"
+)]
 
 use std::time::Instant;
 
@@ -53,8 +58,13 @@ fn main() {
         let ids = Tensor::randint(256, [tokens], (Kind::Int64, Device::Cpu));
         let run = |backward: bool| {
             let hidden = decoder.hidden_packed(&ids, &lens).unwrap();
-            let logprobs = decoder.lm_head(&hidden).unwrap().log_softmax(-1, Kind::Float);
-            let loss = logprobs.gather(1, &ids.unsqueeze(1), false).mean(Kind::Float);
+            let logprobs = decoder
+                .lm_head(&hidden)
+                .unwrap()
+                .log_softmax(-1, Kind::Float);
+            let loss = logprobs
+                .gather(1, &ids.unsqueeze(1), false)
+                .mean(Kind::Float);
             if backward {
                 loss.backward();
             }

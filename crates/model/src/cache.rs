@@ -25,13 +25,25 @@ impl KvCache {
         kind: Kind,
         device: Device,
     ) -> Result<Self> {
-        let shape = [num_slots, config.num_key_value_heads, capacity_tokens, config.head_dim];
+        let shape = [
+            num_slots,
+            config.num_key_value_heads,
+            capacity_tokens,
+            config.head_dim,
+        ];
         let layers = (0..config.num_hidden_layers)
             .map(|_| {
-                Ok((Tensor::f_zeros(shape, (kind, device))?, Tensor::f_zeros(shape, (kind, device))?))
+                Ok((
+                    Tensor::f_zeros(shape, (kind, device))?,
+                    Tensor::f_zeros(shape, (kind, device))?,
+                ))
             })
             .collect::<Result<Vec<_>, TchError>>()?;
-        Ok(Self { layers, num_slots, capacity_tokens })
+        Ok(Self {
+            layers,
+            num_slots,
+            capacity_tokens,
+        })
     }
 
     /// Sequences that fit.

@@ -89,7 +89,10 @@ impl ModelConfig {
     /// When the sizes contradict each other.
     pub fn new(sizes: &ModelSizes) -> Result<Self> {
         let mut other = Map::new();
-        other.insert("architectures".into(), Value::from(vec!["Qwen3ForCausalLM"]));
+        other.insert(
+            "architectures".into(),
+            Value::from(vec!["Qwen3ForCausalLM"]),
+        );
         other.insert("attention_bias".into(), Value::from(false));
         other.insert("attention_dropout".into(), Value::from(0.0));
         other.insert("bos_token_id".into(), Value::Null);
@@ -125,7 +128,10 @@ impl ModelConfig {
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         let text = fs_err::read_to_string(&path)?;
-        let refuse = |source| Error::Json { path: path.clone(), source };
+        let refuse = |source| Error::Json {
+            path: path.clone(),
+            source,
+        };
         let mut value: Value = serde_json::from_str(&text).map_err(refuse)?;
         lift_rope_theta(&mut value);
         let config: Self = serde_json::from_value(value).map_err(refuse)?;
@@ -141,10 +147,16 @@ impl ModelConfig {
         let path = dir.join("config.json");
         let mut config = self.clone();
         // The key has two names; whichever the file had is kept.
-        let key = if config.other.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+        let key = if config.other.contains_key("dtype") {
+            "dtype"
+        } else {
+            "torch_dtype"
+        };
         config.other.insert(key.to_owned(), Value::from(dtype));
-        let mut text =
-            serde_json::to_string_pretty(&config).map_err(|source| Error::Json { path: path.clone(), source })?;
+        let mut text = serde_json::to_string_pretty(&config).map_err(|source| Error::Json {
+            path: path.clone(),
+            source,
+        })?;
         text.push('\n');
         fs_err::write(path, text)?;
         Ok(())
@@ -152,10 +164,18 @@ impl ModelConfig {
 
     fn check(&self) -> Result<()> {
         let refuse = |key, value: &Value, supported| {
-            Err(Error::Unsupported { key, value: value.to_string(), supported })
+            Err(Error::Unsupported {
+                key,
+                value: value.to_string(),
+                supported,
+            })
         };
         if self.model_type != "qwen3" {
-            return refuse("model_type", &Value::from(self.model_type.clone()), "`qwen3`");
+            return refuse(
+                "model_type",
+                &Value::from(self.model_type.clone()),
+                "`qwen3`",
+            );
         }
         for (key, wanted) in [
             ("hidden_act", Value::from("silu")),
@@ -165,18 +185,26 @@ impl ModelConfig {
             match self.other.get(key) {
                 None => {}
                 Some(value) if *value == wanted => {}
-                Some(value) => return refuse(key, value, "`silu`, no attention bias, no sliding window"),
+                Some(value) => {
+                    return refuse(key, value, "`silu`, no attention bias, no sliding window");
+                }
             }
         }
         for key in ["rope_scaling", "rope_parameters"] {
             if let Some(value) = self.other.get(key)
                 && !is_plain_rope(value)
             {
-                return refuse(key, value, "null or `rope_type` `default`: plain rotary positions");
+                return refuse(
+                    key,
+                    value,
+                    "null or `rope_type` `default`: plain rotary positions",
+                );
             }
         }
         if let Some(types) = self.other.get("layer_types")
-            && types.as_array().is_none_or(|types| types.iter().any(|kind| kind != "full_attention"))
+            && types
+                .as_array()
+                .is_none_or(|types| types.iter().any(|kind| kind != "full_attention"))
         {
             return refuse("layer_types", types, "`full_attention` in every layer");
         }
@@ -190,10 +218,14 @@ impl ModelConfig {
             ("max_position_embeddings", self.max_position_embeddings),
         ];
         if let Some((key, value)) = positive.into_iter().find(|&(_, value)| value < 1) {
-            return Err(Error::Config(format!("`{key}` must be at least 1: {value}")));
+            return Err(Error::Config(format!(
+                "`{key}` must be at least 1: {value}"
+            )));
         }
         if self.num_hidden_layers == 0 {
-            return Err(Error::Config("`num_hidden_layers` must be at least 1: 0".into()));
+            return Err(Error::Config(
+                "`num_hidden_layers` must be at least 1: 0".into(),
+            ));
         }
         if self.num_attention_heads % self.num_key_value_heads != 0 {
             return Err(Error::Config(format!(
@@ -202,7 +234,10 @@ impl ModelConfig {
             )));
         }
         if self.head_dim % 2 != 0 {
-            return Err(Error::Config(format!("`head_dim` must be even for rotary positions: {}", self.head_dim)));
+            return Err(Error::Config(format!(
+                "`head_dim` must be even for rotary positions: {}",
+                self.head_dim
+            )));
         }
         Ok(())
     }
@@ -222,7 +257,10 @@ impl ModelConfig {
         let query = self.num_attention_heads * self.head_dim;
         let key_value = self.num_key_value_heads * self.head_dim;
         let mut shapes = vec![
-            ("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, hidden]),
+            (
+                "model.embed_tokens.weight".to_owned(),
+                vec![self.vocab_size, hidden],
+            ),
             ("model.norm.weight".to_owned(), vec![hidden]),
         ];
         if !self.tie_word_embeddings {
@@ -251,7 +289,10 @@ impl ModelConfig {
 
     /// Number of trained values.
     pub fn num_parameters(&self) -> i64 {
-        self.parameter_shapes().iter().map(|(_, shape)| shape.iter().product::<i64>()).sum()
+        self.parameter_shapes()
+            .iter()
+            .map(|(_, shape)| shape.iter().product::<i64>())
+            .sum()
     }
 }
 
@@ -265,7 +306,11 @@ mod tests {
 
     fn read(rest: &str) -> Result<ModelConfig> {
         let dir = tempfile::tempdir().unwrap();
-        fs_err::write(dir.path().join("config.json"), format!("{{{SIZES}, {rest}}}")).unwrap();
+        fs_err::write(
+            dir.path().join("config.json"),
+            format!("{{{SIZES}, {rest}}}"),
+        )
+        .unwrap();
         ModelConfig::from_dir(dir.path())
     }
 
@@ -283,16 +328,33 @@ mod tests {
     #[test]
     fn what_is_not_implemented_is_refused_by_key() {
         for (rest, key) in [
-            (r#""rope_theta": 1.0, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}"#, "rope_scaling"),
+            (
+                r#""rope_theta": 1.0, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}"#,
+                "rope_scaling",
+            ),
             (r#""rope_theta": 1.0, "hidden_act": "gelu""#, "hidden_act"),
-            (r#""rope_theta": 1.0, "attention_bias": true"#, "attention_bias"),
-            (r#""rope_theta": 1.0, "use_sliding_window": true"#, "use_sliding_window"),
-            (r#""rope_theta": 1.0, "layer_types": ["sliding_attention"]"#, "layer_types"),
+            (
+                r#""rope_theta": 1.0, "attention_bias": true"#,
+                "attention_bias",
+            ),
+            (
+                r#""rope_theta": 1.0, "use_sliding_window": true"#,
+                "use_sliding_window",
+            ),
+            (
+                r#""rope_theta": 1.0, "layer_types": ["sliding_attention"]"#,
+                "layer_types",
+            ),
         ] {
             let message = read(rest).unwrap_err().to_string();
             assert!(message.contains(key), "{message}");
         }
-        assert!(read(r#""other": 1"#).unwrap_err().to_string().contains("config.json"));
+        assert!(
+            read(r#""other": 1"#)
+                .unwrap_err()
+                .to_string()
+                .contains("config.json")
+        );
     }
 
     #[test]

@@ -91,7 +91,12 @@ impl Decoder {
                 Ok((name, tensor.f_to_device(device)?))
             })
             .collect::<Result<Vec<_>, TchError>>()?;
-        Ok(Self::assemble(config.clone(), device, Kind::Float, parameters))
+        Ok(Self::assemble(
+            config.clone(),
+            device,
+            Kind::Float,
+            parameters,
+        ))
     }
 
     /// Loads a Hugging Face model folder, converting every tensor to `kind`.
@@ -119,7 +124,12 @@ impl Decoder {
         weights::save(&dir.join("model.safetensors"), &self.parameters)
     }
 
-    fn assemble(config: ModelConfig, device: Device, kind: Kind, parameters: Vec<(String, Tensor)>) -> Self {
+    fn assemble(
+        config: ModelConfig,
+        device: Device,
+        kind: Kind,
+        parameters: Vec<(String, Tensor)>,
+    ) -> Self {
         let get = |name: &str| {
             let index = parameters.partition_point(|(other, _)| other.as_str() < name);
             parameters[index].1.shallow_clone()
@@ -144,9 +154,21 @@ impl Decoder {
             .collect();
         let embedding = get("model.embed_tokens.weight");
         let norm = get("model.norm.weight");
-        let head =
-            if config.tie_word_embeddings { embedding.shallow_clone() } else { get("lm_head.weight") };
-        Self { config, device, kind, parameters, embedding, layers, norm, head }
+        let head = if config.tie_word_embeddings {
+            embedding.shallow_clone()
+        } else {
+            get("lm_head.weight")
+        };
+        Self {
+            config,
+            device,
+            kind,
+            parameters,
+            embedding,
+            layers,
+            norm,
+            head,
+        }
     }
 
     /// A decoder over the same weights with gradients of its own, for another thread: what one updates in place, the
@@ -156,7 +178,12 @@ impl Decoder {
         let parameters = self
             .parameters
             .iter()
-            .map(|(name, tensor)| (name.clone(), tensor.detach().set_requires_grad(tensor.requires_grad())))
+            .map(|(name, tensor)| {
+                (
+                    name.clone(),
+                    tensor.detach().set_requires_grad(tensor.requires_grad()),
+                )
+            })
             .collect();
         Self::assemble(self.config.clone(), self.device, self.kind, parameters)
     }
@@ -216,10 +243,22 @@ impl Decoder {
         let rotary = self.rotary(batch.positions)?;
         let slots = on_device(batch.slots)?;
         let positions = on_device(batch.positions)?;
-        let hidden = self.forward(&on_device(batch.ids)?, &rotary, &mut |layer, query, key, value| {
-            let (key_cache, value_cache) = cache.layer(layer);
-            Ok(decode_attention_(query, key, value, key_cache, value_cache, &slots, &positions)?)
-        })?;
+        let hidden = self.forward(
+            &on_device(batch.ids)?,
+            &rotary,
+            &mut |layer, query, key, value| {
+                let (key_cache, value_cache) = cache.layer(layer);
+                Ok(decode_attention_(
+                    query,
+                    key,
+                    value,
+                    key_cache,
+                    value_cache,
+                    &slots,
+                    &positions,
+                )?)
+            },
+        )?;
         let wanted = if batch.sample_rows.len() == batch.ids.len() {
             hidden
         } else {
@@ -233,7 +272,9 @@ impl Decoder {
     /// # Errors
     /// When libtorch refuses the operation.
     pub fn lm_head(&self, hidden: &Tensor) -> Result<Tensor> {
-        Ok(hidden.f_linear::<&Tensor>(&self.head, None)?.f_to_kind(Kind::Float)?)
+        Ok(hidden
+            .f_linear::<&Tensor>(&self.head, None)?
+            .f_to_kind(Kind::Float)?)
     }
 
     fn forward(
@@ -258,10 +299,19 @@ impl Decoder {
     }
 
     /// Queries `[tokens, heads, head_dim]` and keys, values `[tokens, kv_heads, head_dim]`, normed and rotated.
-    fn project(&self, layer: &Layer, normed: &Tensor, rotary: &Rotary) -> Result<(Tensor, Tensor, Tensor), TchError> {
+    fn project(
+        &self,
+        layer: &Layer,
+        normed: &Tensor,
+        rotary: &Rotary,
+    ) -> Result<(Tensor, Tensor, Tensor), TchError> {
         let head_dim = self.config.head_dim;
         let eps = self.config.rms_norm_eps;
-        let heads_of = |weight: &Tensor| normed.f_linear::<&Tensor>(weight, None)?.f_unflatten(1, [-1, head_dim]);
+        let heads_of = |weight: &Tensor| {
+            normed
+                .f_linear::<&Tensor>(weight, None)?
+                .f_unflatten(1, [-1, head_dim])
+        };
         let query = rotary.apply(&rms_norm(&heads_of(&layer.query)?, &layer.query_norm, eps)?)?;
         let key = rotary.apply(&rms_norm(&heads_of(&layer.key)?, &layer.key_norm, eps)?)?;
         Ok((query, key, heads_of(&layer.value)?))
@@ -269,15 +319,21 @@ impl Decoder {
 
     fn rotary(&self, positions: &[i64]) -> Result<Rotary, TchError> {
         let half = self.config.head_dim / 2;
-        let exponents = Tensor::f_arange(half, (Kind::Float, self.device))? * (2.0 / self.config.head_dim as f64);
+        let exponents = Tensor::f_arange(half, (Kind::Float, self.device))?
+            * (2.0 / self.config.head_dim as f64);
         let frequencies = Tensor::from(self.config.rope_theta)
             .f_to_kind(Kind::Float)?
             .f_to_device(self.device)?
             .f_pow(&exponents)?
             .f_reciprocal()?;
-        let positions = Tensor::from_slice(positions).f_to_device(self.device)?.f_to_kind(Kind::Float)?;
+        let positions = Tensor::from_slice(positions)
+            .f_to_device(self.device)?
+            .f_to_kind(Kind::Float)?;
         let angles = positions.f_outer(&frequencies)?.f_unsqueeze(1)?;
-        Ok(Rotary { cos: angles.f_cos()?.f_to_kind(self.kind)?, sin: angles.f_sin()?.f_to_kind(self.kind)? })
+        Ok(Rotary {
+            cos: angles.f_cos()?.f_to_kind(self.kind)?,
+            sin: angles.f_sin()?.f_to_kind(self.kind)?,
+        })
     }
 }
 

@@ -22,16 +22,26 @@ pub(crate) fn load(
     for file in shard_names(dir)? {
         let path = dir.join(file);
         let bytes = fs_err::read(&path)?;
-        let refuse = |reason: String| Error::Weights { path: path.clone(), reason };
-        let tensors = SafeTensors::deserialize(&bytes).map_err(|error| refuse(error.to_string()))?;
+        let refuse = |reason: String| Error::Weights {
+            path: path.clone(),
+            reason,
+        };
+        let tensors =
+            SafeTensors::deserialize(&bytes).map_err(|error| refuse(error.to_string()))?;
         for (name, view) in tensors.iter() {
-            let shape: Vec<i64> = view.shape().iter().map(|&dim| dim.cast_signed() as i64).collect();
+            let shape: Vec<i64> = view
+                .shape()
+                .iter()
+                .map(|&dim| dim.cast_signed() as i64)
+                .collect();
             match wanted.remove(name) {
                 // A tied model may still carry the head; it is the embedding.
                 None if name == "lm_head.weight" && config.tie_word_embeddings => {}
                 None => problems.push(format!("unexpected `{name}`")),
                 Some(expected) if expected != shape => {
-                    problems.push(format!("`{name}` has shape {shape:?}, expected {expected:?}"));
+                    problems.push(format!(
+                        "`{name}` has shape {shape:?}, expected {expected:?}"
+                    ));
                 }
                 Some(_) => {
                     let stored = stored_kind(view.dtype())
@@ -50,8 +60,15 @@ pub(crate) fn load(
     }
     let more = problems.len().saturating_sub(8);
     problems.truncate(8);
-    let suffix = if more > 0 { format!(" and {more} more") } else { String::new() };
-    Err(Error::Tensors { path: dir.to_owned(), reason: problems.join(", ") + &suffix })
+    let suffix = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    Err(Error::Tensors {
+        path: dir.to_owned(),
+        reason: problems.join(", ") + &suffix,
+    })
 }
 
 /// `model.safetensors.index.json`: which file holds which tensor.
@@ -66,14 +83,22 @@ fn shard_names(dir: &Path) -> Result<Vec<String>> {
         return Ok(vec!["model.safetensors".to_owned()]);
     }
     let text = fs_err::read_to_string(&index)?;
-    let parsed: Index =
-        serde_json::from_str(&text).map_err(|source| Error::Json { path: index.clone(), source })?;
+    let parsed: Index = serde_json::from_str(&text).map_err(|source| Error::Json {
+        path: index.clone(),
+        source,
+    })?;
     let mut names: Vec<String> = parsed.weight_map.into_values().collect();
     names.sort();
     names.dedup();
     // A shard is a plain file of the same folder; an index must not reach elsewhere.
-    match names.iter().find(|name| Path::new(name).components().count() != 1 || name.starts_with("..")) {
-        Some(name) => Err(Error::Weights { path: index, reason: format!("shard `{name}` is not a file name") }),
+    match names
+        .iter()
+        .find(|name| Path::new(name).components().count() != 1 || name.starts_with(".."))
+    {
+        Some(name) => Err(Error::Weights {
+            path: index,
+            reason: format!("shard `{name}` is not a file name"),
+        }),
         None => Ok(names),
     }
 }
@@ -98,19 +123,31 @@ pub(crate) fn save(path: &Path, parameters: &[(String, Tensor)]) -> Result<()> {
             Kind::BFloat16 => Dtype::BF16,
             kind => {
                 let reason = format!("`{name}` has type {kind:?}, which is not written");
-                return Err(Error::Weights { path: path.to_owned(), reason });
+                return Err(Error::Weights {
+                    path: path.to_owned(),
+                    reason,
+                });
             }
         };
         let host = tensor.detach().f_to_device(Device::Cpu)?.f_contiguous()?;
         let mut bytes = vec![0u8; host.numel() * host.kind().elt_size_in_bytes()];
         host.f_copy_data_u8(&mut bytes, host.numel())?;
-        let shape: Vec<usize> = host.size().iter().map(|&dim| usize::try_from(dim).unwrap_or(0)).collect();
+        let shape: Vec<usize> = host
+            .size()
+            .iter()
+            .map(|&dim| usize::try_from(dim).unwrap_or(0))
+            .collect();
         buffers.push((name.as_str(), dtype, shape, bytes));
     }
-    let refuse = |error: safetensors::SafeTensorError| Error::Weights { path: path.to_owned(), reason: error.to_string() };
+    let refuse = |error: safetensors::SafeTensorError| Error::Weights {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    };
     let views = buffers
         .iter()
-        .map(|(name, dtype, shape, bytes)| Ok((*name, TensorView::new(*dtype, shape.clone(), bytes)?)))
+        .map(|(name, dtype, shape, bytes)| {
+            Ok((*name, TensorView::new(*dtype, shape.clone(), bytes)?))
+        })
         .collect::<Result<Vec<_>, _>>()
         .map_err(refuse)?;
     let metadata = Some(std::iter::once(("format".to_owned(), "pt".to_owned())).collect());
@@ -128,8 +165,10 @@ pub(crate) fn save_generation_config(dir: &Path, config: &ModelConfig) -> Result
         "eos_token_id": if eos.len() == 1 { serde_json::Value::from(eos[0]) } else { serde_json::Value::from(eos) },
         "temperature": 1.0,
     });
-    let text = serde_json::to_string_pretty(&value)
-        .map_err(|source| Error::Json { path: path.clone(), source })?;
+    let text = serde_json::to_string_pretty(&value).map_err(|source| Error::Json {
+        path: path.clone(),
+        source,
+    })?;
     fs_err::write(path, text + "\n")?;
     Ok(())
 }

@@ -1,5 +1,12 @@
 //! Model folders: written, read back bit for bit, and refused with a reason when damaged.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_wrap,
+    clippy::cast_possible_truncation,
+    reason = "a panic is a failed test, and the numbers are small"
+)]
+
 use std::path::Path;
 
 use asyncthink_model::{Decoder, ModelConfig, ModelSizes};
@@ -30,7 +37,9 @@ fn saved(tie: bool) -> (Decoder, tempfile::TempDir) {
 }
 
 fn load_error(dir: &Path) -> String {
-    Decoder::load(dir, Device::Cpu, Kind::Float).unwrap_err().to_string()
+    Decoder::load(dir, Device::Cpu, Kind::Float)
+        .unwrap_err()
+        .to_string()
 }
 
 #[test]
@@ -38,8 +47,15 @@ fn a_saved_model_is_read_back_bit_for_bit() {
     for tie in [true, false] {
         let (decoder, dir) = saved(tie);
         let again = Decoder::load(dir.path(), Device::Cpu, Kind::Float).unwrap();
-        assert_eq!(decoder.named_parameters().len(), again.named_parameters().len());
-        for ((name, a), (other, b)) in decoder.named_parameters().iter().zip(again.named_parameters()) {
+        assert_eq!(
+            decoder.named_parameters().len(),
+            again.named_parameters().len()
+        );
+        for ((name, a), (other, b)) in decoder
+            .named_parameters()
+            .iter()
+            .zip(again.named_parameters())
+        {
             assert_eq!(name, other);
             assert_eq!(a, b, "{name}");
         }
@@ -62,8 +78,13 @@ fn packed_segments_do_not_see_each_other() {
     let together = decoder.hidden_packed(&ids, &[4, 2, 3]).unwrap();
     let mut start = 0;
     for len in [4, 2, 3] {
-        let alone = decoder.hidden_packed(&ids.narrow(0, start, len), &[len]).unwrap();
-        let difference = (together.narrow(0, start, len) - alone).abs().max().double_value(&[]);
+        let alone = decoder
+            .hidden_packed(&ids.narrow(0, start, len), &[len])
+            .unwrap();
+        let difference = (together.narrow(0, start, len) - alone)
+            .abs()
+            .max()
+            .double_value(&[]);
         assert!(difference < 1e-5, "segment at {start}: {difference}");
         start += len;
     }
@@ -75,8 +96,15 @@ fn a_replica_shares_weights_but_not_gradients() {
     decoder.set_requires_grad(true);
     let replica = decoder.replica();
     let ids = Tensor::from_slice(&[1i64, 2, 3]);
-    replica.hidden_packed(&ids, &[3]).unwrap().sum(Kind::Float).backward();
-    let (ours, theirs) = (&decoder.named_parameters()[0].1, &replica.named_parameters()[0].1);
+    replica
+        .hidden_packed(&ids, &[3])
+        .unwrap()
+        .sum(Kind::Float)
+        .backward();
+    let (ours, theirs) = (
+        &decoder.named_parameters()[0].1,
+        &replica.named_parameters()[0].1,
+    );
     assert!(!ours.grad().defined() && theirs.grad().defined());
     tch::no_grad(|| {
         let _ = ours.shallow_clone().g_add_scalar_(1.0);
@@ -91,7 +119,10 @@ fn damaged_and_foreign_folders_are_refused_with_a_reason() {
     let bytes = fs_err::read(&weights).unwrap();
     for len in [0, 4, 100, bytes.len() - 5] {
         fs_err::write(&weights, &bytes[..len]).unwrap();
-        assert!(load_error(dir.path()).contains("safetensors"), "cut at {len}");
+        assert!(
+            load_error(dir.path()).contains("safetensors"),
+            "cut at {len}"
+        );
     }
     let mut huge_header = bytes.clone();
     huge_header[..8].copy_from_slice(&u64::MAX.to_le_bytes());
@@ -103,12 +134,27 @@ fn damaged_and_foreign_folders_are_refused_with_a_reason() {
     fs_err::write(&weights, &bytes).unwrap();
     let path = dir.path().join("config.json");
     let text = fs_err::read_to_string(&path).unwrap();
-    fs_err::write(&path, text.replace("\"vocab_size\": 29", "\"vocab_size\": 30")).unwrap();
+    fs_err::write(
+        &path,
+        text.replace("\"vocab_size\": 29", "\"vocab_size\": 30"),
+    )
+    .unwrap();
     let message = load_error(dir.path());
-    assert!(message.contains("lm_head.weight") && message.contains("[29, 16]"), "{message}");
-    fs_err::write(&path, text.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3")).unwrap();
+    assert!(
+        message.contains("lm_head.weight") && message.contains("[29, 16]"),
+        "{message}"
+    );
+    fs_err::write(
+        &path,
+        text.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3"),
+    )
+    .unwrap();
     assert!(load_error(dir.path()).contains("missing `model.layers.2."));
-    fs_err::write(&path, text.replace("\"model_type\": \"qwen3\"", "\"model_type\": \"gpt2\"")).unwrap();
+    fs_err::write(
+        &path,
+        text.replace("\"model_type\": \"qwen3\"", "\"model_type\": \"gpt2\""),
+    )
+    .unwrap();
     assert!(load_error(dir.path()).contains("`model_type` is not supported"));
     fs_err::write(&path, "{").unwrap();
     assert!(load_error(dir.path()).contains("config.json"));

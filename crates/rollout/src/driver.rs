@@ -53,17 +53,27 @@ pub fn rollout(
     queries: &[Query],
     progress: &mut dyn FnMut(RolloutProgress) -> bool,
 ) -> Result<Vec<Episode>> {
-    let shared = Shared { tokenizer, templates, settings };
+    let shared = Shared {
+        tokenizer,
+        templates,
+        settings,
+    };
     let agents_per_episode = settings.protocol.capacity.get() as usize;
     let available = engine.num_free();
     if available < agents_per_episode {
-        return Err(Error::TooFewSlots { needed: agents_per_episode, available });
+        return Err(Error::TooFewSlots {
+            needed: agents_per_episode,
+            available,
+        });
     }
     let max_running = available / agents_per_episode;
     let mut waiting = queries.iter().enumerate();
     let mut running: BTreeMap<u64, RunningEpisode> = BTreeMap::new();
     let mut finished: BTreeMap<u64, Episode> = BTreeMap::new();
-    let mut state = RolloutProgress { total_episodes: queries.len(), ..RolloutProgress::default() };
+    let mut state = RolloutProgress {
+        total_episodes: queries.len(),
+        ..RolloutProgress::default()
+    };
     loop {
         while running.len() < max_running
             && let Some((index, query)) = waiting.next()
@@ -84,19 +94,30 @@ pub fn rollout(
         sampled.sort_by_key(|sample| owner(sample.agent).1.is_none());
         for sample in sampled {
             let (index, worker) = owner(sample.agent);
-            let Some(episode) = running.get_mut(&index) else { continue };
+            let Some(episode) = running.get_mut(&index) else {
+                continue;
+            };
             let ended = match worker {
-                Some(worker) => {
-                    episode.on_worker_token(worker, sample.token, sample.logprob, &shared, engine)?
+                Some(worker) => episode.on_worker_token(
+                    worker,
+                    sample.token,
+                    sample.logprob,
+                    &shared,
+                    engine,
+                )?,
+                None => {
+                    episode.on_organizer_token(sample.token, sample.logprob, &shared, engine)?
                 }
-                None => episode.on_organizer_token(sample.token, sample.logprob, &shared, engine)?,
             };
             if let Some(outcome) = ended
                 && let Some(episode) = running.remove(&index)
             {
                 let episode = episode.end(outcome, &shared, engine)?;
                 debug_assert!(
-                    episode.timeline.as_ref().is_none_or(|timeline| timeline.latency() == episode.num_steps),
+                    episode
+                        .timeline
+                        .as_ref()
+                        .is_none_or(|timeline| timeline.latency() == episode.num_steps),
                     "the recursion must give the steps that the engine took"
                 );
                 finished.insert(index, episode);

@@ -93,16 +93,27 @@ impl Episode {
 
     /// Workers that stopped or were cut without a complete RETURN.
     pub fn num_empty_returns(&self) -> usize {
-        self.workers.iter().filter(|worker| worker.end == WorkerEnd::Empty).count()
+        self.workers
+            .iter()
+            .filter(|worker| worker.end == WorkerEnd::Empty)
+            .count()
     }
 
     /// Workers that the organizer did not outlive.
     pub fn num_cancelled_workers(&self) -> usize {
-        self.workers.iter().filter(|worker| worker.end == WorkerEnd::Cancelled).count()
+        self.workers
+            .iter()
+            .filter(|worker| worker.end == WorkerEnd::Cancelled)
+            .count()
     }
 
     /// Tokens decoded by all agents.
     pub fn decoded_tokens(&self) -> usize {
-        self.organizer.num_decoded() + self.workers.iter().map(|worker| worker.record.num_decoded()).sum::<usize>()
+        self.organizer.num_decoded()
+            + self
+                .workers
+                .iter()
+                .map(|worker| worker.record.num_decoded())
+                .sum::<usize>()
     }
 }

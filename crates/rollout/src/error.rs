@@ -19,7 +19,9 @@ pub enum Error {
         available: usize,
     },
     /// A prompt leaves no room in the model's context.
-    #[error("the prompt of problem {prompt_index} has {num_tokens} tokens, the model's context {max_tokens}")]
+    #[error(
+        "the prompt of problem {prompt_index} has {num_tokens} tokens, the model's context {max_tokens}"
+    )]
     PromptTooLong {
         /// Position of the problem in its data set.
         prompt_index: usize,

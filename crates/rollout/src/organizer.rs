@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use asyncthink_data::{PromptTemplates, TokenId, Tokenizer};
 use asyncthink_engine::{AgentId, Engine, Request};
 use asyncthink_protocol::{
-    Action, ForkPoint, FormatError, Fragment, OrganizerMachine, Overflow, SubQueryId, Timeline, WorkerIndex,
-    WorkerMachine,
+    Action, ForkPoint, FormatError, Fragment, OrganizerMachine, Overflow, SubQueryId, Timeline,
+    WorkerIndex, WorkerMachine,
 };
 
 use crate::agent::AgentRecord;
@@ -60,16 +60,24 @@ enum WorkerState {
 /// Splits an agent id into the episode's index and the worker, if it is one.
 pub(crate) fn owner(agent: AgentId) -> (u64, Option<WorkerIndex>) {
     let role = agent.0 & ((1 << AGENT_BITS) - 1);
-    let worker = role.checked_sub(1).map(|index| WorkerIndex(usize::try_from(index).unwrap_or(usize::MAX)));
+    let worker = role
+        .checked_sub(1)
+        .map(|index| WorkerIndex(usize::try_from(index).unwrap_or(usize::MAX)));
     (agent.0 >> AGENT_BITS, worker)
 }
 
 impl RunningEpisode {
     /// Prefills the organizer's prompt.
-    pub(crate) fn start(index: u64, query: &Query, shared: &Shared<'_>, engine: &mut dyn Engine) -> Result<Self> {
-        let prompt = shared
-            .tokenizer
-            .encode_filled(&shared.templates.organizer(&query.text), &shared.templates.organizer(""))?;
+    pub(crate) fn start(
+        index: u64,
+        query: &Query,
+        shared: &Shared<'_>,
+        engine: &mut dyn Engine,
+    ) -> Result<Self> {
+        let prompt = shared.tokenizer.encode_filled(
+            &shared.templates.organizer(&query.text),
+            &shared.templates.organizer(""),
+        )?;
         let max_tokens = engine.max_sequence_tokens();
         if prompt.len() >= max_tokens {
             return Err(Error::PromptTooLong {
@@ -94,7 +102,11 @@ impl RunningEpisode {
             workers: Vec::new(),
             queued: VecDeque::new(),
             fragments: Vec::new(),
-            fragment: Fragment { num_tokens: 0, forks: Vec::new(), join: None },
+            fragment: Fragment {
+                num_tokens: 0,
+                forks: Vec::new(),
+                join: None,
+            },
             tokens_since_join: 0,
             num_steps: 0,
         })
@@ -144,7 +156,9 @@ impl RunningEpisode {
         engine: &mut dyn Engine,
     ) -> Result<Option<Outcome>> {
         let agent = self.worker_agent(worker);
-        let Some(running) = self.workers.get_mut(worker.0) else { return Ok(None) };
+        let Some(running) = self.workers.get_mut(worker.0) else {
+            return Ok(None);
+        };
         running.record.push_decoded(token, logprob);
         let returned = running.machine.push(shared.tokenizer.token_bytes(token));
         let num_ids = running.record.ids().len();
@@ -198,7 +212,9 @@ impl RunningEpisode {
 
     fn budget_is_spent(&self, settings: &RolloutSettings, engine: &dyn Engine) -> bool {
         self.tokens_since_join >= settings.organizer_max_tokens
-            || settings.organizer_total_tokens.is_some_and(|limit| self.organizer.num_decoded() >= limit)
+            || settings
+                .organizer_total_tokens
+                .is_some_and(|limit| self.organizer.num_decoded() >= limit)
             || self.organizer.ids().len() >= engine.max_sequence_tokens()
     }
 
@@ -215,14 +231,22 @@ impl RunningEpisode {
         engine: &mut dyn Engine,
     ) -> Result<()> {
         let worker = WorkerIndex(self.workers.len());
-        let prompt = shared
-            .tokenizer
-            .encode_filled(&shared.templates.worker(&sub_query), &shared.templates.worker(""))?;
-        self.fragment.forks.push(ForkPoint { worker, at_tokens: self.fragment.num_tokens });
+        let prompt = shared.tokenizer.encode_filled(
+            &shared.templates.worker(&sub_query),
+            &shared.templates.worker(""),
+        )?;
+        self.fragment.forks.push(ForkPoint {
+            worker,
+            at_tokens: self.fragment.num_tokens,
+        });
         self.outstanding.insert(id, worker);
         // A prompt that fills the context leaves its worker no token to decode.
         let fits = prompt.len() < engine.max_sequence_tokens();
-        let state = if fits { WorkerState::Queued } else { WorkerState::Ended(WorkerEnd::Empty) };
+        let state = if fits {
+            WorkerState::Queued
+        } else {
+            WorkerState::Ended(WorkerEnd::Empty)
+        };
         self.workers.push(RunningWorker {
             sub_query_id: id,
             sub_query,
@@ -233,7 +257,11 @@ impl RunningEpisode {
         if !fits {
             return Ok(());
         }
-        let running = self.workers.iter().filter(|worker| worker.state == WorkerState::Running).count();
+        let running = self
+            .workers
+            .iter()
+            .filter(|worker| worker.state == WorkerState::Running)
+            .count();
         let max_workers = shared.settings.protocol.capacity.max_workers() as usize;
         if shared.settings.protocol.overflow == Overflow::Queue && running >= max_workers {
             self.queued.push_back(worker);
@@ -247,18 +275,32 @@ impl RunningEpisode {
         let seed = mix_seed(self.query.seed, worker.0 as u64 + 1);
         let running = &mut self.workers[worker.0];
         running.state = WorkerState::Running;
-        engine.add(Request { agent, prompt: running.record.ids().to_vec(), seed })?;
+        engine.add(Request {
+            agent,
+            prompt: running.record.ids().to_vec(),
+            seed,
+        })?;
         Ok(())
     }
 
-    fn join(&mut self, id: SubQueryId, shared: &Shared<'_>, engine: &mut dyn Engine) -> Result<Option<Outcome>> {
+    fn join(
+        &mut self,
+        id: SubQueryId,
+        shared: &Shared<'_>,
+        engine: &mut dyn Engine,
+    ) -> Result<Option<Outcome>> {
         // The machine has checked that the id is outstanding.
         let Some(worker) = self.outstanding.remove(&id) else {
             return Ok(Some(Outcome::Failed(FormatError::UnknownJoin { id })));
         };
         self.fragment.join = Some(worker);
-        let next = Fragment { num_tokens: 0, forks: Vec::new(), join: None };
-        self.fragments.push(std::mem::replace(&mut self.fragment, next));
+        let next = Fragment {
+            num_tokens: 0,
+            forks: Vec::new(),
+            join: None,
+        };
+        self.fragments
+            .push(std::mem::replace(&mut self.fragment, next));
         self.tokens_since_join = 0;
         if let WorkerState::Ended(_) = self.workers[worker.0].state {
             return self.inject(worker, id, shared, engine);
@@ -302,20 +344,38 @@ impl RunningEpisode {
     }
 
     /// Frees every agent of the episode and hands over its record.
-    pub(crate) fn end(self, outcome: Outcome, shared: &Shared<'_>, engine: &mut dyn Engine) -> Result<Episode> {
+    pub(crate) fn end(
+        self,
+        outcome: Outcome,
+        shared: &Shared<'_>,
+        engine: &mut dyn Engine,
+    ) -> Result<Episode> {
         self.abandon(engine)?;
         let mut this = self;
         let num_joins = this.fragments.len();
         this.fragments.push(this.fragment);
-        let worker_tokens = this.workers.iter().map(|worker| worker.record.num_decoded() as u64).collect();
+        let worker_tokens = this
+            .workers
+            .iter()
+            .map(|worker| worker.record.num_decoded() as u64)
+            .collect();
         let timeline = match outcome {
             Outcome::Failed(_) => None,
             Outcome::Answered(_) => {
                 let protocol = shared.settings.protocol;
-                Some(Timeline::new(protocol.capacity, protocol.overflow, this.fragments, worker_tokens)?)
+                Some(Timeline::new(
+                    protocol.capacity,
+                    protocol.overflow,
+                    this.fragments,
+                    worker_tokens,
+                )?)
             }
         };
-        let workers = this.workers.into_iter().map(RunningWorker::into_record).collect();
+        let workers = this
+            .workers
+            .into_iter()
+            .map(RunningWorker::into_record)
+            .collect();
         Ok(Episode {
             prompt_index: this.query.prompt_index,
             sample_index: this.query.sample_index,
@@ -335,6 +395,11 @@ impl RunningWorker {
             WorkerState::Ended(end) => end,
             WorkerState::Queued | WorkerState::Running => WorkerEnd::Cancelled,
         };
-        WorkerRecord { sub_query_id: self.sub_query_id, sub_query: self.sub_query, record: self.record, end }
+        WorkerRecord {
+            sub_query_id: self.sub_query_id,
+            sub_query: self.sub_query,
+            record: self.record,
+            end,
+        }
     }
 }

@@ -1,6 +1,13 @@
 //! Episodes over an engine that plays written scripts: what the driver makes of every action, checked against the
 //! text form of the same episode and against the steps that the engine took.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_wrap,
+    clippy::cast_possible_truncation,
+    reason = "a panic is a failed test, and the numbers are small"
+)]
+
 use std::collections::BTreeMap;
 
 use asyncthink_data::{PromptTemplates, PromptText, TokenId, Tokenizer, task_tokenizer};
@@ -17,7 +24,11 @@ fn tokenizer() -> Tokenizer {
 }
 
 fn templates() -> PromptTemplates {
-    let text = PromptText { organizer: "main {query}".into(), worker: "sub {sub_query}".into(), query: "ask".into() };
+    let text = PromptText {
+        organizer: "main {query}".into(),
+        worker: "sub {sub_query}".into(),
+        query: "ask".into(),
+    };
     PromptTemplates::new(text, 2).unwrap()
 }
 
@@ -55,47 +66,84 @@ struct Playing {
 
 impl<'a> ScriptedEngine<'a> {
     fn new(tokenizer: &'a Tokenizer, slots: usize, scripts: &[(&str, &str)]) -> Self {
-        let scripts = scripts.iter().map(|(prompt, text)| ((*prompt).to_owned(), (*text).to_owned())).collect();
-        Self { tokenizer, scripts, slots, max_sequence_tokens: 500, agents: BTreeMap::new(), max_held: 0 }
+        let scripts = scripts
+            .iter()
+            .map(|(prompt, text)| ((*prompt).to_owned(), (*text).to_owned()))
+            .collect();
+        Self {
+            tokenizer,
+            scripts,
+            slots,
+            max_sequence_tokens: 500,
+            agents: BTreeMap::new(),
+            max_held: 0,
+        }
     }
 }
 
 impl Engine for ScriptedEngine<'_> {
     fn add(&mut self, request: Request) -> Result<()> {
-        assert!(self.agents.len() < self.slots, "the driver must never overfill the engine");
+        assert!(
+            self.agents.len() < self.slots,
+            "the driver must never overfill the engine"
+        );
         let prompt = self.tokenizer.decode(&request.prompt);
-        let script = self.scripts.get(&prompt).unwrap_or_else(|| panic!("no script for `{prompt}`"));
+        let script = self
+            .scripts
+            .get(&prompt)
+            .unwrap_or_else(|| panic!("no script for `{prompt}`"));
         let script = self.tokenizer.encode(script).unwrap();
-        let playing = Playing { script, next: 0, running: true, given: Vec::new() };
+        let playing = Playing {
+            script,
+            next: 0,
+            running: true,
+            given: Vec::new(),
+        };
         assert!(self.agents.insert(request.agent, playing).is_none());
         self.max_held = self.max_held.max(self.agents.len());
         Ok(())
     }
 
     fn extend(&mut self, agent: AgentId, ids: &[TokenId]) -> Result<()> {
-        let playing = self.agents.get_mut(&agent).ok_or(Error::UnknownAgent(agent))?;
+        let playing = self
+            .agents
+            .get_mut(&agent)
+            .ok_or(Error::UnknownAgent(agent))?;
         playing.given.extend_from_slice(ids);
         playing.running = true;
         Ok(())
     }
 
     fn pause(&mut self, agent: AgentId) -> Result<()> {
-        self.agents.get_mut(&agent).ok_or(Error::UnknownAgent(agent))?.running = false;
+        self.agents
+            .get_mut(&agent)
+            .ok_or(Error::UnknownAgent(agent))?
+            .running = false;
         Ok(())
     }
 
     fn remove(&mut self, agent: AgentId) -> Result<()> {
-        self.agents.remove(&agent).map(|_| ()).ok_or(Error::UnknownAgent(agent))
+        self.agents
+            .remove(&agent)
+            .map(|_| ())
+            .ok_or(Error::UnknownAgent(agent))
     }
 
     fn step(&mut self) -> Result<Vec<Sampled>> {
         let eos = self.tokenizer.eos_ids()[0];
-        let running = self.agents.iter_mut().filter(|(_, playing)| playing.running);
+        let running = self
+            .agents
+            .iter_mut()
+            .filter(|(_, playing)| playing.running);
         Ok(running
             .map(|(&agent, playing)| {
                 let token = playing.script.get(playing.next).copied().unwrap_or(eos);
                 playing.next += 1;
-                Sampled { agent, token, logprob: -(playing.next as f32) }
+                Sampled {
+                    agent,
+                    token,
+                    logprob: -(playing.next as f32),
+                }
             })
             .collect())
     }
@@ -110,14 +158,30 @@ impl Engine for ScriptedEngine<'_> {
 }
 
 fn query(index: usize) -> Query {
-    Query { prompt_index: index, sample_index: 0, text: format!("{index}"), seed: index as u64 }
+    Query {
+        prompt_index: index,
+        sample_index: 0,
+        text: format!("{index}"),
+        seed: index as u64,
+    }
 }
 
 fn run_one(scripts: &[(&str, &str)], settings: &RolloutSettings) -> Episode {
     let tokenizer = tokenizer();
-    let mut engine = ScriptedEngine::new(&tokenizer, settings.protocol.capacity.get() as usize, scripts);
-    let mut episodes =
-        rollout(&mut engine, &tokenizer, &templates(), settings, &[query(0)], &mut |_| true).unwrap();
+    let mut engine = ScriptedEngine::new(
+        &tokenizer,
+        settings.protocol.capacity.get() as usize,
+        scripts,
+    );
+    let mut episodes = rollout(
+        &mut engine,
+        &tokenizer,
+        &templates(),
+        settings,
+        &[query(0)],
+        &mut |_| true,
+    )
+    .unwrap();
     assert!(engine.agents.is_empty(), "every agent is freed");
     episodes.remove(0)
 }
@@ -132,7 +196,9 @@ fn marked(episode: &Episode) -> String {
         if record.decoded()[index] {
             text.push_str(&piece);
         } else {
-            text.push_str(&format!("{{{piece}}}"));
+            text.push('{');
+            text.push_str(&piece);
+            text.push('}');
         }
     }
     text
@@ -142,13 +208,19 @@ fn marked(episode: &Episode) -> String {
 fn the_organizer_goes_on_while_its_worker_runs_and_waits_at_the_join() {
     let episode = run_one(
         &[
-            ("main 0", "a<FORK1> one</FORK1> b b<JOIN1> c<ANSWER>7</ANSWER>"),
+            (
+                "main 0",
+                "a<FORK1> one</FORK1> b b<JOIN1> c<ANSWER>7</ANSWER>",
+            ),
             ("sub  one", " a a a a a a<RETURN>12</RETURN>"),
         ],
         &settings(2, Overflow::Error),
     );
     assert_eq!(episode.answer(), Some("7"));
-    assert_eq!(marked(&episode), "a<FORK1> one</FORK1> b b<JOIN1>{12}{</JOIN1>} c<ANSWER>7</ANSWER>");
+    assert_eq!(
+        marked(&episode),
+        "a<FORK1> one</FORK1> b b<JOIN1>{12}{</JOIN1>} c<ANSWER>7</ANSWER>"
+    );
     let timeline = episode.timeline.as_ref().unwrap();
     // Fork complete at 4, the worker decodes 9, so the Join (at 7) is served at 13; then 4 tokens more.
     assert_eq!(timeline.latency(), 17);
@@ -158,7 +230,10 @@ fn the_organizer_goes_on_while_its_worker_runs_and_waits_at_the_join() {
     assert!((concurrency.eta - 20.0 / 17.0).abs() < 1e-12);
     assert_eq!(episode.workers[0].end, WorkerEnd::Returned("12".into()));
     let record = &episode.workers[0].record;
-    assert_eq!(record.logprobs()[record.prompt_tokens()..], (1..=9).map(|n| -(n as f32)).collect::<Vec<_>>());
+    assert_eq!(
+        record.logprobs()[record.prompt_tokens()..],
+        (1..=9).map(|n| -(n as f32)).collect::<Vec<_>>()
+    );
 }
 
 #[test]
@@ -166,7 +241,10 @@ fn tags_inside_returned_text_are_data() {
     let episode = run_one(
         &[
             ("main 0", "<FORK1>a</FORK1><JOIN1><ANSWER>1</ANSWER>"),
-            ("sub a", "<RETURN><JOIN2></JOIN1><ANSWER>no</ANSWER></RETURN>"),
+            (
+                "sub a",
+                "<RETURN><JOIN2></JOIN1><ANSWER>no</ANSWER></RETURN>",
+            ),
         ],
         &settings(2, Overflow::Error),
     );
@@ -177,25 +255,41 @@ fn tags_inside_returned_text_are_data() {
 #[test]
 fn unjoined_workers_are_cancelled_at_the_organizers_last_step() {
     let episode = run_one(
-        &[("main 0", "<FORK1>a</FORK1> b<ANSWER>1</ANSWER>"), ("sub a", " c c c c c c c c c c c c c c")],
+        &[
+            ("main 0", "<FORK1>a</FORK1> b<ANSWER>1</ANSWER>"),
+            ("sub a", " c c c c c c c c c c c c c c"),
+        ],
         &settings(2, Overflow::Error),
     );
     assert_eq!(episode.workers[0].end, WorkerEnd::Cancelled);
-    assert_eq!(episode.workers[0].record.num_decoded(), 4, "it decodes while the organizer does");
+    assert_eq!(
+        episode.workers[0].record.num_decoded(),
+        4,
+        "it decodes while the organizer does"
+    );
     let concurrency = episode.timeline.unwrap().concurrency(true);
     assert!((concurrency.eta - 11.0 / 7.0).abs() < 1e-12);
 }
 
 #[test]
 fn a_worker_without_return_hands_over_nothing() {
-    for script in [" c c", " c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c"] {
+    for script in [
+        " c c",
+        " c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c",
+    ] {
         let episode = run_one(
-            &[("main 0", "<FORK1>a</FORK1><JOIN1><ANSWER>1</ANSWER>"), ("sub a", script)],
+            &[
+                ("main 0", "<FORK1>a</FORK1><JOIN1><ANSWER>1</ANSWER>"),
+                ("sub a", script),
+            ],
             &settings(2, Overflow::Error),
         );
         assert_eq!(episode.workers[0].end, WorkerEnd::Empty);
         assert!(episode.workers[0].record.num_decoded() <= 40);
-        assert_eq!(marked(&episode), "<FORK1>a</FORK1><JOIN1>{</JOIN1>}<ANSWER>1</ANSWER>");
+        assert_eq!(
+            marked(&episode),
+            "<FORK1>a</FORK1><JOIN1>{</JOIN1>}<ANSWER>1</ANSWER>"
+        );
     }
 }
 
@@ -203,7 +297,10 @@ fn a_worker_without_return_hands_over_nothing() {
 fn format_errors_end_the_episode_at_once() {
     let endless = " a".repeat(100);
     for (script, code) in [
-        ("<FORK1>a</FORK1><FORK1>a</FORK1> b b", "duplicate_sub_query"),
+        (
+            "<FORK1>a</FORK1><FORK1>a</FORK1> b b",
+            "duplicate_sub_query",
+        ),
         ("<FORK1>a</FORK1><FORK2>a</FORK2> b b", "pool_overflow"),
         ("<JOIN1> b b", "unknown_join"),
         ("<FORK1>a</FORK1><JOIN1><JOIN1> b", "unknown_join"),
@@ -212,8 +309,17 @@ fn format_errors_end_the_episode_at_once() {
         ("<FORK1>a", "malformed"),
         ("<FORK1>a<JOIN1>", "malformed"),
     ] {
-        let episode = run_one(&[("main 0", script), ("sub a", "<RETURN></RETURN>")], &settings(2, Overflow::Error));
-        assert_eq!(episode.format_error().map(asyncthink_protocol::FormatError::code), Some(code), "{script}");
+        let episode = run_one(
+            &[("main 0", script), ("sub a", "<RETURN></RETURN>")],
+            &settings(2, Overflow::Error),
+        );
+        assert_eq!(
+            episode
+                .format_error()
+                .map(asyncthink_protocol::FormatError::code),
+            Some(code),
+            "{script}"
+        );
         assert!(episode.timeline.is_none());
         assert!(episode.organizer.num_decoded() <= 60);
     }
@@ -223,10 +329,16 @@ fn format_errors_end_the_episode_at_once() {
 fn a_join_resets_the_organizers_budget() {
     let think = " a".repeat(50);
     let script = format!("{think}<FORK1>a</FORK1><JOIN1>{think}<ANSWER>1</ANSWER>");
-    let episode = run_one(&[("main 0", &script), ("sub a", "<RETURN></RETURN>")], &settings(2, Overflow::Error));
+    let episode = run_one(
+        &[("main 0", &script), ("sub a", "<RETURN></RETURN>")],
+        &settings(2, Overflow::Error),
+    );
     assert_eq!(episode.outcome, Outcome::Answered("1".into()));
     let script = format!("<FORK1>a</FORK1><JOIN1>{think} a a a a a a a a a a<ANSWER>1</ANSWER>");
-    let episode = run_one(&[("main 0", &script), ("sub a", "<RETURN></RETURN>")], &settings(2, Overflow::Error));
+    let episode = run_one(
+        &[("main 0", &script), ("sub a", "<RETURN></RETURN>")],
+        &settings(2, Overflow::Error),
+    );
     assert_eq!(episode.format_error().unwrap().code(), "no_answer");
 }
 
@@ -234,13 +346,19 @@ fn a_join_resets_the_organizers_budget() {
 fn queued_workers_wait_for_a_slot() {
     let episode = run_one(
         &[
-            ("main 0", "<FORK1>a</FORK1><FORK2>b</FORK2><JOIN2><JOIN1><ANSWER>1</ANSWER>"),
+            (
+                "main 0",
+                "<FORK1>a</FORK1><FORK2>b</FORK2><JOIN2><JOIN1><ANSWER>1</ANSWER>",
+            ),
             ("sub a", " c c c c c c<RETURN>1</RETURN>"),
             ("sub b", " c<RETURN>2</RETURN>"),
         ],
         &settings(2, Overflow::Queue),
     );
-    assert_eq!(marked(&episode), "<FORK1>a</FORK1><FORK2>b</FORK2><JOIN2>{2}{</JOIN2>}<JOIN1>{1}{</JOIN1>}<ANSWER>1</ANSWER>");
+    assert_eq!(
+        marked(&episode),
+        "<FORK1>a</FORK1><FORK2>b</FORK2><JOIN2>{2}{</JOIN2>}<JOIN1>{1}{</JOIN1>}<ANSWER>1</ANSWER>"
+    );
     let timeline = episode.timeline.unwrap();
     // Worker 1 runs steps 4 to 12, worker 2 steps 13 to 16; the second Join is one token later, the Answer three.
     assert_eq!(timeline.latency(), 20);
@@ -254,18 +372,45 @@ fn a_worker_whose_prompt_fills_the_context_waits_for_no_slot() {
     let preamble = " c".repeat(30);
     let worker = format!("sub{preamble} {{sub_query}} {{sub_query}} {{sub_query}}");
     let first = format!("sub{preamble} a a a");
-    let organizer = format!("<FORK1>a</FORK1><FORK2>{}</FORK2><JOIN2><JOIN1><ANSWER>1</ANSWER>", " b".repeat(10));
+    let organizer = format!(
+        "<FORK1>a</FORK1><FORK2>{}</FORK2><JOIN2><JOIN1><ANSWER>1</ANSWER>",
+        " b".repeat(10)
+    );
     let busy = format!("{}<RETURN>1</RETURN>", " c".repeat(15));
-    let scripts = [("main 0", organizer.as_str()), (first.as_str(), busy.as_str())];
-    let text = PromptText { organizer: "main {query}".into(), worker, query: "ask".into() };
+    let scripts = [
+        ("main 0", organizer.as_str()),
+        (first.as_str(), busy.as_str()),
+    ];
+    let text = PromptText {
+        organizer: "main {query}".into(),
+        worker,
+        query: "ask".into(),
+    };
     let templates = PromptTemplates::new(text, 1).unwrap();
     let settings = settings(2, Overflow::Queue);
     let mut engine = ScriptedEngine::new(&tokenizer, 2, &scripts);
-    engine.max_sequence_tokens = tokenizer.encode(&format!("{first}{}", " b".repeat(24))).unwrap().len();
-    let mut episodes = rollout(&mut engine, &tokenizer, &templates, &settings, &[query(0)], &mut |_| true).unwrap();
+    engine.max_sequence_tokens = tokenizer
+        .encode(&format!("{first}{}", " b".repeat(24)))
+        .unwrap()
+        .len();
+    let mut episodes = rollout(
+        &mut engine,
+        &tokenizer,
+        &templates,
+        &settings,
+        &[query(0)],
+        &mut |_| true,
+    )
+    .unwrap();
     let episode = episodes.remove(0);
     assert_eq!(episode.outcome, Outcome::Answered("1".to_owned()));
-    assert_eq!((&episode.workers[1].end, episode.workers[1].record.num_decoded()), (&WorkerEnd::Empty, 0));
+    assert_eq!(
+        (
+            &episode.workers[1].end,
+            episode.workers[1].record.num_decoded()
+        ),
+        (&WorkerEnd::Empty, 0)
+    );
     assert!(matches!(episode.workers[0].end, WorkerEnd::Returned(_)));
     assert_eq!(episode.timeline.unwrap().latency(), episode.num_steps);
 }
@@ -274,10 +419,21 @@ fn a_worker_whose_prompt_fills_the_context_waits_for_no_slot() {
 fn results_keep_the_order_of_the_queries_and_the_engine_is_never_overfull() {
     let tokenizer = tokenizer();
     let scripts: Vec<(String, String)> = (0..7)
-        .map(|n| (format!("main {n}"), format!("<FORK1>{n}</FORK1>{}<JOIN1><ANSWER>{n}</ANSWER>", " b".repeat(7 - n))))
+        .map(|n| {
+            (
+                format!("main {n}"),
+                format!(
+                    "<FORK1>{n}</FORK1>{}<JOIN1><ANSWER>{n}</ANSWER>",
+                    " b".repeat(7 - n)
+                ),
+            )
+        })
         .chain((0..7).map(|n| (format!("sub {n}"), "<RETURN>1</RETURN>".to_owned())))
         .collect();
-    let scripts: Vec<(&str, &str)> = scripts.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+    let scripts: Vec<(&str, &str)> = scripts
+        .iter()
+        .map(|(a, b)| (a.as_str(), b.as_str()))
+        .collect();
     let queries: Vec<Query> = (0..7).map(query).collect();
     for slots in [2, 5, 14] {
         let mut engine = ScriptedEngine::new(&tokenizer, slots, &scripts);
@@ -290,7 +446,10 @@ fn results_keep_the_order_of_the_queries_and_the_engine_is_never_overfull() {
             &mut |_| true,
         )
         .unwrap();
-        let answers: Vec<_> = episodes.iter().map(|episode| episode.answer().unwrap().to_owned()).collect();
+        let answers: Vec<_> = episodes
+            .iter()
+            .map(|episode| episode.answer().unwrap().to_owned())
+            .collect();
         assert_eq!(answers, ["0", "1", "2", "3", "4", "5", "6"]);
         assert!(engine.max_held <= slots);
     }
@@ -299,11 +458,20 @@ fn results_keep_the_order_of_the_queries_and_the_engine_is_never_overfull() {
 #[test]
 fn a_stopped_rollout_frees_its_agents() {
     let tokenizer = tokenizer();
-    let scripts = [("main 0", "<FORK1>a</FORK1> b b b b b"), ("sub a", " c c c c c c c c")];
+    let scripts = [
+        ("main 0", "<FORK1>a</FORK1> b b b b b"),
+        ("sub a", " c c c c c c c c"),
+    ];
     let mut engine = ScriptedEngine::new(&tokenizer, 2, &scripts);
     let settings = settings(2, Overflow::Error);
-    let episodes =
-        rollout(&mut engine, &tokenizer, &templates(), &settings, &[query(0)], &mut |state| state.num_steps < 5);
+    let episodes = rollout(
+        &mut engine,
+        &tokenizer,
+        &templates(),
+        &settings,
+        &[query(0)],
+        &mut |state| state.num_steps < 5,
+    );
     assert!(episodes.unwrap().is_empty());
     assert!(engine.agents.is_empty());
 }
@@ -315,7 +483,8 @@ fn random_scripts() -> impl Strategy<Value = (String, Vec<String>)> {
         2 => (1u32..4).prop_map(|id| format!("<FORK{id}>{id}</FORK{id}>")),
         2 => (1u32..4).prop_map(|id| format!("<JOIN{id}>")),
     ];
-    let organizer = prop::collection::vec(piece, 0..14).prop_map(|pieces| pieces.concat() + "<ANSWER>1</ANSWER>");
+    let organizer = prop::collection::vec(piece, 0..14)
+        .prop_map(|pieces| pieces.concat() + "<ANSWER>1</ANSWER>");
     let worker = (0usize..12).prop_map(|n| " c".repeat(n) + "<RETURN>2</RETURN>");
     (organizer, prop::collection::vec(worker, 3))
 }

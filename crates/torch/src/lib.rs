@@ -26,7 +26,10 @@ pub use autograd::{backward_with_grad, backward_with_grads};
 pub use device::{DeviceSpec, open_device, why_not_cuda};
 pub use error::{Error, Result};
 pub use memory::{
-    MemoryUse, allocated_bytes, empty_cache, keep_freed_memory, memory_use, peak_bytes, reset_peak_memory,
+    MemoryUse, allocated_bytes, empty_cache, keep_freed_memory, memory_use, peak_bytes,
+    reset_peak_memory,
 };
 pub use optim::{AdamwSettings, AdamwState, clip_grad_norm_, fused_adamw_, global_norm, scale_};
-pub use threads::{Parallelism, manual_seed, num_threads, num_workers, set_num_threads, set_parallelism};
+pub use threads::{
+    Parallelism, manual_seed, num_threads, num_workers, set_num_threads, set_parallelism,
+};

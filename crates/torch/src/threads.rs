@@ -92,7 +92,11 @@ mod tests {
         set_num_threads(2).unwrap();
         set_parallelism(Parallelism::AcrossBatch);
         assert_eq!((num_workers(), num_threads()), (2, 1));
-        assert_eq!(std::thread::spawn(num_threads).join().unwrap(), 1, "new threads take the count over");
+        assert_eq!(
+            std::thread::spawn(num_threads).join().unwrap(),
+            1,
+            "new threads take the count over"
+        );
         set_parallelism(Parallelism::WithinOperations);
         assert_eq!((num_workers(), num_threads()), (1, 2));
         let error = set_num_threads(3).unwrap_err();

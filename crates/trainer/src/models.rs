@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use asyncthink_data::Tokenizer;
 use asyncthink_model::{Decoder, ModelConfig, ModelSizes};
 use asyncthink_recipe::{ModelInit, ModelSection, Recipe, Stage};
-use asyncthink_torch::{DeviceSpec, Parallelism, keep_freed_memory, open_device, set_num_threads, set_parallelism};
+use asyncthink_torch::{
+    DeviceSpec, Parallelism, keep_freed_memory, open_device, set_num_threads, set_parallelism,
+};
 use tch::{Device, Kind};
 
 use crate::error::{Error, Result};

@@ -12,5 +12,5 @@ mod store;
 
 pub(crate) use manifest::model_identity;
 pub use state::TrainerState;
-pub(crate) use store::{remove, sync};
 pub use store::{Checkpoint, CheckpointStore, Found};
+pub(crate) use store::{remove, sync};
