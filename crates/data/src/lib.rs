@@ -23,7 +23,7 @@ pub use crate::folder::SynthFolder;
 pub use crate::pack::{pack, padding_share};
 pub use crate::row::{EpisodeIndex, TrainingRow};
 pub use crate::task_tokenizer::{TaskTokenizerConfig, task_tokenizer};
-pub use crate::template::{PromptTemplates, PromptText};
+pub use crate::template::{PromptTemplates, PromptText, pad_numbers};
 pub use crate::tokenizer::{TokenId, Tokenizer};
 
 /// The result of this crate's fallible functions.

@@ -79,21 +79,23 @@ impl PromptTemplates {
     }
 }
 
-/// Replaces `{name}` by its value; braces around anything else are plain text.
+/// Replaces `{name}` by its value, and `{name:02}` by its value with every whole number in it padded with zeros to that
+/// many digits; braces around anything else are plain text.
 fn fill(template: &str, values: &[(&str, &str)]) -> String {
     let mut filled = String::with_capacity(template.len());
     let mut rest = template;
     while let Some(open) = rest.find('{') {
         filled.push_str(&rest[..open]);
         rest = &rest[open..];
-        let known = values.iter().find(|(name, _)| {
-            rest[1..]
-                .strip_prefix(name)
-                .is_some_and(|after| after.starts_with('}'))
+        let inside = rest.find('}').map(|close| &rest[1..close]);
+        let known = inside.and_then(|inside| {
+            let (name, width) = split_width(inside);
+            let (_, value) = values.iter().find(|(known, _)| *known == name)?;
+            Some((inside, pad_numbers(value, width?)))
         });
-        if let Some((name, value)) = known {
-            filled.push_str(value);
-            rest = &rest[name.len() + 2..];
+        if let Some((inside, value)) = known {
+            filled.push_str(&value);
+            rest = &rest[inside.len() + 2..];
         } else {
             filled.push('{');
             rest = &rest[1..];
@@ -101,6 +103,35 @@ fn fill(template: &str, values: &[(&str, &str)]) -> String {
     }
     filled.push_str(rest);
     filled
+}
+
+/// Splits `name:0N` into the name and `N`; the width is 0 without one, and `None` where it cannot be read.
+fn split_width(inside: &str) -> (&str, Option<usize>) {
+    match inside.split_once(":0") {
+        None => (inside, Some(0)),
+        Some((name, width)) => (name, width.parse().ok().filter(|width| *width <= MAX_WIDTH)),
+    }
+}
+
+/// Most digits that a number is padded to.
+const MAX_WIDTH: usize = 18;
+
+/// Pads every whole number in `text` with zeros to `width` digits; longer numbers stay as they are.
+pub fn pad_numbers(text: &str, width: usize) -> String {
+    let mut padded = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find(|c: char| c.is_ascii_digit()) {
+        padded.push_str(&rest[..start]);
+        rest = &rest[start..];
+        let end = rest
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(rest.len());
+        padded.extend(std::iter::repeat_n('0', width.saturating_sub(end)));
+        padded.push_str(&rest[..end]);
+        rest = &rest[end..];
+    }
+    padded.push_str(rest);
+    padded
 }
 
 #[cfg(test)]
@@ -128,6 +159,20 @@ mod tests {
             r"at most 3; put it in \boxed{}: 3 5 = {max_workers}"
         );
         assert_eq!(templates.worker("{query}"), "Subtask: {query}");
+    }
+
+    #[test]
+    fn numbers_are_padded_where_the_template_says_so() {
+        let mut text = text();
+        text.query = "{numbers:02} = {target:02} {target} {target:0x}".to_owned();
+        let fields = [
+            ("numbers", "3 12 105".to_owned()),
+            ("target", "7".to_owned()),
+        ];
+        let templates = PromptTemplates::new(text, 1).unwrap();
+        assert_eq!(templates.query(&fields), "03 12 105 = 07 7 {target:0x}");
+        assert_eq!(pad_numbers("9-2=7 no\n", 2), "09-02=07 no\n");
+        assert_eq!(pad_numbers("9-2=7", 0), "9-2=7");
     }
 
     #[test]

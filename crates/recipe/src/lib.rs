@@ -38,8 +38,8 @@ pub use error::{ErrorKind, RecipeError, RecipeErrors};
 pub use recipe::{DeviceSpec, Recipe, RecipeData, Stage};
 pub use schema::schema;
 pub use sections::{
-    EngineSection, McdGenerate, McdSection, McdSource, ModelInit, ModelSection, PromptsSection,
-    ProtocolSection, TaskSection,
+    EngineSection, McdGenerate, McdSection, McdSource, ModelInit, ModelSection, NumberTokens,
+    PromptsSection, ProtocolSection, TaskSection,
 };
 pub use stages::{
     Advantage, EvalSection, GrpoSection, LossAggregation, OptimizerSection, RewardSection,

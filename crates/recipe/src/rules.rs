@@ -472,7 +472,7 @@ impl Rules<'_> {
     }
 }
 
-/// The names in `{name}`, where a name is lower-case letters and `_`.
+/// The names in `{name}` and `{name:0N}`, where a name is lower-case letters and `_`.
 pub(crate) fn placeholders(text: &str) -> Vec<&str> {
     let mut found = Vec::new();
     let mut rest = text;
@@ -481,7 +481,8 @@ pub(crate) fn placeholders(text: &str) -> Vec<&str> {
         let end = rest
             .find(|c: char| !(c.is_ascii_lowercase() || c == '_'))
             .unwrap_or(rest.len());
-        if end > 0 && rest[end..].starts_with('}') {
+        let after = &rest[end..];
+        if end > 0 && (after.starts_with('}') || after.starts_with(":0")) {
             found.push(&rest[..end]);
         }
     }

@@ -300,6 +300,22 @@ pub struct ModelInit {
     #[serde(default = "count::<2048>")]
     #[schemars(range(min = 8, max = 16_777_216))]
     pub max_position_embeddings: usize,
+    /// How the tokenizer made for the model writes numbers. Default `whole`:
+    /// numbers are then copied in one step.
+    #[serde(default)]
+    pub number_tokens: NumberTokens,
+}
+
+/// How a tokenizer made from the task's text writes numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NumberTokens {
+    /// A token per whole number: shorter, and easier to copy, but numbers
+    /// share nothing that the traces do not teach.
+    #[default]
+    Whole,
+    /// A token per digit.
+    Digits,
 }
 
 /// `[engine]`: how sampling uses the machine. It decides which agents share a

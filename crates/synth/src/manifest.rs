@@ -50,7 +50,10 @@ pub(crate) fn inputs(recipe: &Recipe) -> Result<Value> {
     }
     let model = match &recipe.model {
         ModelSection::Init(init) => {
-            json!({"init": {"max_position_embeddings": init.max_position_embeddings}})
+            json!({"init": {
+                "max_position_embeddings": init.max_position_embeddings,
+                "number_tokens": init.number_tokens,
+            }})
         }
         ModelSection::Path(path) => {
             let tokenizer = path.join("tokenizer.json");

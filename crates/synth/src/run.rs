@@ -7,7 +7,7 @@ use asyncthink_data::{
     PromptTemplates, SynthFolder, TaskTokenizerConfig, Tokenizer, task_tokenizer,
 };
 use asyncthink_protocol::{ANSWER_CLOSE, ANSWER_OPEN, RETURN_CLOSE, RETURN_OPEN, SubQueryId};
-use asyncthink_recipe::{ModelSection, Recipe};
+use asyncthink_recipe::{ModelSection, NumberTokens, Recipe};
 use asyncthink_tasks::mcd;
 use rayon::prelude::*;
 
@@ -118,9 +118,10 @@ fn tokenizer(
     problems: &ProblemSet,
     templates: &PromptTemplates,
 ) -> Result<Tokenizer> {
-    if let ModelSection::Path(path) = &recipe.model {
-        return Ok(Tokenizer::from_dir(path)?);
-    }
+    let number_tokens = match &recipe.model {
+        ModelSection::Path(path) => return Ok(Tokenizer::from_dir(path)?),
+        ModelSection::Init(init) => init.number_tokens,
+    };
     let tags = protocol(recipe).tags;
     let mut corpus: Vec<String> = [ANSWER_OPEN, ANSWER_CLOSE, RETURN_OPEN, RETURN_CLOSE]
         .map(str::to_owned)
@@ -145,7 +146,10 @@ fn tokenizer(
         .chain(&problems.test)
         .filter_map(as_mcd);
     let config = TaskTokenizerConfig {
-        max_number: all.map(largest_result).max().unwrap_or(0),
+        max_number: match number_tokens {
+            NumberTokens::Digits => 9,
+            NumberTokens::Whole => all.map(largest_result).max().unwrap_or(0),
+        },
         ..TaskTokenizerConfig::default()
     };
     Ok(task_tokenizer(corpus.iter().map(String::as_str), &config)?)

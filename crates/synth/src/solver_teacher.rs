@@ -1,6 +1,6 @@
 //! The teacher: writes what organizer and workers decode for one problem.
 
-use asyncthink_data::PromptTemplates;
+use asyncthink_data::{PromptTemplates, pad_numbers};
 use asyncthink_protocol::{Protocol, RETURN_CLOSE, RETURN_OPEN, Step, SubQueryId, TraceBuilder};
 use asyncthink_recipe::SynthSection;
 use asyncthink_tasks::mcd::{DifferenceKey, Expr, Operator, Problem, Solution};
@@ -20,7 +20,12 @@ const SEPARATOR: &str = ";";
 const MAX_REDRAWS: usize = 8;
 
 /// Text that holds every word the teacher may write, for the vocabulary.
-pub(crate) const LEXICON: [&str; 3] = ["1+2=3 no\n", "1*2=2 ok 1*2\n", "1 2 = 3 with *"];
+pub(crate) const LEXICON: [&str; 4] = [
+    "1+2=3 low\n1+2=3 high\n",
+    "1/2=1/2 no\n",
+    "1*2=2 ok 1*2\n",
+    "1 2 = 3 with *",
+];
 
 /// A problem with what the teacher knows about it.
 #[derive(Debug, Clone, Copy)]
@@ -90,7 +95,23 @@ impl<'a> Lesson<'a> {
         steps.push(Step::Think(last));
         steps.push(Step::Answer(self.answer(&organizer, rng)));
         steps.retain(|step| !matches!(step, Step::Think(text) if text.is_empty()));
+        for step in &mut steps {
+            self.pad(step);
+        }
         TraceBuilder::from_steps(self.protocol, steps)
+    }
+
+    /// Writes the numbers of a step at the width of the settings; the query has that of its template.
+    fn pad(&self, step: &mut Step) {
+        let (Step::Think(text)
+        | Step::Answer(text)
+        | Step::Fork {
+            worker_text: text, ..
+        }) = step
+        else {
+            return;
+        };
+        *text = pad_numbers(text, self.settings.number_width);
     }
 
     /// A Fork with all that its worker writes, and what that returns.
@@ -216,13 +237,23 @@ impl<'a> Agent<'a> {
         let line = if is_hit {
             format!("{expr}={value} ok {expr}\n")
         } else {
-            format!("{expr}={value} no\n")
+            format!("{expr}={value} {}\n", self.miss(&value))
         };
         if is_hit {
             self.learn(&expr);
         }
         self.tried.push(expr);
         line
+    }
+
+    /// How a wrong value misses. An order says more than a plain no: numbers that are compared with their neighbours get a
+    /// place among them, which carries over to targets that training never shows.
+    fn miss(&self, value: &str) -> &'static str {
+        match value.parse::<i64>() {
+            Ok(value) if value < self.solved.problem.target => "low",
+            Ok(_) => "high",
+            Err(_) => "no",
+        }
     }
 
     fn next_expr(&self, rng: &mut impl Rng) -> Expr {
