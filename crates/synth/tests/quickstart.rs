@@ -5,6 +5,7 @@
     reason = "a failed step of a test is a failed test"
 )]
 
+use std::cmp::Ordering;
 use std::path::Path;
 
 use asyncthink_data::parquet::{Role, read_problems, read_sft_pairs};
@@ -245,6 +246,40 @@ fn given_problems_and_a_given_tokenizer_are_used() {
     );
 }
 
+/// The target that a prompt names.
+fn target(prompt: &str) -> i64 {
+    let (_, after) = prompt.split_once("= ").unwrap();
+    after.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn numbers_are_written_at_the_width_asked_for() {
+    let recipe = recipe(&[
+        "synth.num_traces=20",
+        "synth.number_width=2",
+        "prompts.query=\"{numbers:02} = {target:02}\"",
+        "model.init.number_tokens=\"digits\"",
+    ]);
+    let directory = tempfile::tempdir().unwrap();
+    run_quietly(&recipe, directory.path());
+    let folder = SynthFolder::new(directory.path());
+    for pair in read_sft_pairs(&folder.pairs()).unwrap() {
+        let lines = pair
+            .response
+            .lines()
+            .filter(|line| line.contains('=') && !line.contains('<'));
+        for number in lines.flat_map(|line| line.split(|c: char| !c.is_ascii_digit())) {
+            assert!(number.is_empty() || number.len() >= 2, "{}", pair.response);
+        }
+    }
+    let tokenizer = asyncthink_data::Tokenizer::from_dir(&folder.tokenizer()).unwrap();
+    assert_eq!(
+        tokenizer.encode("12").unwrap().len(),
+        2,
+        "a token per digit"
+    );
+}
+
 /// A look at the text, so that a change of it is seen.
 #[test]
 fn text_is_as_documented() {
@@ -258,8 +293,14 @@ fn text_is_as_documented() {
             .filter(|line| line.contains('=') && !line.contains('<') && !line.contains('>'))
         {
             let (expr, rest) = line.split_once('=').unwrap();
-            let (_, verdict) = rest.split_once(' ').unwrap();
-            assert!(verdict == "no" || verdict == format!("ok {expr}"), "{line}");
+            let (value, verdict) = rest.split_once(' ').unwrap();
+            let value: i64 = value.parse().unwrap();
+            let expected = match value.cmp(&target(&pair.prompt)) {
+                Ordering::Less => "low".to_owned(),
+                Ordering::Equal => format!("ok {expr}"),
+                Ordering::Greater => "high".to_owned(),
+            };
+            assert_eq!(verdict, expected, "{line}");
         }
         let closing = if pair.role == Role::Organizer {
             "</ANSWER>"
