@@ -111,11 +111,11 @@ def main(folders):
         write_curves(folder.name, lines)
         runs.append((folder.name, lines))
         result = json.loads((folder / "eval/results.json").read_text(encoding="utf-8"))
-        (OUT / f"{folder.name}_eval.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        # Without the paths of the machine that ran it.
+        kept = [{"name": model["name"], **{key: value for key, value in model["evaluation"].items() if key != "model"}}
+                for model in result["models"]]
+        (OUT / f"{folder.name}_eval.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
         results.append(result)
-        for stage in ("sft", "grpo"):
-            secs = sum(line["timing"]["step_seconds"] for line in read_lines(folder / stage / "metrics.jsonl"))
-            print(f"<!-- {folder.name} {stage}: {secs:.0f} s in logged steps -->")
     write_figure(runs)
     table([name for name, _ in runs], results)
 
