@@ -160,6 +160,8 @@ def main():
     arguments.binary = arguments.binary.resolve()
     arguments.recipe = arguments.recipe.resolve()
     rng = random.Random(arguments.seed)
+    if arguments.work_dir is not None:
+        arguments.work_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.work_dir) as scratch, arguments.log.open("ab") as log:
         reference = Path(scratch) / "reference"
         run(arguments.binary, "synth", arguments.recipe, reference, log, extra=())
