@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use asyncthink_eval::{Evaluation, evaluate, table};
+use asyncthink_eval::{EpisodeLine, Evaluation, evaluate, table};
 use asyncthink_recipe::{ModelSection, Recipe, Stage};
 use asyncthink_trainer::{RunLayout, StageLock, StopFlag};
 use serde::{Deserialize, Serialize};
@@ -61,11 +61,15 @@ pub(crate) fn run(recipe: &Recipe, resume: &ResumeArg, out: &mut dyn Write) -> R
             .find(|result| result.name == name && result.inputs == inputs);
         let result = match known {
             Some(result) => result.clone(),
-            None => ModelResult {
-                name: name.to_owned(),
-                evaluation: measure(name, &model, recipe, &stop)?,
-                inputs,
-            },
+            None => {
+                let (evaluation, episodes) = measure(name, &model, recipe, &stop)?;
+                write_episodes(&layout, name, &episodes)?;
+                ModelResult {
+                    name: name.to_owned(),
+                    evaluation,
+                    inputs,
+                }
+            }
         };
         results.models.push(result);
         // After each model, so that a stop loses only the one at hand.
@@ -114,7 +118,7 @@ fn measure(
     model: &Path,
     recipe: &Recipe,
     stop: &StopFlag,
-) -> Result<Evaluation, Failure> {
+) -> Result<(Evaluation, Vec<EpisodeLine>), Failure> {
     let mut progress = Progress::new("eval");
     let result = evaluate(model, recipe, &mut |at| {
         progress.count(at.finished_episodes as u64, at.total_episodes as u64, name);
@@ -168,6 +172,22 @@ fn read_results(file: &Path) -> Results {
         .ok()
         .and_then(|bytes| serde_json::from_slice(&bytes).ok())
         .unwrap_or_default()
+}
+
+/// What the model wrote, to be read and for `asyncthink-train trace`: figures alone do not say why they are as they are.
+fn write_episodes(layout: &RunLayout, name: &str, episodes: &[EpisodeLine]) -> Result<(), Failure> {
+    let mut lines = Vec::new();
+    for episode in episodes {
+        serde_json::to_writer(&mut lines, episode)
+            .map_err(|error| Failure::run(format!("cannot write an episode as JSON: {error}")))?;
+        lines.push(b'\n');
+    }
+    let name = name.to_lowercase().replace(' ', "_");
+    let file = layout
+        .stage(Stage::Eval)
+        .join(format!("episodes_{name}.jsonl"));
+    asyncthink_data::write_bytes_atomic(&file, &lines)?;
+    Ok(())
 }
 
 fn write_results(file: &Path, results: &Results) -> Result<(), Failure> {

@@ -8,6 +8,7 @@ use asyncthink_trainer::{
 };
 
 use crate::bootstrap::Bootstrap;
+use crate::episode_line::EpisodeLine;
 use crate::error::{Error, Result};
 use crate::outcome::EpisodeOutcome;
 use crate::summary::{Evaluation, summarise};
@@ -24,7 +25,7 @@ pub struct EvalProgress {
 /// Runs the model in `model_dir` on the held-out problems of `recipe`, by the rules of `recipe`: prompts and budgets
 /// may so differ from those of the training, on purpose.
 ///
-/// Seeds depend on problem and sample only, so two models meet the same draws. `progress` may stop it by returning
+/// Returns the figures and what they were counted from, problem after problem. Seeds depend on problem and sample only, so two models meet the same draws. `progress` may stop it by returning
 /// `false`.
 ///
 /// # Errors
@@ -33,7 +34,7 @@ pub fn evaluate(
     model_dir: &Path,
     recipe: &Recipe,
     progress: &mut dyn FnMut(EvalProgress) -> bool,
-) -> Result<Evaluation> {
+) -> Result<(Evaluation, Vec<EpisodeLine>)> {
     let section = recipe.eval.as_ref().ok_or(Error::MissingSection)?;
     let mut problems = test_problems(recipe)?;
     if let Some(wanted) = section.num_problems {
@@ -70,13 +71,22 @@ pub fn evaluate(
         .iter()
         .map(|episode| EpisodeOutcome::of(episode, &problems[episode.prompt_index]))
         .collect();
+    let lines = episodes
+        .iter()
+        .zip(&outcomes)
+        .zip(&queries)
+        .map(|((episode, outcome), query)| {
+            let capacity = recipe.protocol.capacity;
+            EpisodeLine::of(episode, outcome, &query.text, capacity, &model.tokenizer)
+        })
+        .collect();
     let bootstrap = Bootstrap::new(
         problems.len(),
         section.bootstrap_samples,
         section.confidence,
         recipe.seed,
     );
-    Ok(Evaluation {
+    let evaluation = Evaluation {
         model: model_dir.display().to_string(),
         num_problems: problems.len(),
         samples_per_problem: section.samples_per_problem,
@@ -85,5 +95,6 @@ pub fn evaluate(
         bootstrap_samples: section.bootstrap_samples,
         seed: recipe.seed,
         metrics: summarise(&outcomes, problems.len(), &bootstrap),
-    })
+    };
+    Ok((evaluation, lines))
 }

@@ -4,9 +4,10 @@
 //! were independent would be too narrow. Episodes with a format error count as wrong in every accuracy and are left out
 //! of the means of latency and concurrency, which have no meaning for them; their share and their kinds are reported.
 //!
-//! [`evaluate`] runs a model, [`Evaluation`] is the result (JSON by serde), [`table`] sets several side by side.
+//! [`evaluate`] runs a model, [`EpisodeLine`] is what it wrote, [`Evaluation`] is the result (JSON by serde), [`table`] sets several side by side.
 
 mod bootstrap;
+mod episode_line;
 mod error;
 mod evaluate;
 mod outcome;
@@ -14,6 +15,7 @@ mod summary;
 mod table;
 
 pub use bootstrap::{Bootstrap, Interval};
+pub use episode_line::EpisodeLine;
 pub use error::{Error, Result};
 pub use evaluate::{EvalProgress, evaluate};
 pub use outcome::EpisodeOutcome;

@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use asyncthink_eval::{Error, evaluate, table};
+use asyncthink_protocol::{CharCounter, Trace};
 use asyncthink_recipe::Recipe;
 use asyncthink_trainer::{RunOptions, RunOutcome, StopFlag, run_sft};
 
@@ -83,7 +84,7 @@ fn an_evaluation_repeats_itself_and_its_parts_add_up() {
     };
 
     let mut seen = Vec::new();
-    let evaluation = evaluate(&model, &recipe, &mut |progress| {
+    let (evaluation, lines) = evaluate(&model, &recipe, &mut |progress| {
         seen.push(progress);
         true
     })
@@ -93,6 +94,23 @@ fn an_evaluation_repeats_itself_and_its_parts_add_up() {
         (evaluation.num_problems, evaluation.samples_per_problem),
         (4, 3)
     );
+    let ids: Vec<&str> = lines.iter().map(|line| line.id.as_str()).collect();
+    assert_eq!((ids.len(), ids[0], ids[11]), (12, "p0.s0", "p3.s2"));
+    for line in &lines {
+        // What is written down is what was judged.
+        let capacity = line.trace.capacity;
+        assert!(capacity >= line.trace.workers.len().min(1) as u32);
+        let check = Trace::check(
+            &line.trace,
+            recipe.protocol.tag_style,
+            recipe.protocol.overflow,
+            &CharCounter,
+        );
+        match check {
+            Ok(trace) => assert_eq!(line.answer.as_deref(), Some(trace.answer())),
+            Err(_) => assert!(line.error.is_some(), "{line:?}"),
+        }
+    }
     let errors = evaluation.metric("format_errors").unwrap().value;
     let kinds: f64 = evaluation
         .metrics
@@ -111,7 +129,7 @@ fn an_evaluation_repeats_itself_and_its_parts_add_up() {
     }
     assert_eq!(
         evaluate(&model, &recipe, &mut |_| true).unwrap(),
-        evaluation
+        (evaluation.clone(), lines.clone())
     );
     assert!(table(&[("after SFT", &evaluation)]).contains("all correct"));
     assert!(matches!(
@@ -126,7 +144,7 @@ fn an_evaluation_repeats_itself_and_its_parts_add_up() {
     // One episode at a time: the same episodes.
     assert_eq!(
         evaluate(&model, &with(&["engine.max_agents=2"]), &mut |_| true).unwrap(),
-        evaluation
+        (evaluation.clone(), lines.clone())
     );
     let more = with(&["task.mcd.num_test_problems=9", "eval.num_problems=9"]);
     assert!(matches!(

@@ -310,12 +310,14 @@ pub struct ModelInit {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NumberTokens {
-    /// A token per whole number: shorter, and easier to copy, but numbers
-    /// share nothing that the traces do not teach.
+    /// A token per whole number up to the largest product of two of a pool:
+    /// short, and easy to copy, but numbers share nothing that the traces do
+    /// not teach.
     #[default]
     Whole,
-    /// A token per digit.
-    Digits,
+    /// A token per whole number up to the largest of a pool; larger ones are
+    /// spelled in digits.
+    Pool,
 }
 
 /// `[engine]`: how sampling uses the machine. It decides which agents share a

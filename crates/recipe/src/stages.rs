@@ -54,13 +54,14 @@ pub struct SynthSection {
     #[serde(default = "zero")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub focus_rate: f64,
-    /// Digits to which the teacher pads the whole numbers that it writes, as
-    /// `{numbers:02}` does in `prompts.query`. Default 0: none. At one width
-    /// numbers are compared digit by digit, which carries over to targets
-    /// that training never shows.
+    /// Digits to which the teacher pads the values that it computes, as
+    /// `{target:03}` does for the target in `prompts.query`. Default 0: none.
+    /// With more digits than a token of the vocabulary has, value and target
+    /// are spelled, and are compared digit by digit: that carries over to
+    /// targets that training never shows.
     #[serde(default = "count::<0>")]
     #[schemars(range(min = 0, max = 18))]
-    pub number_width: usize,
+    pub value_width: usize,
     /// Most Forks in a sampled topology. Topologies are drawn uniformly from
     /// the legal Fork/Join sequences of the pool's capacity in which every
     /// worker is joined, the one without Forks included. Default 3.

@@ -14,7 +14,7 @@ use crate::report::SynthReport;
 use crate::{Error, Result};
 
 /// Raised when the same inputs give other files.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// `manifest.json`: written last, so that it vouches for the files beside it.
 #[derive(Debug, Serialize, Deserialize)]

@@ -147,9 +147,10 @@ fn tokenizer(
         .filter_map(as_mcd);
     let config = TaskTokenizerConfig {
         max_number: match number_tokens {
-            NumberTokens::Digits => 9,
-            NumberTokens::Whole => all.map(largest_result).max().unwrap_or(0),
-        },
+            NumberTokens::Pool => all.map(largest_number).max(),
+            NumberTokens::Whole => all.map(largest_result).max(),
+        }
+        .unwrap_or(0),
         ..TaskTokenizerConfig::default()
     };
     Ok(task_tokenizer(corpus.iter().map(String::as_str), &config)?)
@@ -157,9 +158,17 @@ fn tokenizer(
 
 /// The largest number that a problem's attempts commonly show: its target, or a product of two of its numbers.
 fn largest_result(problem: &mcd::Problem) -> u64 {
+    let largest = largest_number(problem);
+    let target = u64::try_from(problem.target).unwrap_or(0);
+    largest
+        .saturating_mul(largest)
+        .max(target)
+        .min(MAX_NUMBER_TOKEN)
+}
+
+fn largest_number(problem: &mcd::Problem) -> u64 {
     let largest = problem.available_numbers.iter().copied().max().unwrap_or(0);
-    let result = largest.saturating_mul(largest).max(problem.target);
-    u64::try_from(result).unwrap_or(0).min(MAX_NUMBER_TOKEN)
+    u64::try_from(largest).unwrap_or(0).min(MAX_NUMBER_TOKEN)
 }
 
 /// Writes candidates in order until enough pass the rules.

@@ -16,14 +16,18 @@ pub(crate) const TEACHER: &str = "solver";
 /// Separates the expressions of a return or an answer.
 const SEPARATOR: &str = ";";
 
-/// How often a blind attempt is redrawn that was made before.
-const MAX_REDRAWS: usize = 8;
+/// Blind draws per attempt; of those that come after the last attempt the nearest is taken.
+const NUM_DRAWS: usize = 8;
+
+/// Blind attempts are at most so many times the target, where the draws allow.
+const MAX_OVERSHOOT: i64 = 3;
 
 /// Text that holds every word the teacher may write, for the vocabulary.
-pub(crate) const LEXICON: [&str; 4] = [
+pub(crate) const LEXICON: [&str; 5] = [
     "1+2=3 low\n1+2=3 high\n",
     "1/2=1/2 no\n",
-    "1*2=2 ok 1*2\n",
+    "1*2=2 ok 1*2;1+2\n",
+    "have 1*2;1+2\n",
     "1 2 = 3 with *",
 ];
 
@@ -62,12 +66,15 @@ impl<'a> Lesson<'a> {
     pub(crate) fn write(&self, topology: &[Event], rng: &mut impl Rng) -> TraceBuilder {
         let is_persistent = rng.random_bool(self.settings.persistence_rate);
         let max_attempts = self.settings.max_attempts_organizer;
-        let mut organizer = Agent::new(self.solved, self.settings.hit_rate, None);
+        let mut organizer = Agent::new(self.solved, self.settings, None);
         let mut returns: Vec<(SubQueryId, Vec<Expr>)> = Vec::new();
         let mut steps = Vec::new();
+        // What a Join handed over is taken up in writing first thing after it.
+        let mut taken_up = String::new();
         for event in topology {
             let num_attempts = rng.random_range(0..=max_attempts);
-            steps.push(Step::Think(organizer.attempts(num_attempts, rng)));
+            let text = std::mem::take(&mut taken_up) + &organizer.attempts(num_attempts, rng);
+            steps.push(Step::Think(text));
             match *event {
                 Event::Fork(id) => {
                     let (step, returned) = self.fork(id, is_persistent, rng);
@@ -79,6 +86,9 @@ impl<'a> Lesson<'a> {
                     for (_, returned) in returns.extract_if(.., |(forked, _)| *forked == id) {
                         for expr in &returned {
                             organizer.learn(expr);
+                        }
+                        if !returned.is_empty() {
+                            taken_up = format!("have {}\n", organizer.known_list());
                         }
                     }
                 }
@@ -92,26 +102,10 @@ impl<'a> Lesson<'a> {
             let num_attempts = rng.random_range(min_attempts..=max_attempts.max(min_attempts));
             organizer.attempts(num_attempts, rng)
         };
-        steps.push(Step::Think(last));
+        steps.push(Step::Think(taken_up + &last));
         steps.push(Step::Answer(self.answer(&organizer, rng)));
         steps.retain(|step| !matches!(step, Step::Think(text) if text.is_empty()));
-        for step in &mut steps {
-            self.pad(step);
-        }
         TraceBuilder::from_steps(self.protocol, steps)
-    }
-
-    /// Writes the numbers of a step at the width of the settings; the query has that of its template.
-    fn pad(&self, step: &mut Step) {
-        let (Step::Think(text)
-        | Step::Answer(text)
-        | Step::Fork {
-            worker_text: text, ..
-        }) = step
-        else {
-            return;
-        };
-        *text = pad_numbers(text, self.settings.number_width);
     }
 
     /// A Fork with all that its worker writes, and what that returns.
@@ -121,15 +115,15 @@ impl<'a> Lesson<'a> {
         } else {
             None
         };
-        let mut worker = Agent::new(self.solved, self.settings.hit_rate, focus);
+        let mut worker = Agent::new(self.solved, self.settings, focus);
         let max_attempts = self.settings.max_attempts_worker;
         let mut text = if is_persistent {
-            worker.attempts_until(1, max_attempts, rng)
+            worker.attempts_until(self.solved.problem.required, max_attempts, rng)
         } else {
             let num_attempts = rng.random_range(1..=max_attempts);
             worker.attempts(num_attempts, rng)
         };
-        let mut returned: Vec<Expr> = worker.known.into_iter().map(|known| known.expr).collect();
+        let mut returned = worker.known();
         if returned.is_empty() && rng.random_bool(self.settings.wrong_return_rate) {
             returned.extend(worker.tried.pop());
         }
@@ -155,13 +149,7 @@ impl<'a> Lesson<'a> {
         let required = self.solved.problem.required;
         let is_verified = rng.random_bool(self.settings.correct_answer_rate);
         if is_verified && !organizer.known.is_empty() {
-            let known: Vec<Expr> = organizer
-                .known
-                .iter()
-                .take(required)
-                .map(|known| known.expr.clone())
-                .collect();
-            return list(&known);
+            return organizer.known_list();
         }
         let attempts: Vec<Expr> = organizer.tried.sample(rng, required).cloned().collect();
         if attempts.is_empty() {
@@ -188,6 +176,7 @@ struct Known {
 struct Agent<'a> {
     solved: Solved<'a>,
     hit_rate: f64,
+    value_width: usize,
     focus: Option<Operator>,
     tried: Vec<Expr>,
     /// Different solutions, found or returned, in that order. A wrong return is among them: the organizer cannot tell.
@@ -195,19 +184,22 @@ struct Agent<'a> {
 }
 
 impl<'a> Agent<'a> {
-    fn new(solved: Solved<'a>, hit_rate: f64, focus: Option<Operator>) -> Self {
+    fn new(solved: Solved<'a>, settings: &SynthSection, focus: Option<Operator>) -> Self {
         Self {
             solved,
-            hit_rate,
+            hit_rate: settings.hit_rate,
+            value_width: settings.value_width,
             focus,
             tried: Vec::new(),
             known: Vec::new(),
         }
     }
 
+    /// Remembers a solution that differs from those known, until there are as many as asked for.
     fn learn(&mut self, expr: &Expr) {
         let key = DifferenceKey::of(expr);
-        if self.known.iter().all(|known| known.key != key) {
+        let is_new = self.known.iter().all(|known| known.key != key);
+        if is_new && self.known.len() < self.solved.problem.required {
             self.known.push(Known {
                 expr: expr.clone(),
                 key,
@@ -215,8 +207,16 @@ impl<'a> Agent<'a> {
         }
     }
 
+    fn known(&self) -> Vec<Expr> {
+        self.known.iter().map(|known| known.expr.clone()).collect()
+    }
+
+    fn known_list(&self) -> String {
+        list(&self.known())
+    }
+
     fn attempts(&mut self, count: usize, rng: &mut impl Rng) -> String {
-        (0..count).map(|_| self.attempt(rng)).collect()
+        (0..count).map_while(|_| self.attempt(rng)).collect()
     }
 
     fn attempts_until(&mut self, num_known: usize, max_count: usize, rng: &mut impl Rng) -> String {
@@ -225,25 +225,28 @@ impl<'a> Agent<'a> {
             if self.known.len() >= num_known {
                 break;
             }
-            text.push_str(&self.attempt(rng));
+            let Some(line) = self.attempt(rng) else {
+                break;
+            };
+            text.push_str(&line);
         }
         text
     }
 
-    /// One line; a hit is remembered.
-    fn attempt(&mut self, rng: &mut impl Rng) -> String {
-        let expr = self.next_expr(rng);
+    /// One line; `None` when there is nothing left to try. After a hit stands all that is known: whoever ends copies the
+    /// last such list, and need not look for the pieces.
+    fn attempt(&mut self, rng: &mut impl Rng) -> Option<String> {
+        let expr = self.next_expr(rng)?;
         let (value, is_hit) = value_text(&expr, self.solved.problem.target);
+        let written = pad_numbers(&value, self.value_width);
         let line = if is_hit {
-            format!("{expr}={value} ok {expr}\n")
-        } else {
-            format!("{expr}={value} {}\n", self.miss(&value))
-        };
-        if is_hit {
             self.learn(&expr);
-        }
+            format!("{expr}={written} ok {}\n", self.known_list())
+        } else {
+            format!("{expr}={written} {}\n", self.miss(&value))
+        };
         self.tried.push(expr);
-        line
+        Some(line)
     }
 
     /// How a wrong value misses. An order says more than a plain no: numbers that are compared with their neighbours get a
@@ -256,27 +259,49 @@ impl<'a> Agent<'a> {
         }
     }
 
-    fn next_expr(&self, rng: &mut impl Rng) -> Expr {
+    /// The next expression, in the order of [`rank`]: who only moves on never repeats himself, and needs to look at nothing
+    /// but his last line for that.
+    fn next_expr(&self, rng: &mut impl Rng) -> Option<Expr> {
+        let last = self.tried.last().map(rank);
+        let is_ahead = |expr: &Expr| last.as_ref().is_none_or(|last| rank(expr) > *last);
         if rng.random_bool(self.hit_rate) {
-            let is_new = |solution: &&Solution| {
+            let is_wanted = |solution: &&Solution| {
                 let is_known = self.known.iter().any(|known| known.key == solution.key);
                 !is_known
                     && self
                         .focus
                         .is_none_or(|focus| last_operator(&solution.expr) == Some(focus))
             };
-            let new: Vec<&Solution> = self.solved.solutions.iter().filter(is_new).collect();
-            if let Some(solution) = new.choose(rng) {
-                return in_fixed_order(&solution.expr);
+            let solutions = self.solved.solutions.iter().filter(is_wanted);
+            let hit = solutions
+                .map(|solution| in_fixed_order(&solution.expr))
+                .filter(is_ahead)
+                .min_by_key(rank);
+            if hit.is_some() {
+                return hit;
             }
         }
-        let mut expr = random_expr(self.solved.problem, self.focus, rng);
-        for _ in 0..MAX_REDRAWS {
-            if !self.tried.contains(&expr) {
-                break;
-            }
-            expr = random_expr(self.solved.problem, self.focus, rng);
-        }
-        expr
+        let draws: Vec<Expr> = (0..NUM_DRAWS)
+            .map(|_| random_expr(self.solved.problem, self.focus, rng))
+            .filter(is_ahead)
+            .collect();
+        let near = draws.iter().filter(|expr| self.is_near(expr));
+        near.min_by_key(|expr| rank(expr))
+            .or_else(|| draws.iter().min_by_key(|expr| rank(expr)))
+            .cloned()
     }
+
+    /// Whether a value is near enough to the target to be worth a try: large products are seen to be far off.
+    fn is_near(&self, expr: &Expr) -> bool {
+        let bound = self.solved.problem.target.saturating_mul(MAX_OVERSHOOT);
+        expr.evaluate()
+            .is_ok_and(|value| value.parts().0 <= i128::from(bound))
+    }
+}
+
+/// The order in which expressions are tried: by the operator applied last, then by the numbers.
+fn rank(expr: &Expr) -> (Option<Operator>, Vec<i64>) {
+    let mut numbers = expr.numbers();
+    numbers.sort_unstable();
+    (last_operator(expr), numbers)
 }

@@ -253,31 +253,34 @@ fn target(prompt: &str) -> i64 {
 }
 
 #[test]
-fn numbers_are_written_at_the_width_asked_for() {
+fn values_are_written_at_the_width_asked_for() {
     let recipe = recipe(&[
         "synth.num_traces=20",
-        "synth.number_width=2",
-        "prompts.query=\"{numbers:02} = {target:02}\"",
-        "model.init.number_tokens=\"digits\"",
+        "synth.value_width=3",
+        "prompts.query=\"{numbers} = {target:03}\"",
+        "model.init.number_tokens=\"pool\"",
     ]);
     let directory = tempfile::tempdir().unwrap();
     run_quietly(&recipe, directory.path());
     let folder = SynthFolder::new(directory.path());
     for pair in read_sft_pairs(&folder.pairs()).unwrap() {
-        let lines = pair
-            .response
-            .lines()
-            .filter(|line| line.contains('=') && !line.contains('<'));
-        for number in lines.flat_map(|line| line.split(|c: char| !c.is_ascii_digit())) {
-            assert!(number.is_empty() || number.len() >= 2, "{}", pair.response);
+        for line in pair.response.lines().filter(|line| !line.contains('<')) {
+            let Some((expr, rest)) = line.split_once('=') else {
+                continue;
+            };
+            assert!(!expr.starts_with('0'), "{line}");
+            let value = rest.split_whitespace().next().unwrap();
+            assert_eq!(value.len(), 3, "{line}");
         }
     }
-    let tokenizer = asyncthink_data::Tokenizer::from_dir(&folder.tokenizer()).unwrap();
-    assert_eq!(
-        tokenizer.encode("12").unwrap().len(),
-        2,
-        "a token per digit"
-    );
+    let tokenizer = Tokenizer::from_dir(&folder.tokenizer()).unwrap();
+    for (number, num_tokens) in [("12", 1), ("13", 2), ("012", 3), ("030", 3)] {
+        assert_eq!(
+            tokenizer.encode(number).unwrap().len(),
+            num_tokens,
+            "{number}"
+        );
+    }
 }
 
 /// A look at the text, so that a change of it is seen.
@@ -286,29 +289,52 @@ fn text_is_as_documented() {
     let recipe = recipe(&["synth.num_traces=40"]);
     let directory = tempfile::tempdir().unwrap();
     run_quietly(&recipe, directory.path());
+    let (mut num_hits, mut num_taken_up) = (0, 0);
     for pair in read_sft_pairs(&SynthFolder::new(directory.path()).pairs()).unwrap() {
-        for line in pair
-            .response
-            .lines()
-            .filter(|line| line.contains('=') && !line.contains('<') && !line.contains('>'))
-        {
-            let (expr, rest) = line.split_once('=').unwrap();
+        let target = target(&pair.prompt);
+        let mut known = String::new();
+        let mut tried: Vec<String> = Vec::new();
+        for line in pair.response.lines() {
+            if let Some((_, list)) = line.split_once("have ") {
+                assert!(list.starts_with(&known), "{list} after {known}");
+                list.clone_into(&mut known);
+                num_taken_up += 1;
+            }
+            let line = line.rsplit('>').next().unwrap();
+            let Some((expr, rest)) = line.split_once('=') else {
+                continue;
+            };
             let (value, verdict) = rest.split_once(' ').unwrap();
             let value: i64 = value.parse().unwrap();
-            let expected = match value.cmp(&target(&pair.prompt)) {
-                Ordering::Less => "low".to_owned(),
-                Ordering::Equal => format!("ok {expr}"),
-                Ordering::Greater => "high".to_owned(),
-            };
-            assert_eq!(verdict, expected, "{line}");
+            let is_new = !tried.iter().any(|earlier| earlier == expr);
+            assert!(is_new, "{expr} twice in {}", pair.response);
+            tried.push(expr.to_owned());
+            match value.cmp(&target) {
+                Ordering::Less => assert_eq!(verdict, "low"),
+                Ordering::Greater => assert_eq!(verdict, "high"),
+                Ordering::Equal => {
+                    let list = verdict.strip_prefix("ok ").unwrap();
+                    assert!(list.starts_with(&known), "{list} after {known}");
+                    assert!(list.split(';').count() <= 2);
+                    list.clone_into(&mut known);
+                    num_hits += 1;
+                }
+            }
         }
         let closing = if pair.role == Role::Organizer {
             "</ANSWER>"
         } else {
+            let returned = format!("<RETURN>{known}</RETURN>");
+            assert!(
+                known.is_empty() || pair.response.ends_with(&returned),
+                "{}",
+                pair.response
+            );
             "</RETURN>"
         };
         assert!(pair.response.ends_with(closing));
     }
+    assert!(num_hits > 20 && num_taken_up > 10);
 }
 
 proptest! {

@@ -50,11 +50,11 @@ const MAX_TARGETS: u64 = 1 << 20;
 /// Up to this many combinations of pool and target, all are tried in random order, each once.
 const MAX_LISTED_CANDIDATES: u64 = 1 << 20;
 
-/// Pools tried to learn whether a target can be reached at all.
-const NUM_PROBES: u64 = 64;
+/// Pools tried to learn whether a target can be reached at all: enough for targets that one pool in hundreds reaches.
+const NUM_PROBES: u64 = 1024;
 
-/// Candidates judged at a time; fixed, so that the result does not depend on the number of threads.
-const BATCH: usize = 512;
+/// How many of the probes may end for want of steps; they cost most, and tell little.
+const MAX_UNSETTLED_PROBES: usize = 64;
 
 /// Steps of the solver per candidate: few of those that are not settled by then have enough solutions.
 const MAX_CERTIFY_STEPS: u64 = 100_000;
@@ -78,7 +78,9 @@ impl Split {
 /// Makes different problems with at least `required` different solutions each.
 ///
 /// Targets that no probed pool can reach are left out, the rest is parted at random: `test_target_fraction` of
-/// them (at least one if there are test problems) for testing, the others for training.
+/// them (at least one if there are test problems) for testing, the others for training. Within a half every target has
+/// as many problems as every other, as far as there are pools for it: left to chance, a few easy targets would be most of
+/// them.
 ///
 /// # Errors
 /// [`Error::InvalidGenerator`] for settings that contradict themselves, [`Error::TooFewProblems`] if the search
@@ -90,6 +92,16 @@ pub fn generate(config: &GeneratorConfig) -> Result<ProblemSet, Error> {
         train: generator.problems(Split::Train, &train_targets, config.num_train)?,
         test: generator.problems(Split::Test, &test_targets, config.num_test)?,
     })
+}
+
+/// What the solver says of a candidate.
+enum Verdict {
+    /// It has enough solutions, and the grader accepts them.
+    Certified(Problem),
+    /// It has too few.
+    Refused,
+    /// The solver ran out of steps.
+    Unsettled,
 }
 
 /// Checked settings.
@@ -134,19 +146,53 @@ impl<'a> Generator<'a> {
 
     /// The problem, if it has enough solutions.
     fn certify(&self, pool: Vec<i64>, target: i64) -> Option<Problem> {
+        match self.judge(pool, target) {
+            Verdict::Certified(problem) => Some(problem),
+            Verdict::Refused | Verdict::Unsettled => None,
+        }
+    }
+
+    fn judge(&self, pool: Vec<i64>, target: i64) -> Verdict {
         let config = self.config;
-        let problem = Problem::new(target, pool, config.required, config.rules).ok()?;
+        let Ok(problem) = Problem::new(target, pool, config.required, config.rules) else {
+            return Verdict::Refused;
+        };
         let options = SolveOptions {
             limit: config.required,
             max_steps: MAX_CERTIFY_STEPS,
             ..SolveOptions::default()
         };
-        let found = solve_with(&problem, &options).solutions;
-        let texts: Vec<String> = found.into_iter().map(|solution| solution.text).collect();
+        let found = solve_with(&problem, &options);
+        let texts: Vec<&str> = found
+            .solutions
+            .iter()
+            .map(|one| one.text.as_str())
+            .collect();
         // The grader is what will be asked later, so its word is the proof.
-        grade(&problem, &texts.join("\n"))
-            .is_all_correct()
-            .then_some(problem)
+        if grade(&problem, &texts.join("\n")).is_all_correct() {
+            Verdict::Certified(problem)
+        } else if found.is_complete {
+            Verdict::Refused
+        } else {
+            Verdict::Unsettled
+        }
+    }
+
+    /// Whether some pool reaches the target.
+    fn is_reachable(&self, target: i64) -> bool {
+        let mut rng = self.rng(3, target.abs_diff(self.config.target_range.0));
+        let mut num_unsettled = 0;
+        for _ in 0..NUM_PROBES {
+            match self.judge(self.random_pool(&mut rng), target) {
+                Verdict::Certified(_) => return true,
+                Verdict::Refused => {}
+                Verdict::Unsettled => num_unsettled += 1,
+            }
+            if num_unsettled == MAX_UNSETTLED_PROBES {
+                break;
+            }
+        }
+        false
     }
 
     /// Targets to train on and to test on.
@@ -155,13 +201,7 @@ impl<'a> Generator<'a> {
         let (low, high) = config.target_range;
         let mut targets: Vec<i64> = (low..=high)
             .into_par_iter()
-            .filter(|&target| {
-                let mut rng = self.rng(3, target.abs_diff(low));
-                (0..NUM_PROBES).any(|_| {
-                    let pool = self.random_pool(&mut rng);
-                    self.certify(pool, target).is_some()
-                })
-            })
+            .filter(|&target| self.is_reachable(target))
             .collect();
         targets.shuffle(&mut self.rng(4, 0));
         let num_test = match (config.num_train, config.num_test) {
@@ -195,93 +235,116 @@ impl<'a> Generator<'a> {
         Ok((train, targets))
     }
 
+    /// As many problems of each target as there are, up to what is needed to have `wanted` in all.
     fn problems(
         &self,
         split: Split,
         targets: &[i64],
         wanted: usize,
     ) -> Result<Vec<Problem>, Error> {
-        let mut found = Vec::new();
-        let mut num_attempts = 0;
-        if wanted > 0 && !targets.is_empty() {
-            num_attempts = match &self.pools {
-                Some(pools) => self.try_all(split, targets, pools, wanted, &mut found),
-                None => self.try_random(split, targets, wanted, &mut found),
-            };
+        let mut searches: Vec<Search> = targets
+            .iter()
+            .map(|&target| self.search(split, target, wanted))
+            .collect();
+        let mut rounds: Vec<Vec<Problem>> = Vec::new();
+        let mut num_found = 0;
+        while num_found < wanted {
+            let mut open: Vec<&mut Search> = searches
+                .iter_mut()
+                .filter(|search| !search.is_exhausted)
+                .collect();
+            if open.is_empty() {
+                break;
+            }
+            open.sort_by_key(|search| search.num_found);
+            open.truncate(wanted - num_found);
+            // Every target gives as many; what some cannot give is asked of the others in the next round.
+            let share = (wanted - num_found).div_ceil(open.len());
+            let found: Vec<Vec<Problem>> = open
+                .into_par_iter()
+                .map(|search| self.continue_search(search, share))
+                .collect();
+            num_found += found.iter().map(Vec::len).sum::<usize>();
+            rounds.extend(found);
         }
-        if found.len() < wanted {
+        let mut problems: Vec<Problem> = rounds.into_iter().flatten().collect();
+        problems.shuffle(&mut self.rng(split as u64, 0));
+        problems.truncate(wanted);
+        if problems.len() < wanted {
             return Err(Error::TooFewProblems {
                 split: split.name(),
                 wanted,
-                found: found.len(),
-                num_attempts,
+                found: problems.len(),
+                num_attempts: searches.iter().map(|search| search.num_attempts).sum(),
             });
         }
-        Ok(found)
+        Ok(problems)
     }
 
-    /// Every candidate once, in random order.
-    fn try_all(
-        &self,
-        split: Split,
-        targets: &[i64],
-        pools: &[Vec<i64>],
-        wanted: usize,
-        found: &mut Vec<Problem>,
-    ) -> u64 {
-        let mut order: Vec<usize> = (0..targets.len() * pools.len()).collect();
-        order.shuffle(&mut self.rng(split as u64, 0));
-        let mut num_attempts = 0;
-        for batch in order.chunks(BATCH) {
-            num_attempts += batch.len() as u64;
-            let certified: Vec<Option<Problem>> = batch
-                .par_iter()
-                .map(|&at| {
-                    let pool = pools[at / targets.len()].clone();
-                    self.certify(pool, targets[at % targets.len()])
-                })
-                .collect();
-            let missing = wanted - found.len();
-            found.extend(certified.into_iter().flatten().take(missing));
-            if found.len() == wanted {
+    fn search(&self, split: Split, target: i64, wanted: usize) -> Search {
+        let low = self.config.target_range.0;
+        let mut rng = self.rng(split as u64, 1 + target.abs_diff(low));
+        let order = self.pools.as_ref().map(|pools| {
+            // Indices of a list that was found small.
+            let mut order: Vec<u32> = (0..).take(pools.len()).collect();
+            order.shuffle(&mut rng);
+            order
+        });
+        Search {
+            target,
+            rng,
+            order,
+            seen: BTreeSet::new(),
+            max_attempts: 2_000 + 20 * wanted as u64,
+            num_attempts: 0,
+            num_found: 0,
+            is_exhausted: false,
+        }
+    }
+
+    /// Up to `share` more problems of a target.
+    fn continue_search(&self, search: &mut Search, share: usize) -> Vec<Problem> {
+        let mut found = Vec::new();
+        while found.len() < share {
+            let Some(pool) = self.next_pool(search) else {
+                search.is_exhausted = true;
                 break;
-            }
+            };
+            search.num_attempts += 1;
+            found.extend(self.certify(pool, search.target));
         }
-        num_attempts
+        search.num_found += found.len();
+        found
     }
 
-    /// Random candidates, those seen before left out.
-    fn try_random(
-        &self,
-        split: Split,
-        targets: &[i64],
-        wanted: usize,
-        found: &mut Vec<Problem>,
-    ) -> u64 {
-        let max_attempts = 2_000 + 20 * wanted as u64;
-        let mut seen = BTreeSet::new();
-        let mut num_attempts = 0;
-        while num_attempts < max_attempts && found.len() < wanted {
-            let attempts = num_attempts..num_attempts + BATCH as u64;
-            num_attempts = attempts.end;
-            let certified: Vec<Option<Problem>> = attempts
-                .into_par_iter()
-                .map(|attempt| {
-                    let mut rng = self.rng(split as u64, attempt);
-                    let target = targets[rng.random_range(0..targets.len())];
-                    let pool = self.random_pool(&mut rng);
-                    self.certify(pool, target)
-                })
-                .collect();
-            for problem in certified.into_iter().flatten() {
-                let identity = (problem.target, problem.available_numbers.clone());
-                if found.len() < wanted && seen.insert(identity) {
-                    found.push(problem);
-                }
-            }
+    /// A pool that this search has not tried; `None` when it has tried them all, or enough.
+    fn next_pool(&self, search: &mut Search) -> Option<Vec<i64>> {
+        if let (Some(pools), Some(order)) = (&self.pools, &mut search.order) {
+            return Some(pools[order.pop()? as usize].clone());
         }
-        num_attempts
+        while search.num_attempts < search.max_attempts {
+            let pool = self.random_pool(&mut search.rng);
+            if search.seen.insert(pool.clone()) {
+                return Some(pool);
+            }
+            search.num_attempts += 1;
+        }
+        None
     }
+}
+
+/// The problems of one target, looked for in pools drawn at random.
+struct Search {
+    target: i64,
+    rng: ChaCha8Rng,
+    /// The pools yet to be tried, where they are listed.
+    order: Option<Vec<u32>>,
+    /// The pools tried, where they are not.
+    seen: BTreeSet<Vec<i64>>,
+    max_attempts: u64,
+    num_attempts: u64,
+    num_found: usize,
+    is_exhausted: bool,
 }
 
 /// Refuses settings that contradict themselves.
@@ -428,6 +491,24 @@ mod tests {
     #[test]
     fn tiny_problems_keep_every_promise() {
         check_promises(&tiny(), &generate(&tiny()).unwrap());
+    }
+
+    #[test]
+    fn targets_are_balanced() {
+        let config = GeneratorConfig {
+            num_test: 0,
+            ..tiny()
+        };
+        let set = generate(&config).unwrap();
+        let mut counts = std::collections::BTreeMap::new();
+        for problem in &set.train {
+            *counts.entry(problem.target).or_insert(0_usize) += 1;
+        }
+        // Some 26 targets can be reached; those that few pools reach give less, the others as many as one another.
+        assert!(counts.len() >= 25, "{counts:?}");
+        let most = *counts.values().max().unwrap();
+        let num_full = counts.values().filter(|&&count| count + 1 >= most).count();
+        assert!(num_full >= 20 && most <= 14, "{counts:?}");
     }
 
     #[test]

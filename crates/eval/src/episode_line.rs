@@ -1,0 +1,67 @@
+//! A held-out episode as a line to read, in the format that `asyncthink-train trace` checks.
+
+use asyncthink_data::Tokenizer;
+use asyncthink_protocol::{Capacity, RawTrace, RawWorker};
+use asyncthink_rollout::{AgentRecord, Episode};
+use serde::Serialize;
+
+use crate::outcome::EpisodeOutcome;
+
+/// What organizer and workers wrote for one held-out problem, with its grade.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EpisodeLine {
+    /// Problem and sample, as `p12.s0`.
+    pub id: String,
+    /// The query, without the prompt around it.
+    pub query: String,
+    /// The texts: `capacity`, `organizer`, `workers`.
+    #[serde(flatten)]
+    pub trace: RawTrace,
+    /// The content of the answer.
+    pub answer: Option<String>,
+    /// The code of the format error, if there is one.
+    pub error: Option<&'static str>,
+    /// Different correct items.
+    pub num_correct: usize,
+    /// Items that the problem asks for.
+    pub num_required: usize,
+    /// Critical-path latency, of a valid episode.
+    pub latency_tokens: Option<u64>,
+    /// `eta / c`, of a valid episode.
+    pub eta_ratio: Option<f64>,
+}
+
+impl EpisodeLine {
+    pub(crate) fn of(
+        episode: &Episode,
+        outcome: &EpisodeOutcome,
+        query: &str,
+        capacity: Capacity,
+        tokenizer: &Tokenizer,
+    ) -> Self {
+        let text = |agent: &AgentRecord| tokenizer.decode(&agent.ids()[agent.prompt_tokens()..]);
+        let workers = episode
+            .workers
+            .iter()
+            .map(|worker| RawWorker {
+                sub_query_id: worker.sub_query_id.0,
+                text: text(&worker.record),
+            })
+            .collect();
+        Self {
+            id: format!("p{}.s{}", episode.prompt_index, episode.sample_index),
+            query: query.to_owned(),
+            trace: RawTrace {
+                capacity: capacity.get(),
+                organizer: text(&episode.organizer),
+                workers,
+            },
+            answer: episode.answer().map(str::to_owned),
+            error: outcome.error,
+            num_correct: outcome.num_correct,
+            num_required: outcome.num_required,
+            latency_tokens: outcome.latency_tokens,
+            eta_ratio: outcome.eta_ratio,
+        }
+    }
+}
