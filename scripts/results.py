@@ -23,6 +23,7 @@ CURVES = [
 ]
 COLOURS = ["#3366cc", "#cc5533", "#339955", "#884499"]
 SMOOTHING_STEPS = 5
+NUM_COLUMNS = 4
 
 
 def read_lines(path):
@@ -30,8 +31,12 @@ def read_lines(path):
         return [json.loads(line) for line in file]
 
 
-def write_curves(name, lines):
+def write_curves(name, sft_lines, lines):
     OUT.mkdir(parents=True, exist_ok=True)
+    with open(OUT / f"{name}_sft.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["step", "loss"])
+        writer.writerows([line["step"], f"{line['loss']:.5g}"] for line in sft_lines)
     with open(OUT / f"{name}_grpo.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["step"] + [key for key, _ in CURVES])
@@ -48,7 +53,7 @@ def smoothed(values):
     return out
 
 
-def panel(x0, y0, width, height, title, series):
+def panel(x0, y0, width, height, title, series, last_step):
     values = [v for line in series for v in line if v is not None]
     low, high = min(values + [0.0]), max(values) or 1.0
     longest = max(len(line) for line in series)
@@ -57,7 +62,7 @@ def panel(x0, y0, width, height, title, series):
         f'<text x="{x0}" y="{y0 - 6}">{title}</text>',
         f'<text x="{x0 - 4}" y="{y0 + 10}" text-anchor="end">{high:.3g}</text>',
         f'<text x="{x0 - 4}" y="{y0 + height}" text-anchor="end">{low:.3g}</text>',
-        f'<text x="{x0 + width}" y="{y0 + height + 13}" text-anchor="end">step {longest}</text>',
+        f'<text x="{x0 + width}" y="{y0 + height + 13}" text-anchor="end">step {last_step}</text>',
     ]
     for number, line in enumerate(series):
         points = " ".join(
@@ -69,20 +74,21 @@ def panel(x0, y0, width, height, title, series):
 
 def write_figure(runs):
     width, height, gap_x, gap_y = 240, 130, 70, 50
+    panels = [("SFT loss, nats per token", [[line["loss"] for line in sft] for _, sft, _ in runs], runs[0][1])]
+    panels += [(title, [[line[key] for line in grpo] for _, _, grpo in runs], runs[0][2]) for key, title in CURVES]
     parts = []
-    for number, (key, title) in enumerate(CURVES):
-        x0, y0 = 50 + (number % 3) * (width + gap_x), 30 + (number // 3) * (height + gap_y)
-        series = [smoothed([line[key] for line in lines]) for _, lines in runs]
-        parts += panel(x0, y0, width, height, title, series)
+    for number, (title, series, lines) in enumerate(panels):
+        x0, y0 = 50 + (number % NUM_COLUMNS) * (width + gap_x), 30 + (number // NUM_COLUMNS) * (height + gap_y)
+        parts += panel(x0, y0, width, height, title, [smoothed(line) for line in series], lines[-1]["step"])
     legend = "".join(
-        f'<tspan fill="{COLOURS[n % len(COLOURS)]}" dx="12">{name}</tspan>' for n, (name, _) in enumerate(runs))
+        f'<tspan fill="{COLOURS[n % len(COLOURS)]}" dx="12">{name}</tspan>' for n, (name, _, _) in enumerate(runs))
     total_height = 30 + 2 * (height + gap_y)
-    parts.append(f'<text x="40" y="{total_height}">mean of {SMOOTHING_STEPS} steps:{legend}</text>')
-    total_width = 50 + 3 * (width + gap_x)
+    parts.append(f'<text x="40" y="{total_height}">mean of {SMOOTHING_STEPS} lines of metrics; all but the first panel are GRPO, on training problems:{legend}</text>')
+    total_width = 50 + NUM_COLUMNS * (width + gap_x)
     svg = (f'<svg xmlns="http://www.w3.org/2000/svg" width="{total_width}" height="{total_height + 12}" '
            f'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>'
            + "".join(parts) + "</svg>\n")
-    (OUT / "grpo_curves.svg").write_text(svg, encoding="utf-8")
+    (OUT / "curves.svg").write_text(svg, encoding="utf-8")
 
 
 def cell(metric):
@@ -107,9 +113,9 @@ def table(names, results):
 def main(folders):
     runs, results = [], []
     for folder in map(pathlib.Path, folders):
-        lines = read_lines(folder / "grpo/metrics.jsonl")
-        write_curves(folder.name, lines)
-        runs.append((folder.name, lines))
+        sft_lines, lines = (read_lines(folder / stage / "metrics.jsonl") for stage in ("sft", "grpo"))
+        write_curves(folder.name, sft_lines, lines)
+        runs.append((folder.name, sft_lines, lines))
         result = json.loads((folder / "eval/results.json").read_text(encoding="utf-8"))
         # Without the paths of the machine that ran it.
         kept = [{"name": model["name"], **{key: value for key, value in model["evaluation"].items() if key != "model"}}
@@ -117,7 +123,7 @@ def main(folders):
         (OUT / f"{folder.name}_eval.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
         results.append(result)
     write_figure(runs)
-    table([name for name, _ in runs], results)
+    table([name for name, _, _ in runs], results)
 
 
 if __name__ == "__main__":

@@ -16,23 +16,7 @@ use std::time::Instant;
 use asyncthink_data::TokenId;
 use asyncthink_engine::{AgentId, BatchedEngine, Engine, EngineConfig, Request, Temperature};
 use asyncthink_model::{Decoder, ModelConfig, ModelSizes};
-use tch::{Device, Kind, Tensor};
-
-/// Rate of a 1024 cubed f32 product, in floating-point operations a second: the best of several.
-fn matmul_ceiling() -> f64 {
-    let (a, b) = (
-        Tensor::randn([1024, 1024], (Kind::Float, Device::Cpu)),
-        Tensor::randn([1024, 1024], (Kind::Float, Device::Cpu)),
-    );
-    let best = (0..10)
-        .map(|_| {
-            let start = Instant::now();
-            let _ = a.matmul(&b);
-            start.elapsed().as_secs_f64()
-        })
-        .fold(f64::INFINITY, f64::min);
-    2.0 * 1024f64.powi(3) / best
-}
+use tch::Device;
 
 fn main() {
     let num_threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -52,7 +36,7 @@ fn main() {
     })
     .unwrap();
     let decoder = Decoder::init(&config, Device::Cpu, 1).unwrap();
-    let ceiling = matmul_ceiling();
+    let ceiling = asyncthink_torch::matmul_flops_per_sec();
     for num_agents in [32, 128, 256, 512] {
         let temperature = Temperature::new(1.0).unwrap();
         let mut engine = BatchedEngine::new(

@@ -16,22 +16,6 @@ use std::time::Instant;
 use asyncthink_model::{Decoder, ModelConfig, ModelSizes};
 use tch::{Device, Kind, Tensor};
 
-/// Rate of a 1024 cubed f32 product, in floating-point operations a second: the best of several.
-fn matmul_ceiling() -> f64 {
-    let (a, b) = (
-        Tensor::randn([1024, 1024], (Kind::Float, Device::Cpu)),
-        Tensor::randn([1024, 1024], (Kind::Float, Device::Cpu)),
-    );
-    let best = (0..10)
-        .map(|_| {
-            let start = Instant::now();
-            let _ = a.matmul(&b);
-            start.elapsed().as_secs_f64()
-        })
-        .fold(f64::INFINITY, f64::min);
-    2.0 * 1024f64.powi(3) / best
-}
-
 fn main() {
     let num_threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     asyncthink_torch::set_num_threads(num_threads).unwrap();
@@ -51,7 +35,7 @@ fn main() {
     .unwrap();
     let mut decoder = Decoder::init(&config, Device::Cpu, 1).unwrap();
     decoder.set_requires_grad(true);
-    let ceiling = matmul_ceiling();
+    let ceiling = asyncthink_torch::matmul_flops_per_sec();
     for (num_segments, segment_tokens) in [(20, 100), (80, 100), (160, 50)] {
         let lens = vec![segment_tokens; num_segments];
         let tokens = segment_tokens * num_segments as i64;

@@ -259,8 +259,8 @@ impl<'a> Agent<'a> {
         }
     }
 
-    /// The next expression, in the order of [`rank`]: who only moves on never repeats himself, and needs to look at nothing
-    /// but his last line for that.
+    /// The next expression, in the order of [`rank`]: an agent that only moves on never repeats itself, and needs to look at nothing
+    /// but its last line for that.
     fn next_expr(&self, rng: &mut impl Rng) -> Option<Expr> {
         let last = self.tried.last().map(rank);
         let is_ahead = |expr: &Expr| last.as_ref().is_none_or(|last| rank(expr) > *last);

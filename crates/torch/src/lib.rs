@@ -13,6 +13,7 @@
 
 mod attention;
 mod autograd;
+mod ceiling;
 mod cuda;
 mod device;
 mod error;
@@ -23,6 +24,7 @@ mod threads;
 
 pub use attention::{MAX_KERNEL_HEAD_DIM, decode_attention_, decode_attention_portable_};
 pub use autograd::{backward_with_grad, backward_with_grads};
+pub use ceiling::matmul_flops_per_sec;
 pub use device::{DeviceSpec, open_device, why_not_cuda};
 pub use error::{Error, Result};
 pub use memory::{
