@@ -59,16 +59,15 @@ pub(crate) fn run(recipe: &Recipe, resume: &ResumeArg, out: &mut dyn Write) -> R
             .models
             .iter()
             .find(|result| result.name == name && result.inputs == inputs);
-        let result = match known {
-            Some(result) => result.clone(),
-            None => {
-                let (evaluation, episodes) = measure(name, &model, recipe, &stop)?;
-                write_episodes(&layout, name, &episodes)?;
-                ModelResult {
-                    name: name.to_owned(),
-                    evaluation,
-                    inputs,
-                }
+        let result = if let Some(known) = known {
+            known.clone()
+        } else {
+            let (evaluation, episodes) = measure(name, &model, recipe, &stop)?;
+            write_episodes(&layout, name, &episodes)?;
+            ModelResult {
+                name: name.to_owned(),
+                evaluation,
+                inputs,
             }
         };
         results.models.push(result);

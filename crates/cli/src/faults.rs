@@ -41,6 +41,7 @@ fn model_is_input(error: &asyncthink_model::Error) -> bool {
     use asyncthink_model::Error as E;
     match error {
         E::Io(error) => error.kind() == std::io::ErrorKind::NotFound,
+        E::InFile { source, .. } => model_is_input(source),
         E::Torch(_) => false,
         E::Shim(error) => device_is_input(error),
         _ => true,
@@ -53,7 +54,8 @@ fn model_hint(error: &asyncthink_model::Error) -> Option<String> {
         E::Json { .. } | E::Weights { .. } | E::Tensors { .. } => {
             "the model's folder is damaged or incomplete: fetch or train it again"
         }
-        E::Unsupported { .. } => "use a model of the Qwen3 architecture",
+        E::InFile { source, .. } => return model_hint(source),
+        E::Unsupported { .. } => "docs/models.md lists what is supported",
         E::Shim(error) => return error.hint().map(str::to_owned),
         _ => return None,
     };

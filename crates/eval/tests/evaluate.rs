@@ -99,7 +99,7 @@ fn an_evaluation_repeats_itself_and_its_parts_add_up() {
     for line in &lines {
         // What is written down is what was judged.
         let capacity = line.trace.capacity;
-        assert!(capacity >= line.trace.workers.len().min(1) as u32);
+        assert_eq!(capacity, recipe.protocol.capacity.get());
         let check = Trace::check(
             &line.trace,
             recipe.protocol.tag_style,

@@ -2,18 +2,59 @@
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::fields::Fields;
+use crate::rope::Rope;
 
-/// Sizes and constants of a Qwen3-architecture decoder, as `config.json` spells them.
+/// Families of decoders that differ in a few terms only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Architecture {
+    /// Llama 2 and 3.
+    Llama,
+    /// Qwen2 and Qwen2.5: biases on queries, keys and values.
+    Qwen2,
+    /// Qwen3: queries and keys are normalised head by head.
+    Qwen3,
+}
+
+impl Architecture {
+    const ALL: [Self; 3] = [Self::Llama, Self::Qwen2, Self::Qwen3];
+
+    /// The family's `model_type`.
+    pub fn model_type(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+        }
+    }
+
+    /// Whether queries and keys are normalised head by head.
+    pub fn has_query_key_norm(self) -> bool {
+        self == Self::Qwen3
+    }
+}
+
+/// Which projections add a bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Biases {
+    /// Queries, keys and values.
+    pub query_key_value: bool,
+    /// The projection from heads to the residual stream.
+    pub attention_output: bool,
+    /// All three of the feed-forward block.
+    pub feed_forward: bool,
+}
+
+/// Sizes and constants of a decoder. Made by checks only: what it describes can be built.
 ///
-/// Keys that this crate does not use are kept in `other` and written back unchanged.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The file that it was read from is kept whole, keys that mean nothing here included, and is written back.
+#[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// Always `qwen3`.
-    pub model_type: String,
+    /// The family.
+    pub architecture: Architecture,
     /// Rows of the embedding.
     pub vocab_size: i64,
     /// Width of the residual stream.
@@ -30,15 +71,16 @@ pub struct ModelConfig {
     pub head_dim: i64,
     /// Added to the mean square inside every `RMSNorm`.
     pub rms_norm_eps: f64,
-    /// Base of the rotary frequencies.
-    pub rope_theta: f64,
+    /// Rotary positions.
+    pub rope: Rope,
+    /// Which projections add a bias.
+    pub biases: Biases,
     /// Longest position that the model is meant for, in tokens.
     pub max_position_embeddings: i64,
     /// Whether the output head is the embedding matrix.
     pub tie_word_embeddings: bool,
-    /// Everything else that the file held.
-    #[serde(flatten)]
-    pub other: Map<String, Value>,
+    /// The whole file.
+    raw: Map<String, Value>,
 }
 
 /// The sizes that define a freshly initialised model.
@@ -68,57 +110,40 @@ pub struct ModelSizes {
     pub eos_token_id: i64,
 }
 
-/// Copies `rope_parameters.rope_theta`, where newer files keep it, to the top level, where older ones have it.
-fn lift_rope_theta(config: &mut Value) {
-    let nested = config.pointer("/rope_parameters/rope_theta").cloned();
-    if let (Some(map), Some(theta)) = (config.as_object_mut(), nested) {
-        map.entry("rope_theta").or_insert(theta);
-    }
-}
-
-/// Whether rotary parameters ask for nothing beyond a base.
-fn is_plain_rope(value: &Value) -> bool {
-    let kind = value.get("rope_type").or_else(|| value.get("type"));
-    value.is_null() || kind.and_then(Value::as_str) == Some("default")
-}
-
 impl ModelConfig {
-    /// Describes a new model of the given sizes.
+    /// Describes a new model of the Qwen3 architecture and the given sizes.
     ///
     /// # Errors
     /// When the sizes contradict each other.
     pub fn new(sizes: &ModelSizes) -> Result<Self> {
-        let mut other = Map::new();
-        other.insert(
-            "architectures".into(),
-            Value::from(vec!["Qwen3ForCausalLM"]),
-        );
-        other.insert("attention_bias".into(), Value::from(false));
-        other.insert("attention_dropout".into(), Value::from(0.0));
-        other.insert("bos_token_id".into(), Value::Null);
-        other.insert("eos_token_id".into(), Value::from(sizes.eos_token_id));
-        other.insert("hidden_act".into(), Value::from("silu"));
-        other.insert("initializer_range".into(), Value::from(0.02));
-        other.insert("torch_dtype".into(), Value::from("float32"));
-        other.insert("use_cache".into(), Value::from(true));
-        other.insert("use_sliding_window".into(), Value::from(false));
-        let config = Self {
-            model_type: "qwen3".into(),
-            vocab_size: sizes.vocab_size,
-            hidden_size: sizes.hidden_size,
-            intermediate_size: sizes.intermediate_size,
-            num_hidden_layers: sizes.num_layers,
-            num_attention_heads: sizes.num_heads,
-            num_key_value_heads: sizes.num_kv_heads,
-            head_dim: sizes.head_dim,
-            rms_norm_eps: 1e-6,
-            rope_theta: sizes.rope_theta,
-            max_position_embeddings: sizes.max_position_embeddings,
-            tie_word_embeddings: sizes.tie_word_embeddings,
-            other,
-        };
-        config.check()?;
-        Ok(config)
+        let raw = serde_json::json!({
+            "architectures": ["Qwen3ForCausalLM"],
+            "attention_bias": false,
+            "attention_dropout": 0.0,
+            "bos_token_id": null,
+            "eos_token_id": sizes.eos_token_id,
+            "head_dim": sizes.head_dim,
+            "hidden_act": "silu",
+            "hidden_size": sizes.hidden_size,
+            "initializer_range": 0.02,
+            "intermediate_size": sizes.intermediate_size,
+            "max_position_embeddings": sizes.max_position_embeddings,
+            "model_type": "qwen3",
+            "num_attention_heads": sizes.num_heads,
+            "num_hidden_layers": sizes.num_layers,
+            "num_key_value_heads": sizes.num_kv_heads,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": sizes.rope_theta,
+            "tie_word_embeddings": sizes.tie_word_embeddings,
+            "torch_dtype": "float32",
+            "use_cache": true,
+            "use_sliding_window": false,
+            "vocab_size": sizes.vocab_size,
+        });
+        match raw {
+            Value::Object(raw) => Self::from_map(raw),
+            _ => Err(Error::Config("not an object".into())),
+        }
     }
 
     /// Reads `config.json` of a model folder.
@@ -128,112 +153,85 @@ impl ModelConfig {
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         let text = fs_err::read_to_string(&path)?;
-        let refuse = |source| Error::Json {
-            path: path.clone(),
-            source,
-        };
-        let mut value: Value = serde_json::from_str(&text).map_err(refuse)?;
-        lift_rope_theta(&mut value);
-        let config: Self = serde_json::from_value(value).map_err(refuse)?;
-        config.check()?;
-        Ok(config)
-    }
-
-    /// Writes `config.json` into a model folder, for weights of type `dtype` (`float32`, `bfloat16`, ...).
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub fn save(&self, dir: &Path, dtype: &str) -> Result<()> {
-        let path = dir.join("config.json");
-        let mut config = self.clone();
-        // The key has two names; whichever the file had is kept.
-        let key = if config.other.contains_key("dtype") {
-            "dtype"
-        } else {
-            "torch_dtype"
-        };
-        config.other.insert(key.to_owned(), Value::from(dtype));
-        let mut text = serde_json::to_string_pretty(&config).map_err(|source| Error::Json {
+        let raw = serde_json::from_str(&text).map_err(|source| Error::Json {
             path: path.clone(),
             source,
         })?;
-        text.push('\n');
-        fs_err::write(path, text)?;
-        Ok(())
+        Self::from_map(raw).map_err(|error| Error::InFile {
+            path,
+            source: Box::new(error),
+        })
     }
 
-    fn check(&self) -> Result<()> {
-        let refuse = |key, value: &Value, supported| {
-            Err(Error::Unsupported {
-                key,
-                value: value.to_string(),
-                supported,
-            })
+    /// Defaults are those of the family's configuration class in `transformers`.
+    fn from_map(raw: Map<String, Value>) -> Result<Self> {
+        let top = Fields::top(&raw);
+        let model_type = top.text("model_type")?;
+        let architecture = Architecture::ALL
+            .into_iter()
+            .find(|family| model_type == Some(family.model_type()))
+            .ok_or_else(|| top.unsupported("model_type", "`llama`, `qwen2` and `qwen3`"))?;
+        refuse_what_is_missing_here(&top, &raw)?;
+        let hidden_size = top.required_size("hidden_size")?;
+        let num_attention_heads = top.required_size("num_attention_heads")?;
+        let num_key_value_heads = match (top.size("num_key_value_heads")?, architecture) {
+            (Some(heads), _) => heads,
+            (None, Architecture::Llama) => num_attention_heads,
+            (None, _) => return Err(top.missing("num_key_value_heads")),
         };
-        if self.model_type != "qwen3" {
-            return refuse(
-                "model_type",
-                &Value::from(self.model_type.clone()),
-                "`qwen3`",
-            );
-        }
-        for (key, wanted) in [
-            ("hidden_act", Value::from("silu")),
-            ("attention_bias", Value::from(false)),
-            ("use_sliding_window", Value::from(false)),
-        ] {
-            match self.other.get(key) {
-                None => {}
-                Some(value) if *value == wanted => {}
-                Some(value) => {
-                    return refuse(key, value, "`silu`, no attention bias, no sliding window");
-                }
-            }
-        }
-        for key in ["rope_scaling", "rope_parameters"] {
-            if let Some(value) = self.other.get(key)
-                && !is_plain_rope(value)
-            {
-                return refuse(
-                    key,
-                    value,
-                    "null or `rope_type` `default`: plain rotary positions",
-                );
-            }
-        }
-        if let Some(types) = self.other.get("layer_types")
-            && types
-                .as_array()
-                .is_none_or(|types| types.iter().any(|kind| kind != "full_attention"))
-        {
-            return refuse("layer_types", types, "`full_attention` in every layer");
-        }
-        let positive = [
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("num_attention_heads", self.num_attention_heads),
-            ("num_key_value_heads", self.num_key_value_heads),
-            ("head_dim", self.head_dim),
-            ("max_position_embeddings", self.max_position_embeddings),
-        ];
-        if let Some((key, value)) = positive.into_iter().find(|&(_, value)| value < 1) {
-            return Err(Error::Config(format!(
-                "`{key}` must be at least 1: {value}"
-            )));
-        }
-        if self.num_hidden_layers == 0 {
-            return Err(Error::Config(
-                "`num_hidden_layers` must be at least 1: 0".into(),
-            ));
-        }
+        let head_dim = match (top.size("head_dim")?, architecture) {
+            (Some(head_dim), _) => head_dim,
+            (None, Architecture::Qwen3) => 128,
+            (None, _) => hidden_size / num_attention_heads,
+        };
+        let attention_bias = top.flag("attention_bias")?.unwrap_or(false);
+        let biases = match architecture {
+            Architecture::Llama => Biases {
+                query_key_value: attention_bias,
+                attention_output: attention_bias,
+                feed_forward: top.flag("mlp_bias")?.unwrap_or(false),
+            },
+            // The family has no such keys: its projections are what they are.
+            Architecture::Qwen2 => Biases {
+                query_key_value: true,
+                ..Biases::default()
+            },
+            Architecture::Qwen3 => Biases {
+                query_key_value: attention_bias,
+                attention_output: attention_bias,
+                feed_forward: false,
+            },
+        };
+        let max_position_embeddings = top.required_size("max_position_embeddings")?;
+        let num_layers = top.required_size("num_hidden_layers")?;
+        let config = Self {
+            architecture,
+            vocab_size: top.required_size("vocab_size")?,
+            hidden_size,
+            intermediate_size: top.required_size("intermediate_size")?,
+            num_hidden_layers: usize::try_from(num_layers).unwrap_or(usize::MAX),
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            rms_norm_eps: top.positive("rms_norm_eps")?.unwrap_or(1e-6),
+            rope: Rope::read(&raw, max_position_embeddings)?,
+            biases,
+            max_position_embeddings,
+            tie_word_embeddings: top.flag("tie_word_embeddings")?.unwrap_or(false),
+            raw,
+        };
+        config.check_heads()?;
+        Ok(config)
+    }
+
+    fn check_heads(&self) -> Result<()> {
         if self.num_attention_heads % self.num_key_value_heads != 0 {
             return Err(Error::Config(format!(
                 "`num_attention_heads` ({}) must be a multiple of `num_key_value_heads` ({})",
                 self.num_attention_heads, self.num_key_value_heads
             )));
         }
-        if self.head_dim % 2 != 0 {
+        if self.head_dim < 2 || self.head_dim % 2 != 0 {
             return Err(Error::Config(format!(
                 "`head_dim` must be even for rotary positions: {}",
                 self.head_dim
@@ -242,9 +240,33 @@ impl ModelConfig {
         Ok(())
     }
 
+    /// Writes `config.json` into a model folder, for weights of type `dtype` (`float32`, `bfloat16`, ...). All else is as
+    /// it was read.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn save(&self, dir: &Path, dtype: &str) -> Result<()> {
+        let path = dir.join("config.json");
+        let mut raw = self.raw.clone();
+        // The key has two names; whichever the file had is kept.
+        let key = if raw.contains_key("dtype") {
+            "dtype"
+        } else {
+            "torch_dtype"
+        };
+        raw.insert(key.to_owned(), Value::from(dtype));
+        let mut text = serde_json::to_string_pretty(&raw).map_err(|source| Error::Json {
+            path: path.clone(),
+            source,
+        })?;
+        text.push('\n');
+        fs_err::write(path, text)?;
+        Ok(())
+    }
+
     /// Ids that end a sequence according to the configuration.
     pub fn eos_token_ids(&self) -> Vec<i64> {
-        match self.other.get("eos_token_id") {
+        match self.raw.get("eos_token_id") {
             Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_i64).collect(),
             Some(value) => value.as_i64().into_iter().collect(),
             None => Vec::new(),
@@ -254,8 +276,6 @@ impl ModelConfig {
     /// Name and shape of every parameter, in a fixed order (sorted by name).
     pub fn parameter_shapes(&self) -> Vec<(String, Vec<i64>)> {
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);
-        let query = self.num_attention_heads * self.head_dim;
-        let key_value = self.num_key_value_heads * self.head_dim;
         let mut shapes = vec![
             (
                 "model.embed_tokens.weight".to_owned(),
@@ -266,21 +286,42 @@ impl ModelConfig {
         if !self.tie_word_embeddings {
             shapes.push(("lm_head.weight".to_owned(), vec![self.vocab_size, hidden]));
         }
+        let query = self.num_attention_heads * self.head_dim;
+        let key_value = self.num_key_value_heads * self.head_dim;
+        let Biases {
+            query_key_value,
+            attention_output,
+            feed_forward,
+        } = self.biases;
+        let projections = [
+            ("mlp.down_proj", hidden, inner, feed_forward),
+            ("mlp.gate_proj", inner, hidden, feed_forward),
+            ("mlp.up_proj", inner, hidden, feed_forward),
+            ("self_attn.k_proj", key_value, hidden, query_key_value),
+            ("self_attn.o_proj", hidden, query, attention_output),
+            ("self_attn.q_proj", query, hidden, query_key_value),
+            ("self_attn.v_proj", key_value, hidden, query_key_value),
+        ];
+        let mut norms = vec![
+            ("input_layernorm", hidden),
+            ("post_attention_layernorm", hidden),
+        ];
+        if self.architecture.has_query_key_norm() {
+            norms.extend([
+                ("self_attn.k_norm", self.head_dim),
+                ("self_attn.q_norm", self.head_dim),
+            ]);
+        }
         for layer in 0..self.num_hidden_layers {
-            for (name, shape) in [
-                ("input_layernorm.weight", vec![hidden]),
-                ("mlp.down_proj.weight", vec![hidden, inner]),
-                ("mlp.gate_proj.weight", vec![inner, hidden]),
-                ("mlp.up_proj.weight", vec![inner, hidden]),
-                ("post_attention_layernorm.weight", vec![hidden]),
-                ("self_attn.k_norm.weight", vec![self.head_dim]),
-                ("self_attn.k_proj.weight", vec![key_value, hidden]),
-                ("self_attn.o_proj.weight", vec![hidden, query]),
-                ("self_attn.q_norm.weight", vec![self.head_dim]),
-                ("self_attn.q_proj.weight", vec![query, hidden]),
-                ("self_attn.v_proj.weight", vec![key_value, hidden]),
-            ] {
-                shapes.push((format!("model.layers.{layer}.{name}"), shape));
+            let path = |name: &str, kind: &str| format!("model.layers.{layer}.{name}.{kind}");
+            for (name, rows, columns, has_bias) in projections {
+                shapes.push((path(name, "weight"), vec![rows, columns]));
+                if has_bias {
+                    shapes.push((path(name, "bias"), vec![rows]));
+                }
+            }
+            for &(name, size) in &norms {
+                shapes.push((path(name, "weight"), vec![size]));
             }
         }
         shapes.sort();
@@ -296,75 +337,202 @@ impl ModelConfig {
     }
 }
 
+/// What other models of these families use and this decoder lacks: computing without it would be silently wrong.
+fn refuse_what_is_missing_here(top: &Fields<'_>, raw: &Map<String, Value>) -> Result<()> {
+    if top.text("hidden_act")?.is_some_and(|name| name != "silu") {
+        return Err(top.unsupported("hidden_act", "`silu`"));
+    }
+    if top.flag("use_sliding_window")?.unwrap_or(false) {
+        return Err(top.unsupported("use_sliding_window", "false: attention over the whole text"));
+    }
+    if top.number("attention_dropout")?.unwrap_or(0.0) != 0.0 {
+        return Err(top.unsupported("attention_dropout", "0"));
+    }
+    if raw
+        .get("quantization_config")
+        .is_some_and(|value| !value.is_null())
+    {
+        return Err(top.unsupported("quantization_config", "weights that are not quantised"));
+    }
+    let is_full = |types: &Value| {
+        types
+            .as_array()
+            .is_some_and(|types| types.iter().all(|kind| kind == "full_attention"))
+    };
+    match raw.get("layer_types") {
+        None | Some(Value::Null) => Ok(()),
+        Some(types) if is_full(types) => Ok(()),
+        Some(_) => Err(top.unsupported("layer_types", "`full_attention` in every layer")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::rope::RopeScaling;
 
-    const SIZES: &str = r#""model_type": "qwen3", "vocab_size": 11, "hidden_size": 8, "intermediate_size": 12,
-        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4,
-        "rms_norm_eps": 1e-6, "max_position_embeddings": 64, "tie_word_embeddings": true"#;
-
-    fn read(rest: &str) -> Result<ModelConfig> {
+    /// A small configuration of a family with some keys changed.
+    fn read(model_type: &str, changes: Value) -> Result<ModelConfig> {
+        let mut config = json!({
+            "model_type": model_type, "vocab_size": 11, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 64, "tie_word_embeddings": true, "rope_theta": 5000.0,
+        });
+        let Value::Object(changes) = changes else {
+            panic!("changes are an object")
+        };
+        for (key, value) in changes {
+            config[key] = value;
+        }
         let dir = tempfile::tempdir().unwrap();
-        fs_err::write(
-            dir.path().join("config.json"),
-            format!("{{{SIZES}, {rest}}}"),
-        )
-        .unwrap();
+        fs_err::write(dir.path().join("config.json"), config.to_string()).unwrap();
         ModelConfig::from_dir(dir.path())
     }
 
     #[test]
-    fn the_rotary_base_is_read_in_both_places() {
-        for rest in [
-            r#""rope_theta": 5000.0"#,
-            r#""rope_theta": 5000.0, "rope_scaling": null"#,
-            r#""rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}"#,
+    fn rotary_positions_are_read_in_both_spellings() {
+        let llama3 = json!({"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16});
+        let expected = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_positions: 16.0,
+        };
+        let with = |key: &str, value: &str| {
+            let mut scaling = llama3.clone();
+            scaling[key] = json!(value);
+            scaling
+        };
+        let mut nested = with("rope_type", "llama3");
+        nested["rope_theta"] = json!(5000.0);
+        for changes in [
+            json!({"rope_scaling": with("rope_type", "llama3")}),
+            json!({"rope_scaling": with("type", "llama3")}),
+            json!({"rope_theta": null, "rope_parameters": nested}),
         ] {
-            assert!((read(rest).unwrap().rope_theta - 5000.0).abs() < f64::EPSILON);
+            let rope = read("llama", changes).unwrap().rope;
+            assert_eq!((rope.theta, rope.scaling), (5000.0, expected.clone()));
         }
-    }
-
-    #[test]
-    fn what_is_not_implemented_is_refused_by_key() {
-        for (rest, key) in [
-            (
-                r#""rope_theta": 1.0, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}"#,
-                "rope_scaling",
-            ),
-            (r#""rope_theta": 1.0, "hidden_act": "gelu""#, "hidden_act"),
-            (
-                r#""rope_theta": 1.0, "attention_bias": true"#,
-                "attention_bias",
-            ),
-            (
-                r#""rope_theta": 1.0, "use_sliding_window": true"#,
-                "use_sliding_window",
-            ),
-            (
-                r#""rope_theta": 1.0, "layer_types": ["sliding_attention"]"#,
-                "layer_types",
-            ),
+        for changes in [
+            json!({}),
+            json!({"rope_scaling": null}),
+            json!({"rope_theta": null, "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}}),
         ] {
-            let message = read(rest).unwrap_err().to_string();
-            assert!(message.contains(key), "{message}");
+            assert_eq!(read("qwen3", changes).unwrap().rope, Rope::plain(5000.0));
         }
-        assert!(
-            read(r#""other": 1"#)
-                .unwrap_err()
-                .to_string()
-                .contains("config.json")
+        let linear = json!({"rope_theta": null, "rope_scaling": {"type": "linear", "factor": 2.0}});
+        let rope = read("qwen2", linear).unwrap().rope;
+        assert_eq!(
+            (rope.theta, rope.scaling),
+            (10_000.0, RopeScaling::Linear { factor: 2.0 })
         );
     }
 
     #[test]
-    fn unknown_keys_survive_and_the_type_is_that_of_the_weights() {
-        let config = read(r#""rope_theta": 1.0, "my_key": [1, 2], "dtype": "bfloat16""#).unwrap();
+    fn what_is_not_implemented_is_refused_by_key() {
+        let yarn =
+            |key: &str| json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, key: 1}});
+        for (changes, key) in [
+            (
+                json!({"rope_scaling": {"rope_type": "longrope"}}),
+                "rope_scaling.rope_type",
+            ),
+            (
+                json!({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}),
+                "rope_parameters.rope_type",
+            ),
+            (yarn("strength"), "rope_scaling.strength"),
+            (
+                json!({"rope_scaling": {"rope_type": "linear"}}),
+                "rope_scaling.factor",
+            ),
+            (
+                json!({"rope_scaling": {"type": "linear", "factor": "2"}}),
+                "rope_scaling.factor",
+            ),
+            (json!({"rope_scaling": 2}), "rope_scaling"),
+            (
+                json!({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}}),
+                "rope_parameters",
+            ),
+            (
+                json!({"partial_rotary_factor": 0.5}),
+                "partial_rotary_factor",
+            ),
+            (json!({"rope_theta": 0.5}), "rope_theta"),
+            (json!({"model_type": "mamba"}), "model_type"),
+            (json!({"hidden_act": "gelu"}), "hidden_act"),
+            (json!({"attention_dropout": 0.1}), "attention_dropout"),
+            (json!({"use_sliding_window": true}), "use_sliding_window"),
+            (json!({"layer_types": ["sliding_attention"]}), "layer_types"),
+            (
+                json!({"quantization_config": {"quant_method": "awq"}}),
+                "quantization_config",
+            ),
+            (json!({"num_key_value_heads": null}), "num_key_value_heads"),
+            (json!({"vocab_size": 0}), "vocab_size"),
+            (json!({"vocab_size": "11"}), "vocab_size"),
+            (json!({"head_dim": 3}), "head_dim"),
+            (
+                json!({"num_attention_heads": 3, "num_key_value_heads": 2}),
+                "num_attention_heads",
+            ),
+        ] {
+            let error = read("qwen3", changes.clone()).unwrap_err();
+            let Error::InFile { path, source } = &error else {
+                panic!("{error}")
+            };
+            assert!(path.ends_with("config.json"));
+            assert!(
+                source.to_string().contains(&format!("`{key}`")),
+                "{changes}: {source}"
+            );
+        }
+    }
+
+    #[test]
+    fn families_differ_in_defaults_and_parameters() {
+        let names = |model_type: &str, changes: Value| -> Vec<String> {
+            let config = read(model_type, changes).unwrap();
+            let shapes = config.parameter_shapes().into_iter();
+            shapes.map(|(name, _)| name).collect()
+        };
+        let count =
+            |names: &[String], part: &str| names.iter().filter(|name| name.contains(part)).count();
+        let qwen3 = names("qwen3", json!({}));
+        assert_eq!((count(&qwen3, "bias"), count(&qwen3, "_norm.")), (0, 2));
+        let qwen2 = names("qwen2", json!({"attention_bias": false}));
+        assert_eq!((count(&qwen2, "bias"), count(&qwen2, "_norm.")), (3, 0));
+        let llama = names("llama", json!({"attention_bias": true, "mlp_bias": true}));
+        assert_eq!((count(&llama, "bias"), count(&llama, "_norm.")), (7, 0));
+        let bare = read(
+            "llama",
+            json!({"head_dim": null, "num_key_value_heads": null}),
+        )
+        .unwrap();
+        assert_eq!((bare.head_dim, bare.num_key_value_heads), (4, 2));
+        assert_eq!(
+            read("qwen3", json!({"head_dim": null})).unwrap().head_dim,
+            128
+        );
+    }
+
+    #[test]
+    fn the_file_survives_and_the_type_is_that_of_the_weights() {
+        let parameters = json!({"rope_type": "default", "rope_theta": 5000.0});
+        let config = read(
+            "qwen3",
+            json!({"my_key": [1, 2], "dtype": "bfloat16", "rope_theta": null, "rope_parameters": parameters}),
+        )
+        .unwrap();
         let dir = tempfile::tempdir().unwrap();
         config.save(dir.path(), "float32").unwrap();
         let again = ModelConfig::from_dir(dir.path()).unwrap();
-        assert_eq!(again.other["my_key"], serde_json::json!([1, 2]));
-        assert_eq!(again.other["dtype"], "float32");
-        assert!(!again.other.contains_key("torch_dtype"));
+        assert_eq!(again.raw["my_key"], json!([1, 2]));
+        assert_eq!(again.raw["dtype"], "float32");
+        assert_eq!(again.raw["rope_theta"], Value::Null);
+        assert!(!again.raw.contains_key("torch_dtype"));
     }
 }

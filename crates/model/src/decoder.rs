@@ -1,4 +1,5 @@
-//! The Qwen3 decoder: grouped-query attention with normalised queries and keys, `SwiGLU`, `RMSNorm` before each block.
+//! The decoder of the Llama and Qwen families: grouped-query attention, `SwiGLU`, `RMSNorm` before each block; with biases
+//! and normalised queries and keys where the configuration has them.
 
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -9,7 +10,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use crate::attention::segmented_attention;
 use crate::cache::KvCache;
 use crate::config::ModelConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::weights;
 
 /// Standard deviation of freshly drawn weights (Qwen's `initializer_range`).
@@ -29,6 +30,8 @@ pub struct Decoder {
     layers: Vec<Layer>,
     norm: Tensor,
     head: Tensor,
+    /// Radians per position, f32 `[head_dim / 2]`.
+    frequencies: Tensor,
 }
 
 /// Tokens to feed in one decoding step. A sequence may bring several (its prompt, or text injected by a Join): they are
@@ -48,16 +51,28 @@ pub struct StepBatch<'a> {
 #[derive(Debug)]
 struct Layer {
     input_norm: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_norm: Tensor,
-    key_norm: Tensor,
-    output: Tensor,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    query_key_norm: Option<[Tensor; 2]>,
+    output: Linear,
     post_norm: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    down: Tensor,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+/// A projection `[out, in]`, with or without a bias `[out]`.
+#[derive(Debug)]
+struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        x.f_linear(&self.weight, self.bias.as_ref())
+    }
 }
 
 /// Cosines and sines `[tokens, 1, head_dim / 2]` of one forward pass, shared by all layers.
@@ -81,8 +96,11 @@ impl Decoder {
             .into_iter()
             .map(|(name, shape)| {
                 let options = (Kind::Float, Device::Cpu);
+                let is_bias = shape.len() == 1;
                 let tensor = if name.ends_with("norm.weight") {
                     Tensor::f_ones(&shape, options)?
+                } else if is_bias {
+                    Tensor::f_zeros(&shape, options)?
                 } else if name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") {
                     Tensor::f_randn(&shape, options)? * residual_std
                 } else {
@@ -91,12 +109,7 @@ impl Decoder {
                 Ok((name, tensor.f_to_device(device)?))
             })
             .collect::<Result<Vec<_>, TchError>>()?;
-        Ok(Self::assemble(
-            config.clone(),
-            device,
-            Kind::Float,
-            parameters,
-        ))
+        Self::assemble(config.clone(), device, Kind::Float, parameters)
     }
 
     /// Loads a Hugging Face model folder, converting every tensor to `kind`.
@@ -106,14 +119,23 @@ impl Decoder {
     pub fn load(dir: &Path, device: Device, kind: Kind) -> Result<Self> {
         let config = ModelConfig::from_dir(dir)?;
         let parameters = weights::load(dir, &config, device, kind)?;
-        Ok(Self::assemble(config, device, kind, parameters))
+        Self::assemble(config, device, kind, parameters)
     }
 
-    /// Writes `config.json`, `generation_config.json` and `model.safetensors` into an existing folder.
+    /// Writes `config.json`, `generation_config.json` and the weights into an existing folder: `model.safetensors`, or
+    /// shards of at most 5 GB with an index.
     ///
     /// # Errors
     /// When a file cannot be written.
     pub fn save(&self, dir: &Path) -> Result<()> {
+        self.save_in_shards(dir, weights::MAX_SHARD_BYTES)
+    }
+
+    /// The same with another limit on the size of a file.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn save_in_shards(&self, dir: &Path, max_shard_bytes: usize) -> Result<()> {
         let dtype = match self.kind {
             Kind::BFloat16 => "bfloat16",
             Kind::Half => "float16",
@@ -121,7 +143,7 @@ impl Decoder {
         };
         self.config.save(dir, dtype)?;
         weights::save_generation_config(dir, &self.config)?;
-        weights::save(&dir.join("model.safetensors"), &self.parameters)
+        weights::save(dir, &self.parameters, max_shard_bytes)
     }
 
     fn assemble(
@@ -129,37 +151,54 @@ impl Decoder {
         device: Device,
         kind: Kind,
         parameters: Vec<(String, Tensor)>,
-    ) -> Self {
-        let get = |name: &str| {
+    ) -> Result<Self> {
+        let find = |name: &str| {
             let index = parameters.partition_point(|(other, _)| other.as_str() < name);
-            parameters[index].1.shallow_clone()
+            let found = parameters.get(index).filter(|(other, _)| other == name);
+            found.map(|(_, tensor)| tensor.shallow_clone())
+        };
+        let get = |name: &str| {
+            find(name).ok_or_else(|| Error::Config(format!("there is no parameter `{name}`")))
         };
         let layers = (0..config.num_hidden_layers)
             .map(|index| {
-                let get = |name: &str| get(&format!("model.layers.{index}.{name}.weight"));
-                Layer {
-                    input_norm: get("input_layernorm"),
-                    query: get("self_attn.q_proj"),
-                    key: get("self_attn.k_proj"),
-                    value: get("self_attn.v_proj"),
-                    query_norm: get("self_attn.q_norm"),
-                    key_norm: get("self_attn.k_norm"),
-                    output: get("self_attn.o_proj"),
-                    post_norm: get("post_attention_layernorm"),
-                    gate: get("mlp.gate_proj"),
-                    up: get("mlp.up_proj"),
-                    down: get("mlp.down_proj"),
-                }
+                let path = |name: &str, kind: &str| format!("model.layers.{index}.{name}.{kind}");
+                let norm = |name: &str| get(&path(name, "weight"));
+                let linear = |name: &str| {
+                    Ok::<_, Error>(Linear {
+                        weight: get(&path(name, "weight"))?,
+                        bias: find(&path(name, "bias")),
+                    })
+                };
+                let query_key_norm = if config.architecture.has_query_key_norm() {
+                    Some([norm("self_attn.q_norm")?, norm("self_attn.k_norm")?])
+                } else {
+                    None
+                };
+                Ok(Layer {
+                    input_norm: norm("input_layernorm")?,
+                    query: linear("self_attn.q_proj")?,
+                    key: linear("self_attn.k_proj")?,
+                    value: linear("self_attn.v_proj")?,
+                    query_key_norm,
+                    output: linear("self_attn.o_proj")?,
+                    post_norm: norm("post_attention_layernorm")?,
+                    gate: linear("mlp.gate_proj")?,
+                    up: linear("mlp.up_proj")?,
+                    down: linear("mlp.down_proj")?,
+                })
             })
-            .collect();
-        let embedding = get("model.embed_tokens.weight");
-        let norm = get("model.norm.weight");
+            .collect::<Result<Vec<_>>>()?;
+        let embedding = get("model.embed_tokens.weight")?;
+        let norm = get("model.norm.weight")?;
         let head = if config.tie_word_embeddings {
             embedding.shallow_clone()
         } else {
-            get("lm_head.weight")
+            get("lm_head.weight")?
         };
-        Self {
+        let frequencies = config.rope.frequencies(config.head_dim)?;
+        Ok(Self {
+            frequencies: frequencies.f_to_device(device)?,
             config,
             device,
             kind,
@@ -168,13 +207,15 @@ impl Decoder {
             layers,
             norm,
             head,
-        }
+        })
     }
 
     /// A decoder over the same weights with gradients of its own, for another thread: what one updates in place, the
     /// other sees.
-    #[must_use]
-    pub fn replica(&self) -> Self {
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation.
+    pub fn replica(&self) -> Result<Self> {
         let parameters = self
             .parameters
             .iter()
@@ -289,16 +330,16 @@ impl Decoder {
             let normed = rms_norm(&hidden, &layer.input_norm, eps)?;
             let (query, key, value) = self.project(layer, &normed, rotary)?;
             let attended = attend(index, &query, &key, &value)?.f_flatten(1, 2)?;
-            hidden = hidden.f_add(&attended.f_linear::<&Tensor>(&layer.output, None)?)?;
+            hidden = hidden.f_add(&layer.output.forward(&attended)?)?;
             let normed = rms_norm(&hidden, &layer.post_norm, eps)?;
-            let gate = normed.f_linear::<&Tensor>(&layer.gate, None)?.f_silu()?;
-            let gated = gate.f_mul(&normed.f_linear::<&Tensor>(&layer.up, None)?)?;
-            hidden = hidden.f_add(&gated.f_linear::<&Tensor>(&layer.down, None)?)?;
+            let gate = layer.gate.forward(&normed)?.f_silu()?;
+            let gated = gate.f_mul(&layer.up.forward(&normed)?)?;
+            hidden = hidden.f_add(&layer.down.forward(&gated)?)?;
         }
         Ok(rms_norm(&hidden, &self.norm, eps)?)
     }
 
-    /// Queries `[tokens, heads, head_dim]` and keys, values `[tokens, kv_heads, head_dim]`, normed and rotated.
+    /// Queries `[tokens, heads, head_dim]` and keys, values `[tokens, kv_heads, head_dim]`, normed where the family does, and rotated.
     fn project(
         &self,
         layer: &Layer,
@@ -307,32 +348,34 @@ impl Decoder {
     ) -> Result<(Tensor, Tensor, Tensor), TchError> {
         let head_dim = self.config.head_dim;
         let eps = self.config.rms_norm_eps;
-        let heads_of = |weight: &Tensor| {
-            normed
-                .f_linear::<&Tensor>(weight, None)?
-                .f_unflatten(1, [-1, head_dim])
-        };
-        let query = rotary.apply(&rms_norm(&heads_of(&layer.query)?, &layer.query_norm, eps)?)?;
-        let key = rotary.apply(&rms_norm(&heads_of(&layer.key)?, &layer.key_norm, eps)?)?;
-        Ok((query, key, heads_of(&layer.value)?))
+        let heads_of = |linear: &Linear| linear.forward(normed)?.f_unflatten(1, [-1, head_dim]);
+        let (mut query, mut key) = (heads_of(&layer.query)?, heads_of(&layer.key)?);
+        if let Some([query_norm, key_norm]) = &layer.query_key_norm {
+            query = rms_norm(&query, query_norm, eps)?;
+            key = rms_norm(&key, key_norm, eps)?;
+        }
+        Ok((
+            rotary.apply(&query)?,
+            rotary.apply(&key)?,
+            heads_of(&layer.value)?,
+        ))
     }
 
     fn rotary(&self, positions: &[i64]) -> Result<Rotary, TchError> {
-        let half = self.config.head_dim / 2;
-        let exponents = Tensor::f_arange(half, (Kind::Float, self.device))?
-            * (2.0 / self.config.head_dim as f64);
-        let frequencies = Tensor::from(self.config.rope_theta)
-            .f_to_kind(Kind::Float)?
-            .f_to_device(self.device)?
-            .f_pow(&exponents)?
-            .f_reciprocal()?;
         let positions = Tensor::from_slice(positions)
             .f_to_device(self.device)?
             .f_to_kind(Kind::Float)?;
-        let angles = positions.f_outer(&frequencies)?.f_unsqueeze(1)?;
+        let angles = positions.f_outer(&self.frequencies)?.f_unsqueeze(1)?;
+        let scaled = |values: Tensor| {
+            match self.config.rope.attention_factor() {
+                Some(factor) => values * factor,
+                None => values,
+            }
+            .f_to_kind(self.kind)
+        };
         Ok(Rotary {
-            cos: angles.f_cos()?.f_to_kind(self.kind)?,
-            sin: angles.f_sin()?.f_to_kind(self.kind)?,
+            cos: scaled(angles.f_cos()?)?,
+            sin: scaled(angles.f_sin()?)?,
         })
     }
 }

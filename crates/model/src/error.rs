@@ -17,11 +17,19 @@ pub enum Error {
         /// What the parser said.
         source: serde_json::Error,
     },
+    /// A configuration file asks for something that cannot be.
+    #[error("`{path}`: {source}")]
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong in it.
+        source: Box<Error>,
+    },
     /// A field of the configuration has a value that this decoder does not implement.
     #[error("`{key}` is not supported: {value} (supported: {supported})")]
     Unsupported {
         /// The key in `config.json`.
-        key: &'static str,
+        key: String,
         /// The value found.
         value: String,
         /// What would be accepted.

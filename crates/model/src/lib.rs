@@ -13,9 +13,13 @@ mod cache;
 mod config;
 mod decoder;
 mod error;
+mod fields;
+mod rope;
+mod tensor_file;
 mod weights;
 
 pub use cache::KvCache;
-pub use config::{ModelConfig, ModelSizes};
+pub use config::{Architecture, Biases, ModelConfig, ModelSizes};
 pub use decoder::{Decoder, StepBatch};
 pub use error::{Error, Result};
+pub use rope::{Rope, RopeScaling};

@@ -1,42 +1,61 @@
-//! Safetensors files of a model folder, read and written.
+//! The weights of a model folder: one safetensors file, or shards with an index.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use tch::{Device, Kind, Tensor};
 
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::tensor_file::{self, TensorFile};
 
-/// Reads every parameter of `config` from `model.safetensors`, or from the shards that an index names.
+const SINGLE_FILE: &str = "model.safetensors";
+const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// Largest file that is written, unless one tensor alone is larger; that of `transformers` until version 5.
+pub(crate) const MAX_SHARD_BYTES: usize = 5_000_000_000;
+
+/// How many unfit tensors an error names.
+const MAX_NAMED: usize = 8;
+
+/// Reads every parameter of `config` as `kind` on `device`; peak memory is that of the result and a chunk.
+///
+/// Names and shapes of all shards are compared with the configuration before the first tensor is read.
 pub(crate) fn load(
     dir: &Path,
     config: &ModelConfig,
     device: Device,
     kind: Kind,
 ) -> Result<Vec<(String, Tensor)>> {
+    let files = shard_names(dir)?
+        .iter()
+        .map(|name| TensorFile::open(&dir.join(name)))
+        .collect::<Result<Vec<_>>>()?;
+    let places = place(dir, config, &files)?;
+    places
+        .into_iter()
+        .map(|(name, file)| {
+            let tensor = files[file].read(&name, device, kind)?;
+            Ok((name, tensor))
+        })
+        .collect()
+}
+
+/// Which file holds which parameter; by name.
+fn place(
+    dir: &Path,
+    config: &ModelConfig,
+    files: &[TensorFile],
+) -> Result<BTreeMap<String, usize>> {
     let mut wanted: BTreeMap<String, Vec<i64>> = config.parameter_shapes().into_iter().collect();
-    let mut found = BTreeMap::new();
+    let mut places = BTreeMap::new();
     let mut problems = Vec::new();
-    for file in shard_names(dir)? {
-        let path = dir.join(file);
-        let bytes = fs_err::read(&path)?;
-        let refuse = |reason: String| Error::Weights {
-            path: path.clone(),
-            reason,
-        };
-        let tensors =
-            SafeTensors::deserialize(&bytes).map_err(|error| refuse(error.to_string()))?;
-        for (name, view) in tensors.iter() {
-            let shape: Vec<i64> = view
-                .shape()
-                .iter()
-                .map(|&dim| dim.cast_signed() as i64)
-                .collect();
+    for (index, file) in files.iter().enumerate() {
+        for (name, shape) in file.shapes() {
             match wanted.remove(name) {
                 // A tied model may still carry the head; it is the embedding.
                 None if name == "lm_head.weight" && config.tie_word_embeddings => {}
+                None if places.contains_key(name) => problems.push(format!("`{name}` twice")),
                 None => problems.push(format!("unexpected `{name}`")),
                 Some(expected) if expected != shape => {
                     problems.push(format!(
@@ -44,22 +63,17 @@ pub(crate) fn load(
                     ));
                 }
                 Some(_) => {
-                    let stored = stored_kind(view.dtype())
-                        .ok_or_else(|| refuse(format!("`{name}` has type {:?}", view.dtype())))?;
-                    let tensor = Tensor::f_from_data_size(view.data(), &shape, stored)?
-                        .f_to_kind(kind)?
-                        .f_to_device(device)?;
-                    found.insert(name.to_owned(), tensor);
+                    places.insert(name.to_owned(), index);
                 }
             }
         }
     }
     problems.extend(wanted.keys().map(|name| format!("missing `{name}`")));
     if problems.is_empty() {
-        return Ok(found.into_iter().collect());
+        return Ok(places);
     }
-    let more = problems.len().saturating_sub(8);
-    problems.truncate(8);
+    let more = problems.len().saturating_sub(MAX_NAMED);
+    problems.truncate(MAX_NAMED);
     let suffix = if more > 0 {
         format!(" and {more} more")
     } else {
@@ -71,6 +85,56 @@ pub(crate) fn load(
     })
 }
 
+/// Writes the parameters into one file, or, where they are more than `max_shard_bytes`, into shards with an index.
+pub(crate) fn save(
+    dir: &Path,
+    parameters: &[(String, Tensor)],
+    max_shard_bytes: usize,
+) -> Result<()> {
+    let shards = shards(parameters, max_shard_bytes);
+    if let [all] = shards.as_slice() {
+        return tensor_file::write(&dir.join(SINGLE_FILE), all);
+    }
+    let mut weight_map = BTreeMap::new();
+    for (index, shard) in shards.iter().enumerate() {
+        let file = format!("model-{:05}-of-{:05}.safetensors", index + 1, shards.len());
+        tensor_file::write(&dir.join(&file), shard)?;
+        weight_map.extend(shard.iter().map(|(name, _)| (name.clone(), file.clone())));
+    }
+    let total_size: usize = parameters
+        .iter()
+        .map(|(_, tensor)| tensor_file::num_bytes(tensor))
+        .sum();
+    let index =
+        serde_json::json!({"metadata": {"total_size": total_size}, "weight_map": weight_map});
+    write_json(&dir.join(INDEX_FILE), &index)
+}
+
+/// Runs of parameters that fit into a file each; at least one run.
+fn shards(parameters: &[(String, Tensor)], max_shard_bytes: usize) -> Vec<&[(String, Tensor)]> {
+    let mut shards = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (index, (_, tensor)) in parameters.iter().enumerate() {
+        let more = tensor_file::num_bytes(tensor);
+        if index > start && bytes + more > max_shard_bytes {
+            shards.push(&parameters[start..index]);
+            (start, bytes) = (index, 0);
+        }
+        bytes += more;
+    }
+    shards.push(&parameters[start..]);
+    shards
+}
+
+fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|source| Error::Json {
+        path: path.to_owned(),
+        source,
+    })?;
+    fs_err::write(path, text + "\n")?;
+    Ok(())
+}
+
 /// `model.safetensors.index.json`: which file holds which tensor.
 #[derive(serde::Deserialize)]
 struct Index {
@@ -78,9 +142,9 @@ struct Index {
 }
 
 fn shard_names(dir: &Path) -> Result<Vec<String>> {
-    let index = dir.join("model.safetensors.index.json");
+    let index = dir.join(INDEX_FILE);
     if !index.exists() {
-        return Ok(vec!["model.safetensors".to_owned()]);
+        return Ok(vec![SINGLE_FILE.to_owned()]);
     }
     let text = fs_err::read_to_string(&index)?;
     let parsed: Index = serde_json::from_str(&text).map_err(|source| Error::Json {
@@ -103,72 +167,13 @@ fn shard_names(dir: &Path) -> Result<Vec<String>> {
     }
 }
 
-fn stored_kind(dtype: Dtype) -> Option<Kind> {
-    match dtype {
-        Dtype::F32 => Some(Kind::Float),
-        Dtype::F16 => Some(Kind::Half),
-        Dtype::BF16 => Some(Kind::BFloat16),
-        Dtype::F64 => Some(Kind::Double),
-        _ => None,
-    }
-}
-
-/// Writes tensors as one safetensors file, in the type that they have.
-pub(crate) fn save(path: &Path, parameters: &[(String, Tensor)]) -> Result<()> {
-    let mut buffers = Vec::with_capacity(parameters.len());
-    for (name, tensor) in parameters {
-        let dtype = match tensor.kind() {
-            Kind::Float => Dtype::F32,
-            Kind::Half => Dtype::F16,
-            Kind::BFloat16 => Dtype::BF16,
-            kind => {
-                let reason = format!("`{name}` has type {kind:?}, which is not written");
-                return Err(Error::Weights {
-                    path: path.to_owned(),
-                    reason,
-                });
-            }
-        };
-        let host = tensor.detach().f_to_device(Device::Cpu)?.f_contiguous()?;
-        let mut bytes = vec![0u8; host.numel() * host.kind().elt_size_in_bytes()];
-        host.f_copy_data_u8(&mut bytes, host.numel())?;
-        let shape: Vec<usize> = host
-            .size()
-            .iter()
-            .map(|&dim| usize::try_from(dim).unwrap_or(0))
-            .collect();
-        buffers.push((name.as_str(), dtype, shape, bytes));
-    }
-    let refuse = |error: safetensors::SafeTensorError| Error::Weights {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    };
-    let views = buffers
-        .iter()
-        .map(|(name, dtype, shape, bytes)| {
-            Ok((*name, TensorView::new(*dtype, shape.clone(), bytes)?))
-        })
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(refuse)?;
-    let metadata = Some(std::iter::once(("format".to_owned(), "pt".to_owned())).collect());
-    let serialized = safetensors::serialize(views, metadata).map_err(refuse)?;
-    fs_err::write(path, serialized)?;
-    Ok(())
-}
-
 /// Writes `generation_config.json`, so that other engines stop at the same ids.
 pub(crate) fn save_generation_config(dir: &Path, config: &ModelConfig) -> Result<()> {
-    let path = dir.join("generation_config.json");
     let eos = config.eos_token_ids();
     let value = serde_json::json!({
         "do_sample": true,
         "eos_token_id": if eos.len() == 1 { serde_json::Value::from(eos[0]) } else { serde_json::Value::from(eos) },
         "temperature": 1.0,
     });
-    let text = serde_json::to_string_pretty(&value).map_err(|source| Error::Json {
-        path: path.clone(),
-        source,
-    })?;
-    fs_err::write(path, text + "\n")?;
-    Ok(())
+    write_json(&dir.join("generation_config.json"), &value)
 }

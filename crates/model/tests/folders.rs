@@ -94,7 +94,7 @@ fn packed_segments_do_not_see_each_other() {
 fn a_replica_shares_weights_but_not_gradients() {
     let (mut decoder, _dir) = saved(true);
     decoder.set_requires_grad(true);
-    let replica = decoder.replica();
+    let replica = decoder.replica().unwrap();
     let ids = Tensor::from_slice(&[1i64, 2, 3]);
     replica
         .hidden_packed(&ids, &[3])
@@ -168,4 +168,86 @@ fn an_index_must_not_reach_outside_the_folder() {
     assert!(load_error(dir.path()).contains("not a file name"));
     fs_err::write(&index, r#"{"weight_map": {"a": "model.safetensors"}}"#).unwrap();
     assert!(Decoder::load(dir.path(), Device::Cpu, Kind::Float).is_ok());
+}
+
+#[test]
+fn shards_have_an_index_and_are_read_back() {
+    let (decoder, _) = saved(false);
+    let dir = tempfile::tempdir().unwrap();
+    decoder.save_in_shards(dir.path(), 4_000).unwrap();
+    assert!(!dir.path().join("model.safetensors").exists());
+    let index = fs_err::read_to_string(dir.path().join("model.safetensors.index.json")).unwrap();
+    let index: serde_json::Value = serde_json::from_str(&index).unwrap();
+    let parameters = decoder.named_parameters();
+    let num_bytes: usize = parameters
+        .iter()
+        .map(|(_, tensor)| tensor.numel() * 4)
+        .sum();
+    assert_eq!(index["metadata"]["total_size"], num_bytes);
+    let files: std::collections::BTreeSet<_> = index["weight_map"]
+        .as_object()
+        .unwrap()
+        .values()
+        .map(|file| file.as_str().unwrap())
+        .collect();
+    assert!(files.len() > 2, "{files:?}");
+    for file in &files {
+        // A header of at most 2 kB comes on top.
+        assert!(fs_err::metadata(dir.path().join(file)).unwrap().len() < 6_000);
+    }
+    let again = Decoder::load(dir.path(), Device::Cpu, Kind::Float).unwrap();
+    for ((name, left), (_, right)) in parameters.iter().zip(again.named_parameters()) {
+        assert_eq!(left, right, "{name}");
+    }
+}
+
+/// Headers that promise what the file does not hold: refused before anything of that size is made.
+#[test]
+fn hostile_headers_are_refused() {
+    let (_, dir) = saved(true);
+    let tensor = |name: &str, shape: &str, start: u64, end: u64| {
+        format!(r#""{name}":{{"dtype":"F32","shape":{shape},"data_offsets":[{start},{end}]}}"#)
+    };
+    let (huge, far) = ("[4294967296,4294967296,4294967296]", 1 << 60);
+    for (header, reason) in [
+        (
+            format!(
+                "{{{},{}}}",
+                tensor("a", "[2]", 0, 8),
+                tensor("b", "[2]", 4, 12)
+            ),
+            "invalid offset for tensor `b`",
+        ),
+        (
+            format!(
+                "{{{},{}}}",
+                tensor("a", "[1]", 0, 4),
+                tensor("b", "[2]", 8, 16)
+            ),
+            "invalid offset for tensor `b`",
+        ),
+        (
+            format!("{{{}}}", tensor("a", "[2]", 8, 0)),
+            "invalid offset for tensor `a`",
+        ),
+        (format!("{{{}}}", tensor("a", "[3]", 0, 16)), "header"),
+        (format!("{{{}}}", tensor("a", huge, 0, 16)), "header"),
+        (
+            format!("{{{}}}", tensor("a", "[288230376151711744]", 0, far)),
+            "which has 16",
+        ),
+        (format!("{{{}}}", tensor("a", "[2]", 0, 8)), "which has 16"),
+        ("[1]".to_owned(), "header"),
+        ("{".to_owned(), "header"),
+    ] {
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend([0; 16]);
+        fs_err::write(dir.path().join("model.safetensors"), &bytes).unwrap();
+        let message = load_error(dir.path());
+        assert!(
+            message.contains(reason) && message.contains("safetensors"),
+            "{header}: {message}"
+        );
+    }
 }

@@ -53,11 +53,11 @@ pub(crate) fn mismatch_of_skipped_rows(
     std::thread::scope(|scope| {
         let others: Vec<_> = (1..num_workers)
             .map(|share| {
-                let replica = decoder.replica();
+                let replica = decoder.replica()?;
                 let run = &run;
-                scope.spawn(move || run(share, &replica))
+                Ok(scope.spawn(move || run(share, &replica)))
             })
-            .collect();
+            .collect::<Result<_>>()?;
         let mut total = run(0, decoder)?;
         for other in others {
             let part = other

@@ -88,15 +88,15 @@ impl EpisodeSampler {
         std::thread::scope(|scope| {
             let others: Vec<_> = parts
                 .map(|part| {
-                    let replica = decoder.replica();
+                    let replica = decoder.replica()?;
                     let board = &board;
-                    scope.spawn(move || {
+                    Ok(scope.spawn(move || {
                         let result =
                             self.run_part(&replica, tokenizer, part, &mut board.reporter());
                         board.stop_on_error(result)
-                    })
+                    }))
                 })
-                .collect();
+                .collect::<Result<_>>()?;
             let mut report = board.reporter();
             let result = self.run_part(decoder, tokenizer, own, &mut |state| {
                 let goes_on = report(state);

@@ -144,15 +144,15 @@ pub fn accumulate_gradient(
         // a fixed order, so that a run repeats bit for bit.
         let others: Vec<_> = (1..num_workers)
             .map(|share| {
-                let replica = decoder.replica();
-                let reference = reference.map(Decoder::replica);
-                scope.spawn(move || {
+                let replica = decoder.replica()?;
+                let reference = reference.map(Decoder::replica).transpose()?;
+                Ok(scope.spawn(move || {
                     let totals =
                         worker.run(share, &replica, reference.as_ref(), &mut |_, _| true)?;
                     Ok::<_, Error>((totals, replica))
-                })
+                }))
             })
-            .collect();
+            .collect::<Result<_>>()?;
         let own = worker.run(0, decoder, reference, on_micro_batch);
         let others: Vec<_> = others.into_iter().map(ScopedJoinHandle::join).collect();
         totals.add(&own?);

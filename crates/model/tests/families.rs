@@ -1,0 +1,200 @@
+//! Every family and rope form gives the log-probs of Hugging Face `transformers`: `scripts/golden/family_logits.py`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_wrap,
+    clippy::cast_possible_truncation,
+    reason = "a panic is a failed test, and the numbers are small"
+)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use asyncthink_model::{Decoder, KvCache, ModelConfig, StepBatch};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use tch::{Device, Kind, Tensor};
+
+#[derive(Deserialize)]
+struct Golden {
+    ids: Vec<i64>,
+    cases: BTreeMap<String, Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    config: Map<String, Value>,
+    logprobs: Vec<f64>,
+    bf16_logits: Vec<Vec<f64>>,
+}
+
+fn golden() -> Golden {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families.json");
+    serde_json::from_str(&fs_err::read_to_string(path).unwrap()).unwrap()
+}
+
+/// CRC-32 as zlib computes it.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
+            (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg())
+        })
+    })
+}
+
+/// Width of the noise in f32 weights.
+const WIDTH: f64 = 1.2;
+
+/// Width of the noise in weights that are rounded to bf16.
+const BF16_WIDTH: f64 = 0.25;
+
+/// The weights of the script, from name and index.
+fn weight(name: &str, count: i64, width: f64) -> Vec<f32> {
+    let (start, is_norm) = (crc32(name.as_bytes()), name.ends_with("norm.weight"));
+    (0..count as u32)
+        .map(|index| {
+            let mixed = index.wrapping_add(start).wrapping_mul(2_654_435_761);
+            let mixed = (mixed ^ (mixed >> 15)).wrapping_mul(2_246_822_519);
+            let noise = (f64::from(mixed) / 2f64.powi(32) - 0.5) * width;
+            (if is_norm { 1.0 + noise } else { noise }) as f32
+        })
+        .collect()
+}
+
+/// Writes a model folder of the case, in one file or in two shards with an index.
+fn write_folder(dir: &Path, config: &Map<String, Value>, width: f64, num_shards: usize) {
+    fs_err::write(
+        dir.join("config.json"),
+        serde_json::to_string(config).unwrap(),
+    )
+    .unwrap();
+    let shapes = ModelConfig::from_dir(dir).unwrap().parameter_shapes();
+    let mut weight_map = BTreeMap::new();
+    for (shard, part) in shapes.chunks(shapes.len().div_ceil(num_shards)).enumerate() {
+        let file = if num_shards == 1 {
+            "model.safetensors".to_owned()
+        } else {
+            format!("model-{:05}-of-{num_shards:05}.safetensors", shard + 1)
+        };
+        let bytes: Vec<Vec<u8>> = part
+            .iter()
+            .map(|(name, shape)| {
+                let values = weight(name, shape.iter().product(), width);
+                values.into_iter().flat_map(f32::to_le_bytes).collect()
+            })
+            .collect();
+        let views = part.iter().zip(&bytes).map(|((name, shape), bytes)| {
+            let shape = shape.iter().map(|&size| size as usize).collect();
+            let view = TensorView::new(Dtype::F32, shape, bytes).unwrap();
+            (name.clone(), view)
+        });
+        let file_bytes = safetensors::serialize(views, None).unwrap();
+        fs_err::write(dir.join(&file), file_bytes).unwrap();
+        weight_map.extend(part.iter().map(|(name, _)| (name.clone(), file.clone())));
+    }
+    if num_shards > 1 {
+        let index = serde_json::json!({ "weight_map": weight_map });
+        let path = dir.join("model.safetensors.index.json");
+        fs_err::write(path, index.to_string()).unwrap();
+    }
+}
+
+fn logits(decoder: &Decoder, ids: &[i64]) -> Tensor {
+    let hidden = decoder
+        .hidden_packed(&Tensor::from_slice(ids), &[ids.len() as i64])
+        .unwrap();
+    decoder.lm_head(&hidden).unwrap()
+}
+
+#[test]
+fn logprobs_equal_those_of_transformers() {
+    let golden = golden();
+    assert!(golden.cases.len() >= 8);
+    for (name, case) in &golden.cases {
+        let dir = tempfile::tempdir().unwrap();
+        write_folder(dir.path(), &case.config, WIDTH, 1);
+        let decoder = Decoder::load(dir.path(), Device::Cpu, Kind::Float).unwrap();
+        let scores = logits(&decoder, &golden.ids).log_softmax(-1, Kind::Float);
+        let mut worst = 0f64;
+        for (position, expected) in case.logprobs.iter().enumerate() {
+            let ours = scores.double_value(&[position as i64, golden.ids[position + 1]]);
+            worst = worst.max((ours - expected).abs());
+        }
+        assert!(worst < 1e-4, "{name}: off by {worst}");
+
+        write_folder(dir.path(), &case.config, BF16_WIDTH, 1);
+        let decoder = Decoder::load(dir.path(), Device::Cpu, Kind::BFloat16).unwrap();
+        let ours = logits(&decoder, &golden.ids);
+        let num_rows = case.bf16_logits.len() as i64;
+        let ours = ours.narrow(0, golden.ids.len() as i64 - num_rows, num_rows);
+        let ours = ours.flatten(0, 1).to_kind(Kind::Double);
+        let expected = Tensor::from_slice(&case.bf16_logits.concat());
+        let cosine = (ours.dot(&expected) / (ours.norm() * expected.norm())).double_value(&[]);
+        assert!(cosine > 0.9999, "{name}: cosine {cosine}");
+    }
+}
+
+/// The path that samples uses the same layers: it must agree with the path that trains, in every family.
+#[test]
+fn decoding_agrees_with_a_plain_pass() {
+    let golden = golden();
+    for (name, case) in &golden.cases {
+        let dir = tempfile::tempdir().unwrap();
+        write_folder(dir.path(), &case.config, WIDTH, 2);
+        let decoder = Decoder::load(dir.path(), Device::Cpu, Kind::Float).unwrap();
+        let expected = tch::no_grad(|| logits(&decoder, &golden.ids));
+        let num_tokens = golden.ids.len() as i64;
+        let cache =
+            KvCache::new(decoder.config(), 2, num_tokens, Kind::Float, Device::Cpu).unwrap();
+        let prompt_len = 13;
+        let step = |from: i64, to: i64| {
+            let positions: Vec<i64> = (from..to).collect();
+            let batch = StepBatch {
+                ids: &golden.ids[from as usize..to as usize],
+                positions: &positions,
+                slots: &vec![1; positions.len()],
+                sample_rows: &[to - from - 1],
+            };
+            let ours = decoder.step(&batch, &cache).unwrap();
+            let expected = expected.get(to - 1);
+            let worst = (ours.get(0) - expected).abs().max().double_value(&[]);
+            assert!(worst < 1e-4, "{name}, position {to}: off by {worst}");
+        };
+        step(0, prompt_len);
+        for position in prompt_len..num_tokens {
+            step(position, position + 1);
+        }
+    }
+}
+
+/// What is loaded is what is saved, bit for bit, with the configuration as it was.
+#[test]
+fn a_round_trip_changes_nothing() {
+    for (name, case) in &golden().cases {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        write_folder(from.path(), &case.config, WIDTH, 2);
+        let decoder = Decoder::load(from.path(), Device::Cpu, Kind::Float).unwrap();
+        decoder.save(to.path()).unwrap();
+        let again = Decoder::load(to.path(), Device::Cpu, Kind::Float).unwrap();
+        for ((left_name, left), (right_name, right)) in decoder
+            .named_parameters()
+            .iter()
+            .zip(again.named_parameters())
+        {
+            assert!(
+                left_name == right_name && left == right,
+                "{name} {left_name}"
+            );
+        }
+        let text = fs_err::read_to_string(to.path().join("config.json")).unwrap();
+        let mut saved: Map<String, Value> = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            saved.remove("torch_dtype"),
+            Some("float32".into()),
+            "{name}"
+        );
+        assert_eq!(saved, case.config, "{name}");
+    }
+}
