@@ -4,6 +4,7 @@
     clippy::unwrap_used,
     clippy::cast_possible_wrap,
     clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
     reason = "a panic is a failed test, and the numbers are small"
 )]
 
