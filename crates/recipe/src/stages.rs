@@ -54,6 +54,13 @@ pub struct SynthSection {
     #[serde(default = "zero")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub focus_rate: f64,
+    /// Share of the traces that ask for another target than their problem:
+    /// the value of a random expression over its numbers, never one that is
+    /// kept for testing. Default 0. Targets with several solutions are few;
+    /// a format that is shown on many more carries over to unseen ones.
+    #[serde(default = "zero")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub other_target_rate: f64,
     /// Digits to which the teacher pads the values that it computes, as
     /// `{target:03}` does for the target in `prompts.query`. Default 0: none.
     /// With more digits than a token of the vocabulary has, value and target

@@ -83,6 +83,11 @@ pub fn problem_set(recipe: &Recipe) -> Result<ProblemSet> {
 }
 
 impl ProblemSet {
+    /// The targets of the test problems.
+    pub fn held_out_targets(&self) -> BTreeSet<i64> {
+        as_mcds(&self.test).map(|problem| problem.target).collect()
+    }
+
     /// Test problems whose target a training problem has too: none of generated ones, any number of given ones.
     pub fn num_seen_targets(&self) -> usize {
         let targets = |problems| as_mcds(problems).map(|problem| problem.target);

@@ -84,7 +84,13 @@ pub fn run(
         recipe.seed,
         &mut |done, total| tell(SynthStage::Solutions, done, total),
     );
-    let writer = Writer::new(recipe, &templates, &tokenizer, recipe.seed)?;
+    let writer = Writer::new(
+        recipe,
+        &templates,
+        &tokenizer,
+        problems.held_out_targets(),
+        recipe.seed,
+    )?;
     let mut report = SynthReport {
         num_train_problems: problems.train.len(),
         num_test_problems: problems.test.len(),

@@ -1,17 +1,24 @@
 //! One checked trace, and the pairs that it becomes.
 
+use std::collections::BTreeSet;
+
 use asyncthink_data::parquet::{Role, SftPair, Span};
 use asyncthink_data::{PromptTemplates, PromptText, Tokenizer};
 use asyncthink_protocol::{Protocol, RawTrace, SpanKind, TokenCounter, Trace};
 use asyncthink_recipe::{ModelSection, ProtocolSection, Recipe, SynthSection};
 use asyncthink_tasks::mcd::{SolveOptions, SubsetOrder, solve_with};
 use asyncthink_tasks::{Grade, Problem, mcd};
+use rand::{Rng, RngExt};
 use rayon::prelude::*;
 
+use crate::arithmetic::random_expr;
 use crate::seeds::{Stream, generator, seed_of};
 use crate::solver_teacher::{Lesson, Solved, TEACHER};
 use crate::topology::{Event, Topologies, describe};
 use crate::{Error, Result};
+
+/// How often another target is drawn until one is allowed.
+const MAX_TARGET_DRAWS: usize = 16;
 
 /// How the solver is bounded per problem. Problems of few numbers are solved completely; of large ones a sample is enough.
 const SOLVE: SolveOptions = SolveOptions {
@@ -26,7 +33,7 @@ const SOLVE: SolveOptions = SolveOptions {
 pub struct SynthTrace {
     /// The trace's number; unique within a run.
     pub trace_id: u64,
-    /// The problem, an index into the training problems.
+    /// The problem, an index into the training problems; a trace may ask for another target than it.
     pub problem_index: usize,
     /// The seed that the trace was drawn with.
     pub seed: u64,
@@ -99,6 +106,7 @@ pub(crate) struct Writer<'a> {
     topologies: Topologies,
     templates: &'a PromptTemplates,
     tokenizer: &'a Tokenizer,
+    held_out_targets: BTreeSet<i64>,
     seed: u64,
 }
 
@@ -107,6 +115,7 @@ impl<'a> Writer<'a> {
         recipe: &'a Recipe,
         templates: &'a PromptTemplates,
         tokenizer: &'a Tokenizer,
+        held_out_targets: BTreeSet<i64>,
         seed: u64,
     ) -> Result<Self> {
         let settings = recipe.synth.as_ref().ok_or(Error::NoSection)?;
@@ -123,8 +132,30 @@ impl<'a> Writer<'a> {
             topologies: Topologies::new(protocol.capacity, max_forks(recipe))?,
             templates,
             tokenizer,
+            held_out_targets,
             seed,
         })
+    }
+
+    /// The same numbers with another target, and its solutions; `None` where no draw is allowed.
+    fn with_other_target(
+        &self,
+        problem: &mcd::Problem,
+        rng: &mut impl Rng,
+    ) -> Option<(mcd::Problem, Vec<mcd::Solution>)> {
+        let target = (0..MAX_TARGET_DRAWS).find_map(|_| {
+            let value = random_expr(problem, None, rng).evaluate().ok()?.parts();
+            let target = i64::try_from(value.0).ok().filter(|_| value.1 == 1)?;
+            let is_allowed = target > 0 && !self.held_out_targets.contains(&target);
+            is_allowed.then_some(target)
+        })?;
+        let problem = mcd::Problem {
+            target,
+            ..problem.clone()
+        };
+        let order = SubsetOrder::Shuffled { seed: rng.random() };
+        let solutions = solve_with(&problem, &SolveOptions { order, ..SOLVE }).solutions;
+        Some((problem, solutions))
     }
 
     /// Writes the trace of a number, or says why the rules refuse it.
@@ -141,6 +172,15 @@ impl<'a> Writer<'a> {
         let seed = seed_of(self.seed, Stream::Trace, trace_id);
         let mut rng = generator(seed);
         let topology = self.topologies.sample(&mut rng);
+        let other = if rng.random_bool(self.settings.other_target_rate) {
+            self.with_other_target(problem, &mut rng)
+        } else {
+            None
+        };
+        let (problem, solutions) = match &other {
+            Some((problem, solutions)) => (problem, solutions),
+            None => (*problem, solutions),
+        };
         let lesson = Lesson::new(
             Solved { problem, solutions },
             self.settings,
@@ -258,7 +298,8 @@ pub(crate) fn solve<'a>(
     solved
 }
 
-/// Writes `num_traces` candidate traces over the problems in turn and returns those that pass the rules, in order.
+/// Writes `num_traces` candidate traces over the problems in turn and returns those that pass the rules, in order. None
+/// asks for a target of `held_out_targets`, unless a problem does.
 ///
 /// [`crate::run`] does the same with progress, replacements for refused traces, and files.
 ///
@@ -269,9 +310,10 @@ pub fn synthesize(
     problems: &[Problem],
     templates: &PromptTemplates,
     tokenizer: &Tokenizer,
+    held_out_targets: BTreeSet<i64>,
     seed: u64,
 ) -> Result<Vec<SynthTrace>> {
-    let writer = Writer::new(recipe, templates, tokenizer, seed)?;
+    let writer = Writer::new(recipe, templates, tokenizer, held_out_targets, seed)?;
     let num_traces = writer.settings.num_traces;
     let solved = solve(problems, num_traces, seed, &mut |_, _| {});
     if solved.is_empty() {

@@ -6,6 +6,7 @@
 )]
 
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use asyncthink_data::parquet::{Role, read_problems, read_sft_pairs};
@@ -283,6 +284,33 @@ fn values_are_written_at_the_width_asked_for() {
     }
 }
 
+#[test]
+fn other_targets_are_many_and_never_held_out() {
+    let directory = tempfile::tempdir().unwrap();
+    run_quietly(&recipe(&["synth.other_target_rate=0.5"]), directory.path());
+    let folder = SynthFolder::new(directory.path());
+    let targets_of = |path: &Path| -> BTreeSet<i64> {
+        let problems = read_problems(path).unwrap();
+        let asyncthink_tasks::Problem::Mcd(_) = &problems[0] else {
+            panic!("{:?}", problems[0])
+        };
+        problems
+            .iter()
+            .map(|problem| target(&templates(&recipe(&[])).query(&problem.fields())))
+            .collect()
+    };
+    let trained = targets_of(&folder.train_problems());
+    let held_out = targets_of(&folder.test_problems());
+    let pairs = read_sft_pairs(&folder.pairs()).unwrap();
+    let organizers = pairs.iter().filter(|pair| pair.role == Role::Organizer);
+    let asked: Vec<i64> = organizers.map(|pair| target(&pair.prompt)).collect();
+    let num_other = asked.iter().filter(|one| !trained.contains(one)).count();
+    let different: BTreeSet<i64> = asked.iter().copied().collect();
+    assert!(num_other > 30 && num_other < asked.len() / 2, "{num_other}");
+    assert!(different.len() > trained.len() + 10, "{different:?}");
+    assert!(different.is_disjoint(&held_out), "{held_out:?}");
+}
+
 /// A look at the text, so that a change of it is seen.
 #[test]
 fn text_is_as_documented() {
@@ -359,7 +387,7 @@ proptest! {
         let folder = SynthFolder::new(directory.path());
         let tokenizer = Tokenizer::from_dir(&folder.tokenizer()).unwrap();
         let problems = read_problems(&folder.train_problems()).unwrap();
-        let traces = synthesize(&recipe, &problems, &templates(&recipe), &tokenizer, seed).unwrap();
+        let traces = synthesize(&recipe, &problems, &templates(&recipe), &tokenizer, BTreeSet::new(), seed).unwrap();
         prop_assert_eq!(traces.len(), 40);
         let style = if tags_are_hyphen { TagStyle::Hyphen } else { TagStyle::Plain };
         for trace in &traces {
@@ -370,7 +398,7 @@ proptest! {
                 prop_assert_eq!(tokenizer.decode(&tokenizer.encode(&pair.response).unwrap()), pair.response);
             }
         }
-        let again = synthesize(&recipe, &problems, &templates(&recipe), &tokenizer, seed).unwrap();
+        let again = synthesize(&recipe, &problems, &templates(&recipe), &tokenizer, BTreeSet::new(), seed).unwrap();
         prop_assert!(traces.iter().zip(&again).all(|(left, right)| left.raw == right.raw));
     }
 }
