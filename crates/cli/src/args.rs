@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use asyncthink_protocol::{Overflow, TagStyle};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use asyncthink_torch::DeviceSpec;
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+
+use crate::think::ThinkArgs;
 
 /// Trains organizer-worker language models: from problems to cold-start
 /// traces, format fine-tuning, policy optimisation and evaluation.
@@ -33,10 +36,14 @@ pub(crate) enum Command {
     Grpo(StageArgs),
     /// Measure the trained models on held-out problems
     Eval(StageArgs),
+    /// Play one episode on a model, live
+    Think(ThinkArgs),
     /// Check traces: errors, latency, concurrency
     Trace(TraceArgs),
     /// Grade answers
     Grade(GradeArgs),
+    /// Log-probabilities of given tokens
+    Score(ScoreArgs),
     /// Print the JSON Schema of a recipe
     Schema,
     /// Show what this machine offers: libtorch, devices, threads
@@ -172,6 +179,45 @@ pub(crate) struct GradeArgs {
 pub(crate) enum TaskArg {
     /// Multi-solution countdown
     Mcd,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScoreArgs {
+    /// Token ids as JSON lines; `-` is standard input
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+
+    /// The folder of the model
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+
+    /// Where the model runs: `auto` is a GPU where there is one
+    #[arg(long, value_name = "auto|cpu|cuda|cuda:N", default_value = "auto")]
+    pub(crate) device: DeviceSpec,
+
+    /// How weights and activations are held; logits are f32 always
+    #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
+    pub(crate) dtype: DtypeArg,
+
+    /// Most tokens that are computed together; more take more memory, and are hardly faster
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = value_parser!(u32).range(1..))]
+    pub(crate) batch_tokens: u32,
+
+    /// CPU threads; 0 takes all cores
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = value_parser!(u16).range(..=4096))]
+    pub(crate) num_threads: u16,
+
+    /// Say at the end, on standard error, how much was computed and how fast
+    #[arg(long)]
+    pub(crate) verbose: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum DtypeArg {
+    /// 32 bits
+    F32,
+    /// 16 bits, with the range of 32
+    Bf16,
 }
 
 #[derive(Debug, Args)]

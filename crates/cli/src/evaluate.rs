@@ -6,7 +6,7 @@ use std::time::UNIX_EPOCH;
 
 use asyncthink_eval::{EpisodeLine, Evaluation, evaluate, table};
 use asyncthink_recipe::{ModelSection, Recipe, Stage};
-use asyncthink_trainer::{RunLayout, StageLock, StopFlag};
+use asyncthink_trainer::{MODEL_CARD_FILE, RunLayout, StageLock, StopFlag};
 use serde::{Deserialize, Serialize};
 
 use crate::args::ResumeArg;
@@ -141,7 +141,11 @@ fn inputs(recipe: &Recipe, layout: &RunLayout, model: &Path) -> Result<Inputs, F
     for name in [
         "model.safetensors",
         "model.safetensors.index.json",
+        "adapter_model.safetensors",
         "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        MODEL_CARD_FILE,
     ] {
         files.push(model.join(name));
     }

@@ -30,6 +30,12 @@ fn data_hint(error: &asyncthink_data::Error) -> Option<String> {
         E::Tokenizer { .. } => {
             "give a folder that holds the `tokenizer.json` of a Hugging Face model"
         }
+        E::NoChatTemplate { .. } => {
+            "fetch the model's `chat_template.jinja` or `tokenizer_config.json` too, or remove `[prompts.chat]`"
+        }
+        E::ChatTemplate { .. } | E::ChatRender { .. } => {
+            "docs/models.md says what a chat template may use; without `[prompts.chat]` the prompts are plain text"
+        }
         E::MissingPlaceholder { .. } => "put the placeholder into the template in `[prompts]`",
         _ => return None,
     };
@@ -55,6 +61,10 @@ fn model_hint(error: &asyncthink_model::Error) -> Option<String> {
             "the model's folder is damaged or incomplete: fetch or train it again"
         }
         E::InFile { source, .. } => return model_hint(source),
+        E::Adapter { .. } => {
+            "an adapter folder is PEFT's: `adapter_config.json`, `adapter_model.safetensors`, and a base model at the path \
+             that the first one names"
+        }
         E::Unsupported { .. } => "docs/models.md lists what is supported",
         E::Shim(error) => return error.hint().map(str::to_owned),
         _ => return None,

@@ -1,7 +1,7 @@
 //! JSON lines in, JSON lines out: in order, in parallel, with bounded memory.
 
 use std::io::{BufRead, Read as _, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -11,10 +11,10 @@ use crate::failure::Failure;
 
 /// Lines that are in memory at a time, unless their bytes reach the limit
 /// first.
-const MAX_BATCH_LINES: usize = 2048;
+pub(crate) const MAX_BATCH_LINES: usize = 2048;
 
 /// Bytes of lines that are in memory at a time, up to one more line.
-const MAX_BATCH_BYTES: usize = 64 << 20;
+pub(crate) const MAX_BATCH_BYTES: usize = 64 << 20;
 
 /// Bytes of the longest line that is read. What comes without a newline, as
 /// from a device, would otherwise fill the memory.
@@ -54,21 +54,11 @@ pub(crate) fn answer_lines<T: Serialize>(
         let answers: Vec<_> = batch
             .par_iter()
             .map(|line| {
-                match line
+                let answer = line
                     .as_deref()
                     .map_err(|&error| too_long(error))
-                    .and_then(&answer)
-                {
-                    Ok(answer) => (to_line(&answer), false),
-                    Err(Unreadable { id, message }) => {
-                        let line = UnreadableLine {
-                            id: &id,
-                            error: "unreadable",
-                            message: &message,
-                        };
-                        (to_line(&line), true)
-                    }
-                }
+                    .and_then(&answer);
+                (render(&answer), answer.is_err())
             })
             .collect();
         for (line, is_unreadable) in answers {
@@ -78,6 +68,54 @@ pub(crate) fn answer_lines<T: Serialize>(
     }
     out.flush()?;
     Ok(num_unreadable)
+}
+
+/// A line of the output.
+pub(crate) fn render<T: Serialize>(answer: &Result<T, Unreadable>) -> Result<Vec<u8>, Failure> {
+    match answer {
+        Ok(answer) => to_line(answer),
+        Err(Unreadable { id, message }) => to_line(&UnreadableLine {
+            id,
+            error: "unreadable",
+            message,
+        }),
+    }
+}
+
+/// The lines of a file or of standard input one by one, for commands that
+/// answer several at a time.
+pub(crate) struct LineReader {
+    file: PathBuf,
+    reader: Box<dyn BufRead>,
+    num_bytes: u64,
+}
+
+impl LineReader {
+    pub(crate) fn open(file: &Path) -> Result<Self, Failure> {
+        Ok(Self {
+            file: file.to_owned(),
+            reader: open(file)?,
+            num_bytes: 0,
+        })
+    }
+
+    /// The next line that is not blank.
+    pub(crate) fn next_line(&mut self) -> Result<Option<Result<Vec<u8>, Unreadable>>, Failure> {
+        let line = read_line(self.reader.as_mut(), MAX_LINE_BYTES)
+            .map_err(|error| unreadable_file(&self.file, &error))?;
+        Ok(line.map(|line| {
+            self.num_bytes += line.as_ref().map_or(MAX_LINE_BYTES, Vec::len) as u64;
+            line.map_err(too_long)
+        }))
+    }
+
+    /// Bytes of the lines so far, and of the whole file; `None` where that is
+    /// not known, as of a pipe.
+    pub(crate) fn progress(&self) -> Option<(u64, u64)> {
+        let file = std::fs::metadata(&self.file).ok()?;
+        file.is_file()
+            .then(|| (self.num_bytes.min(file.len()), file.len()))
+    }
 }
 
 /// Reads JSON that is not an object with the expected fields as unreadable,
@@ -159,25 +197,35 @@ fn read_batch(
     let mut batch = Vec::new();
     let mut num_bytes = 0;
     while batch.len() < MAX_BATCH_LINES && num_bytes < MAX_BATCH_BYTES {
+        let Some(line) = read_line(reader, max_line_bytes)? else {
+            break;
+        };
+        num_bytes += line.as_ref().map_or(max_line_bytes, Vec::len);
+        batch.push(line);
+    }
+    Ok(batch)
+}
+
+/// The next line that is not blank, with its newline.
+fn read_line(
+    reader: &mut dyn BufRead,
+    max_line_bytes: usize,
+) -> std::io::Result<Option<Result<Vec<u8>, TooLong>>> {
+    loop {
         let mut line = Vec::new();
         // The newline is not counted.
         let limit = max_line_bytes as u64 + 1;
         if (&mut *reader).take(limit).read_until(b'\n', &mut line)? == 0 {
-            break;
+            return Ok(None);
         }
         if line.len() > max_line_bytes && line.last() != Some(&b'\n') {
             reader.skip_until(b'\n')?;
-            num_bytes += max_line_bytes;
-            batch.push(Err(TooLong));
-            continue;
+            return Ok(Some(Err(TooLong)));
         }
-        if line.iter().all(u8::is_ascii_whitespace) {
-            continue;
+        if !line.iter().all(u8::is_ascii_whitespace) {
+            return Ok(Some(Ok(line)));
         }
-        num_bytes += line.len();
-        batch.push(Ok(line));
     }
-    Ok(batch)
 }
 
 #[cfg(test)]

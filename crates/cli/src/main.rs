@@ -12,8 +12,10 @@ mod faults;
 mod grade;
 mod lines;
 mod progress;
+mod score;
 mod signals;
 mod stages;
+mod think;
 mod trace;
 
 use std::io::Write;
@@ -49,8 +51,10 @@ fn main() -> ExitCode {
 fn run(command: &Command) -> Result<(), Failure> {
     let mut out = std::io::BufWriter::with_capacity(1 << 16, std::io::stdout().lock());
     match command {
+        Command::Think(args) => think::run(args, &mut out)?,
         Command::Trace(args) => trace::run(args, &mut out)?,
         Command::Grade(args) => grade::run(args, &mut out)?,
+        Command::Score(args) => score::run(args, &mut out)?,
         Command::Schema => writeln!(out, "{}", asyncthink_recipe::schema())?,
         Command::Completions(args) => {
             let mut script = Vec::new();

@@ -113,8 +113,13 @@ impl Observer for Progress {
             Some(dir) => format!(", going on from `{}`", dir.display()),
             None => String::new(),
         };
+        let adapters = if start.num_trained == start.num_parameters {
+            String::new()
+        } else {
+            format!(" and {} in adapters", short_count(start.num_trained))
+        };
         self.say(&format!(
-            "{}: {} steps, {} parameters, {} items to train on{origin}",
+            "{}: {} steps, {} parameters{adapters}, {} items to train on{origin}",
             self.name,
             start.num_steps,
             short_count(start.num_parameters),

@@ -3,10 +3,10 @@
 use std::io::Write;
 use std::path::Path;
 
-use asyncthink_data::SynthFolder;
-use asyncthink_recipe::{Recipe, Stage};
+use asyncthink_data::{ChatTemplate, SynthFolder};
+use asyncthink_recipe::{ModelSection, Recipe, Stage};
 use asyncthink_synth::SynthReport;
-use asyncthink_trainer::{Resume, RunLayout, RunOptions, RunOutcome, StageLock};
+use asyncthink_trainer::{ModelCard, Resume, RunLayout, RunOptions, RunOutcome, StageLock};
 
 use crate::args::{ResumeArg, StageArgs};
 use crate::failure::Failure;
@@ -17,6 +17,7 @@ pub(crate) fn run(stage: Stage, args: &StageArgs, out: &mut dyn Write) -> Result
     let recipe = Recipe::load(&args.recipe, &args.set)?;
     recipe.check_inputs(stage)?;
     check_resume(stage, &args.resume)?;
+    check_chat_template(&recipe)?;
     let layout = RunLayout::new(&recipe.run_dir);
     if args.dry_run {
         // What a run was made with is not replaced by what was only tried.
@@ -31,6 +32,15 @@ pub(crate) fn run(stage: Stage, args: &StageArgs, out: &mut dyn Write) -> Result
         Stage::Sft | Stage::Grpo => train(stage, &recipe, &args.resume, out),
         Stage::Eval => crate::evaluate::run(&recipe, &args.resume, out),
     }
+}
+
+/// The chat template of the recipe's model must make its prompts; that is known before anything is computed.
+fn check_chat_template(recipe: &Recipe) -> Result<(), Failure> {
+    if let (Some(_), ModelSection::Path(dir)) = (&recipe.prompts.chat, &recipe.model) {
+        let template = ChatTemplate::from_dir(dir)?;
+        ModelCard::of(recipe).templates()?.check_chat(&template)?;
+    }
+    Ok(())
 }
 
 /// A checkpoint to resume from must be there, and only training has them.

@@ -42,6 +42,30 @@ pub enum Error {
         /// The placeholder, braces included.
         placeholder: &'static str,
     },
+    /// A model folder holds no chat template, and the prompts need one.
+    #[error(
+        "`{directory}` holds no chat template: neither `chat_template.jinja` nor `chat_template` in `tokenizer_config.json`"
+    )]
+    NoChatTemplate {
+        /// The folder.
+        directory: PathBuf,
+    },
+    /// A chat template cannot be used at all.
+    #[error("cannot use the chat template in `{path}`: {message}")]
+    ChatTemplate {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A chat template fails on a conversation.
+    #[error("the chat template in `{path}` fails: {message}")]
+    ChatRender {
+        /// The file.
+        path: PathBuf,
+        /// Why it fails.
+        message: String,
+    },
     /// Vectors of one training row differ in length.
     #[error("a training row has {expected} ids but {got} entries of `{field}`")]
     RowLength {

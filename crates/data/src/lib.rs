@@ -1,4 +1,4 @@
-//! Rows, prompt templates, tokenisation, packing and Parquet.
+//! Rows, prompt and chat templates, tokenisation, packing and Parquet.
 //!
 //! Everything here is ids, masks and lengths, never tensors, so that the crate builds and tests without libtorch. The trainer
 //! reads nothing but [`TrainingRow`]s: it never learns which task, role or tag a token came from.
@@ -8,6 +8,8 @@
 //! [`Error`] that names the file and is never a panic.
 
 mod atomic;
+mod chat;
+mod companions;
 mod error;
 mod folder;
 mod pack;
@@ -18,6 +20,7 @@ mod template;
 mod tokenizer;
 
 pub use crate::atomic::{remove_stale_temporaries, write_atomic, write_bytes_atomic};
+pub use crate::chat::{ChatMessage, ChatOptions, ChatSettings, ChatTemplate};
 pub use crate::error::Error;
 pub use crate::folder::SynthFolder;
 pub use crate::pack::{pack, padding_share};

@@ -115,7 +115,7 @@ fn build(vocab: &BTreeMap<String, usize>) -> Result<Tokenizer> {
         text.push(b'\n');
         Ok::<_, Error>(text)
     };
-    let companions = BTreeMap::from([("tokenizer_config.json", bytes(&config)?)]);
+    let companions = BTreeMap::from([("tokenizer_config.json".to_owned(), bytes(&config)?)]);
     Tokenizer::from_parts(memory, bytes(&json)?, companions, &BTreeSet::new())
 }
 

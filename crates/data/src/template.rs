@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::{ChatSettings, Error, Result};
 
 /// The templates as a recipe writes them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +19,9 @@ pub struct PromptText {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PromptTemplates {
     text: PromptText,
-    max_workers: u32,
+    pub(crate) max_workers: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) chat: Option<ChatSettings>,
 }
 
 impl PromptTemplates {
@@ -39,7 +41,11 @@ impl PromptTemplates {
                 });
             }
         }
-        Ok(Self { text, max_workers })
+        Ok(Self {
+            text,
+            max_workers,
+            chat: None,
+        })
     }
 
     /// The templates as written.
@@ -56,7 +62,7 @@ impl PromptTemplates {
         fill(&self.text.query, &fields)
     }
 
-    /// The organizer's prompt for a query.
+    /// The organizer's template, filled for a query.
     pub fn organizer(&self, query: &str) -> String {
         fill(
             &self.text.organizer,
@@ -67,7 +73,7 @@ impl PromptTemplates {
         )
     }
 
-    /// A worker's prompt for a sub-query.
+    /// The worker's template, filled for a sub-query.
     pub fn worker(&self, sub_query: &str) -> String {
         fill(
             &self.text.worker,
@@ -81,7 +87,7 @@ impl PromptTemplates {
 
 /// Replaces `{name}` by its value, and `{name:02}` by its value with every whole number in it padded with zeros to that
 /// many digits; braces around anything else are plain text.
-fn fill(template: &str, values: &[(&str, &str)]) -> String {
+pub(crate) fn fill(template: &str, values: &[(&str, &str)]) -> String {
     let mut filled = String::with_capacity(template.len());
     let mut rest = template;
     while let Some(open) = rest.find('{') {

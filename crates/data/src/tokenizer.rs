@@ -1,29 +1,20 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::chat::{CONFIG_FILE, ChatTemplate, Piece, TEMPLATE_FILE, mark, pieces};
+use crate::companions::{self, Companions};
 use crate::{Error, Result, write_bytes_atomic};
 
 /// The id of a token in the vocabulary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct TokenId(pub u32);
-
-/// Files of a model folder that belong to its tokenizer and travel with it, besides `tokenizer.json`.
-const COMPANION_FILES: [&str; 7] = [
-    // Names ids that end a sequence; without it a checkpoint would stop at fewer of them than its base model.
-    "generation_config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-];
 
 /// Text to ids and back, in the format of `tokenizer.json`.
 ///
@@ -36,12 +27,18 @@ pub struct Tokenizer {
     plain: tokenizers::Tokenizer,
     /// `tokenizer.json` as it was read or made.
     json: Vec<u8>,
-    companions: BTreeMap<&'static str, Vec<u8>>,
+    companions: Companions,
     token_bytes: Vec<Box<[u8]>>,
     eos_ids: Vec<TokenId>,
     eos_id: Option<TokenId>,
     special_ids: BTreeSet<TokenId>,
+    /// Written forms of the special tokens, longest first.
+    special_texts: Vec<String>,
     pad_id: Option<TokenId>,
+    /// Where the files came from, for messages.
+    directory: PathBuf,
+    /// Compiled when it is first asked for: a template that nobody uses may be whatever it is.
+    chat: OnceLock<Arc<ChatTemplate>>,
 }
 
 impl Tokenizer {
@@ -51,14 +48,8 @@ impl Tokenizer {
     /// A file cannot be read, or is not a tokenizer.
     pub fn from_file(path: &Path) -> Result<Self> {
         let json = fs::read(path)?;
-        let mut companions = BTreeMap::new();
         let directory = path.parent().unwrap_or_else(|| Path::new("."));
-        for name in COMPANION_FILES {
-            let companion = directory.join(name);
-            if companion.is_file() {
-                companions.insert(name, fs::read(companion)?);
-            }
-        }
+        let companions = companions::read(directory)?;
         // The ids that end generation are written in up to three places; a model stops at any of them.
         let mut eos = BTreeSet::new();
         for name in ["generation_config.json", "config.json"] {
@@ -82,7 +73,7 @@ impl Tokenizer {
     pub(crate) fn from_parts(
         path: &Path,
         json: Vec<u8>,
-        companions: BTreeMap<&'static str, Vec<u8>>,
+        companions: Companions,
         eos: &BTreeSet<u32>,
     ) -> Result<Self> {
         let bad = |message: String| Error::Tokenizer {
@@ -99,8 +90,8 @@ impl Tokenizer {
         let token_bytes = token_bytes(&inner, &parse_json(&json, path)?);
         let mut eos = eos.clone();
         let (mut pad_id, mut eos_id) = (None, None);
-        if let Some(config) = companions.get("tokenizer_config.json") {
-            let config: Value = parse_json(config, &path.with_file_name("tokenizer_config.json"))?;
+        if let Some(config) = companions.get(CONFIG_FILE) {
+            let config: Value = parse_json(config, &path.with_file_name(CONFIG_FILE))?;
             let named =
                 |key: &str| special_name(&config[key]).and_then(|name| inner.token_to_id(&name));
             eos_id = named("eos_token");
@@ -116,12 +107,14 @@ impl Tokenizer {
             .map(TokenId)
             .filter(|id| eos_ids.contains(id))
             .or_else(|| eos_ids.first().copied());
-        let special_ids = inner
+        let (special_ids, mut special_texts): (BTreeSet<_>, Vec<_>) = inner
             .get_added_tokens_decoder()
             .into_iter()
             .filter(|(_, token)| token.special)
-            .map(|(id, _)| TokenId(id))
-            .collect();
+            .map(|(id, token)| (TokenId(id), token.content))
+            .unzip();
+        special_texts.retain(|text| !text.is_empty());
+        special_texts.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
         let mut plain = inner.clone();
         plain.set_encode_special_tokens(true);
         Ok(Self {
@@ -133,7 +126,14 @@ impl Tokenizer {
             eos_ids,
             eos_id,
             special_ids,
+            special_texts,
             pad_id,
+            directory: path
+                .parent()
+                .filter(|parent| !parent.as_os_str().is_empty())
+                .unwrap_or_else(|| Path::new("."))
+                .to_path_buf(),
+            chat: OnceLock::new(),
         })
     }
 
@@ -180,6 +180,45 @@ impl Tokenizer {
             self.encode(tail)?,
         ]
         .concat())
+    }
+
+    /// Encodes what [`PromptTemplates::organizer_prompt`](crate::PromptTemplates::organizer_prompt) and its like give:
+    /// special tokens are recognised, except where a message spells one; that is spelled in ordinary tokens.
+    ///
+    /// # Errors
+    /// The tokenizer's rules cannot be applied to the text.
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<TokenId>> {
+        let mut ids = Vec::new();
+        for piece in pieces(text) {
+            match piece {
+                Piece::Trusted(text) => ids.extend(self.encode(text)?),
+                Piece::Foreign(text) => {
+                    let spelled = self.encode_plain(text)?;
+                    // Some vocabularies give a special token as an ordinary one too; leaving it out is all that is left.
+                    ids.extend(spelled.iter().filter(|id| !self.special_ids.contains(id)));
+                }
+            }
+        }
+        Ok(ids)
+    }
+
+    /// The content of a message with what spells a special token marked, for [`Tokenizer::encode_prompt`].
+    pub(crate) fn mark_special<'a>(&self, content: &'a str) -> Cow<'a, str> {
+        mark(content, &self.special_texts)
+    }
+
+    /// The chat template that lies beside the tokenizer.
+    ///
+    /// # Errors
+    /// There is none, or it uses what the engine does not know.
+    pub fn chat_template(&self) -> Result<&ChatTemplate> {
+        if let Some(template) = self.chat.get() {
+            return Ok(template);
+        }
+        let file = |name| self.companions.get(name).map(Vec::as_slice);
+        let template =
+            ChatTemplate::from_files(&self.directory, file(TEMPLATE_FILE), file(CONFIG_FILE))?;
+        Ok(self.chat.get_or_init(|| Arc::new(template)))
     }
 
     fn encode_with(rules: &tokenizers::Tokenizer, text: &str) -> Result<Vec<TokenId>> {
@@ -237,7 +276,8 @@ impl Tokenizer {
         self.token_bytes.len()
     }
 
-    /// Writes `tokenizer.json`, `tokenizer_config.json` and the other tokenizer files into a folder.
+    /// Writes `tokenizer.json` and what else was beside it and travels with a model, as it was read: settings, chat
+    /// templates, `generation_config.json`, the licence.
     ///
     /// # Errors
     /// A file cannot be written.
@@ -293,7 +333,7 @@ fn collect_ids(value: &Value, ids: &mut BTreeSet<u32>) {
 }
 
 /// A special token is written as its text, or as an object that holds the text.
-fn special_name(value: &Value) -> Option<String> {
+pub(crate) fn special_name(value: &Value) -> Option<String> {
     value
         .as_str()
         .or_else(|| value["content"].as_str())

@@ -1,8 +1,8 @@
 //! A held-out episode as a line to read, in the format that `asyncthink-train trace` checks.
 
 use asyncthink_data::Tokenizer;
-use asyncthink_protocol::{Capacity, RawTrace, RawWorker};
-use asyncthink_rollout::{AgentRecord, Episode};
+use asyncthink_protocol::{Protocol, RawTrace};
+use asyncthink_rollout::Episode;
 use serde::Serialize;
 
 use crate::outcome::EpisodeOutcome;
@@ -36,26 +36,13 @@ impl EpisodeLine {
         episode: &Episode,
         outcome: &EpisodeOutcome,
         query: &str,
-        capacity: Capacity,
+        protocol: Protocol,
         tokenizer: &Tokenizer,
     ) -> Self {
-        let text = |agent: &AgentRecord| tokenizer.decode(&agent.ids()[agent.prompt_tokens()..]);
-        let workers = episode
-            .workers
-            .iter()
-            .map(|worker| RawWorker {
-                sub_query_id: worker.sub_query_id.0,
-                text: text(&worker.record),
-            })
-            .collect();
         Self {
             id: format!("p{}.s{}", episode.prompt_index, episode.sample_index),
             query: query.to_owned(),
-            trace: RawTrace {
-                capacity: capacity.get(),
-                organizer: text(&episode.organizer),
-                workers,
-            },
+            trace: episode.raw_trace(tokenizer, protocol),
             answer: episode.answer().map(str::to_owned),
             error: outcome.error,
             num_correct: outcome.num_correct,

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use asyncthink_recipe::Recipe;
+use asyncthink_recipe::{Recipe, RulesFrom};
 use asyncthink_trainer::{
-    EpisodeSampler, ModelCard, ModelFiles, Stream, derive_seed, open_recipe_device, test_problems,
+    EpisodeSampler, MODEL_CARD_FILE, ModelCard, ModelFiles, Stream, derive_seed,
+    open_recipe_device, test_problems,
 };
 
 use crate::bootstrap::Bootstrap;
@@ -22,8 +23,7 @@ pub struct EvalProgress {
     pub total_episodes: usize,
 }
 
-/// Runs the model in `model_dir` on the held-out problems of `recipe`, by the rules of `recipe`: prompts and budgets
-/// may so differ from those of the training, on purpose.
+/// Runs the model in `model_dir` on the held-out problems of `recipe`, by the rules that `eval.rules_from` names.
 ///
 /// Returns the figures and what they were counted from, problem after problem. Seeds depend on problem and sample only, so two models meet the same draws. `progress` may stop it by returning
 /// `false`.
@@ -47,8 +47,15 @@ pub fn evaluate(
         }
         problems.truncate(wanted);
     }
-    let sampler = EpisodeSampler::new(&ModelCard::of(recipe), section.temperature)?
-        .with_max_agents(recipe.engine.max_agents);
+    let card = match section.rules_from {
+        RulesFrom::Model if model_dir.join(MODEL_CARD_FILE).is_file() => {
+            ModelCard::read(model_dir)?
+        }
+        _ => ModelCard::of(recipe),
+    };
+    let protocol = card.rollout_settings().protocol;
+    let sampler =
+        EpisodeSampler::new(&card, section.temperature)?.with_max_agents(recipe.engine.max_agents);
     let mut queries = Vec::new();
     for (index, problem) in problems.iter().enumerate() {
         for sample in 0..section.samples_per_problem {
@@ -76,8 +83,7 @@ pub fn evaluate(
         .zip(&outcomes)
         .zip(&queries)
         .map(|((episode, outcome), query)| {
-            let capacity = recipe.protocol.capacity;
-            EpisodeLine::of(episode, outcome, &query.text, capacity, &model.tokenizer)
+            EpisodeLine::of(episode, outcome, &query.text, protocol, &model.tokenizer)
         })
         .collect();
     let bootstrap = Bootstrap::new(

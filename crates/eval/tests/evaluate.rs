@@ -146,6 +146,20 @@ fn an_evaluation_repeats_itself_and_its_parts_add_up() {
         evaluate(&model, &with(&["engine.max_agents=2"]), &mut |_| true).unwrap(),
         (evaluation.clone(), lines.clone())
     );
+    // Budgets of one token make every episode fail; those of the model count, unless the recipe says otherwise.
+    let short = [
+        "protocol.organizer_max_tokens=1",
+        "protocol.organizer_total_tokens=1",
+        "eval.rules_from=recipe",
+    ];
+    assert_eq!(
+        evaluate(&model, &with(&short[..2]), &mut |_| true).unwrap(),
+        (evaluation.clone(), lines.clone())
+    );
+    let (cut, _) = evaluate(&model, &with(&short), &mut |_| true).unwrap();
+    let share = cut.metric("format_errors").unwrap().value;
+    assert!((share - 1.0).abs() < 1e-9, "{share}");
+
     let more = with(&["task.mcd.num_test_problems=9", "eval.num_problems=9"]);
     assert!(matches!(
         evaluate(&model, &more, &mut |_| true),

@@ -4,8 +4,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use crate::config_text::with_dtype;
 use crate::error::{Error, Result};
 use crate::fields::Fields;
+use crate::lora;
 use crate::rope::Rope;
 
 /// Families of decoders that differ in a few terms only.
@@ -81,6 +83,8 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// The whole file.
     raw: Map<String, Value>,
+    /// The same as it was written.
+    text: String,
 }
 
 /// The sizes that define a freshly initialised model.
@@ -140,31 +144,34 @@ impl ModelConfig {
             "use_sliding_window": false,
             "vocab_size": sizes.vocab_size,
         });
+        // The alternate form is that of a file, indented by two.
+        let text = format!("{raw:#}\n");
         match raw {
-            Value::Object(raw) => Self::from_map(raw),
+            Value::Object(raw) => Self::from_map(raw, text),
             _ => Err(Error::Config("not an object".into())),
         }
     }
 
-    /// Reads `config.json` of a model folder.
+    /// Reads `config.json` of a model folder, or of the base model of an adapter folder.
     ///
     /// # Errors
     /// When the file is missing or unreadable, or asks for something that is not implemented.
     pub fn from_dir(dir: &Path) -> Result<Self> {
-        let path = dir.join("config.json");
+        let base = lora::base_of(dir)?;
+        let path = base.as_deref().unwrap_or(dir).join("config.json");
         let text = fs_err::read_to_string(&path)?;
         let raw = serde_json::from_str(&text).map_err(|source| Error::Json {
             path: path.clone(),
             source,
         })?;
-        Self::from_map(raw).map_err(|error| Error::InFile {
+        Self::from_map(raw, text).map_err(|error| Error::InFile {
             path,
             source: Box::new(error),
         })
     }
 
     /// Defaults are those of the family's configuration class in `transformers`.
-    fn from_map(raw: Map<String, Value>) -> Result<Self> {
+    fn from_map(raw: Map<String, Value>, text: String) -> Result<Self> {
         let top = Fields::top(&raw);
         let model_type = top.text("model_type")?;
         let architecture = Architecture::ALL
@@ -219,6 +226,7 @@ impl ModelConfig {
             max_position_embeddings,
             tie_word_embeddings: top.flag("tie_word_embeddings")?.unwrap_or(false),
             raw,
+            text,
         };
         config.check_heads()?;
         Ok(config)
@@ -241,25 +249,16 @@ impl ModelConfig {
     }
 
     /// Writes `config.json` into a model folder, for weights of type `dtype` (`float32`, `bfloat16`, ...). All else is as
-    /// it was read.
+    /// it was read, byte for byte.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn save(&self, dir: &Path, dtype: &str) -> Result<()> {
         let path = dir.join("config.json");
-        let mut raw = self.raw.clone();
-        // The key has two names; whichever the file had is kept.
-        let key = if raw.contains_key("dtype") {
-            "dtype"
-        } else {
-            "torch_dtype"
-        };
-        raw.insert(key.to_owned(), Value::from(dtype));
-        let mut text = serde_json::to_string_pretty(&raw).map_err(|source| Error::Json {
+        let text = with_dtype(&self.text, dtype).map_err(|source| Error::Json {
             path: path.clone(),
             source,
         })?;
-        text.push('\n');
         fs_err::write(path, text)?;
         Ok(())
     }
@@ -367,172 +366,4 @@ fn refuse_what_is_missing_here(top: &Fields<'_>, raw: &Map<String, Value>) -> Re
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::rope::RopeScaling;
-
-    /// A small configuration of a family with some keys changed.
-    fn read(model_type: &str, changes: Value) -> Result<ModelConfig> {
-        let mut config = json!({
-            "model_type": model_type, "vocab_size": 11, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "rms_norm_eps": 1e-6,
-            "max_position_embeddings": 64, "tie_word_embeddings": true, "rope_theta": 5000.0,
-        });
-        let Value::Object(changes) = changes else {
-            panic!("changes are an object")
-        };
-        for (key, value) in changes {
-            config[key] = value;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        fs_err::write(dir.path().join("config.json"), config.to_string()).unwrap();
-        ModelConfig::from_dir(dir.path())
-    }
-
-    #[test]
-    fn rotary_positions_are_read_in_both_spellings() {
-        let llama3 = json!({"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16});
-        let expected = RopeScaling::Llama3 {
-            factor: 8.0,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_positions: 16.0,
-        };
-        let with = |key: &str, value: &str| {
-            let mut scaling = llama3.clone();
-            scaling[key] = json!(value);
-            scaling
-        };
-        let mut nested = with("rope_type", "llama3");
-        nested["rope_theta"] = json!(5000.0);
-        for changes in [
-            json!({"rope_scaling": with("rope_type", "llama3")}),
-            json!({"rope_scaling": with("type", "llama3")}),
-            json!({"rope_theta": null, "rope_parameters": nested}),
-        ] {
-            let rope = read("llama", changes).unwrap().rope;
-            assert_eq!((rope.theta, rope.scaling), (5000.0, expected.clone()));
-        }
-        for changes in [
-            json!({}),
-            json!({"rope_scaling": null}),
-            json!({"rope_theta": null, "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}}),
-        ] {
-            assert_eq!(read("qwen3", changes).unwrap().rope, Rope::plain(5000.0));
-        }
-        let linear = json!({"rope_theta": null, "rope_scaling": {"type": "linear", "factor": 2.0}});
-        let rope = read("qwen2", linear).unwrap().rope;
-        assert_eq!(
-            (rope.theta, rope.scaling),
-            (10_000.0, RopeScaling::Linear { factor: 2.0 })
-        );
-    }
-
-    #[test]
-    fn what_is_not_implemented_is_refused_by_key() {
-        let yarn =
-            |key: &str| json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, key: 1}});
-        for (changes, key) in [
-            (
-                json!({"rope_scaling": {"rope_type": "longrope"}}),
-                "rope_scaling.rope_type",
-            ),
-            (
-                json!({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}),
-                "rope_parameters.rope_type",
-            ),
-            (yarn("strength"), "rope_scaling.strength"),
-            (
-                json!({"rope_scaling": {"rope_type": "linear"}}),
-                "rope_scaling.factor",
-            ),
-            (
-                json!({"rope_scaling": {"type": "linear", "factor": "2"}}),
-                "rope_scaling.factor",
-            ),
-            (json!({"rope_scaling": 2}), "rope_scaling"),
-            (
-                json!({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}}),
-                "rope_parameters",
-            ),
-            (
-                json!({"partial_rotary_factor": 0.5}),
-                "partial_rotary_factor",
-            ),
-            (json!({"rope_theta": 0.5}), "rope_theta"),
-            (json!({"model_type": "mamba"}), "model_type"),
-            (json!({"hidden_act": "gelu"}), "hidden_act"),
-            (json!({"attention_dropout": 0.1}), "attention_dropout"),
-            (json!({"use_sliding_window": true}), "use_sliding_window"),
-            (json!({"layer_types": ["sliding_attention"]}), "layer_types"),
-            (
-                json!({"quantization_config": {"quant_method": "awq"}}),
-                "quantization_config",
-            ),
-            (json!({"num_key_value_heads": null}), "num_key_value_heads"),
-            (json!({"vocab_size": 0}), "vocab_size"),
-            (json!({"vocab_size": "11"}), "vocab_size"),
-            (json!({"head_dim": 3}), "head_dim"),
-            (
-                json!({"num_attention_heads": 3, "num_key_value_heads": 2}),
-                "num_attention_heads",
-            ),
-        ] {
-            let error = read("qwen3", changes.clone()).unwrap_err();
-            let Error::InFile { path, source } = &error else {
-                panic!("{error}")
-            };
-            assert!(path.ends_with("config.json"));
-            assert!(
-                source.to_string().contains(&format!("`{key}`")),
-                "{changes}: {source}"
-            );
-        }
-    }
-
-    #[test]
-    fn families_differ_in_defaults_and_parameters() {
-        let names = |model_type: &str, changes: Value| -> Vec<String> {
-            let config = read(model_type, changes).unwrap();
-            let shapes = config.parameter_shapes().into_iter();
-            shapes.map(|(name, _)| name).collect()
-        };
-        let count =
-            |names: &[String], part: &str| names.iter().filter(|name| name.contains(part)).count();
-        let qwen3 = names("qwen3", json!({}));
-        assert_eq!((count(&qwen3, "bias"), count(&qwen3, "_norm.")), (0, 2));
-        let qwen2 = names("qwen2", json!({"attention_bias": false}));
-        assert_eq!((count(&qwen2, "bias"), count(&qwen2, "_norm.")), (3, 0));
-        let llama = names("llama", json!({"attention_bias": true, "mlp_bias": true}));
-        assert_eq!((count(&llama, "bias"), count(&llama, "_norm.")), (7, 0));
-        let bare = read(
-            "llama",
-            json!({"head_dim": null, "num_key_value_heads": null}),
-        )
-        .unwrap();
-        assert_eq!((bare.head_dim, bare.num_key_value_heads), (4, 2));
-        assert_eq!(
-            read("qwen3", json!({"head_dim": null})).unwrap().head_dim,
-            128
-        );
-    }
-
-    #[test]
-    fn the_file_survives_and_the_type_is_that_of_the_weights() {
-        let parameters = json!({"rope_type": "default", "rope_theta": 5000.0});
-        let config = read(
-            "qwen3",
-            json!({"my_key": [1, 2], "dtype": "bfloat16", "rope_theta": null, "rope_parameters": parameters}),
-        )
-        .unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        config.save(dir.path(), "float32").unwrap();
-        let again = ModelConfig::from_dir(dir.path()).unwrap();
-        assert_eq!(again.raw["my_key"], json!([1, 2]));
-        assert_eq!(again.raw["dtype"], "float32");
-        assert_eq!(again.raw["rope_theta"], Value::Null);
-        assert!(!again.raw.contains_key("torch_dtype"));
-    }
-}
+mod tests;

@@ -1,6 +1,8 @@
 //! The decoder of the Llama and Qwen families: grouped-query attention, `SwiGLU`, `RMSNorm` before each block; with biases
 //! and normalised queries and keys where the configuration has them.
 
+mod adapted;
+
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -11,6 +13,7 @@ use crate::attention::segmented_attention;
 use crate::cache::KvCache;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::lora::{self, Adapters, LowRank};
 use crate::weights;
 
 /// Standard deviation of freshly drawn weights (Qwen's `initializer_range`).
@@ -26,6 +29,7 @@ pub struct Decoder {
     device: Device,
     kind: Kind,
     parameters: Vec<(String, Tensor)>,
+    adapters: Option<Adapters>,
     embedding: Tensor,
     layers: Vec<Layer>,
     norm: Tensor,
@@ -62,16 +66,21 @@ struct Layer {
     down: Linear,
 }
 
-/// A projection `[out, in]`, with or without a bias `[out]`.
+/// A projection `[out, in]`, with or without a bias `[out]` and an adapter.
 #[derive(Debug)]
 struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
+    adapter: Option<LowRank>,
 }
 
 impl Linear {
     fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        x.f_linear(&self.weight, self.bias.as_ref())
+        let output = x.f_linear(&self.weight, self.bias.as_ref())?;
+        match &self.adapter {
+            Some(adapter) => output.f_add(&adapter.forward(x)?),
+            None => Ok(output),
+        }
     }
 }
 
@@ -109,21 +118,25 @@ impl Decoder {
                 Ok((name, tensor.f_to_device(device)?))
             })
             .collect::<Result<Vec<_>, TchError>>()?;
-        Self::assemble(config.clone(), device, Kind::Float, parameters)
+        Self::assemble(config.clone(), device, Kind::Float, parameters, None)
     }
 
-    /// Loads a Hugging Face model folder, converting every tensor to `kind`.
+    /// Loads a Hugging Face model folder, converting every tensor to `kind`. Of a PEFT adapter folder the base model is
+    /// loaded and the adapters are merged into it.
     ///
     /// # Errors
     /// When the configuration is not supported, or the weights are missing, misshaped or unreadable.
     pub fn load(dir: &Path, device: Device, kind: Kind) -> Result<Self> {
+        if lora::base_of(dir)?.is_some() {
+            return Self::load_adapted(dir, device, kind)?.into_merged();
+        }
         let config = ModelConfig::from_dir(dir)?;
         let parameters = weights::load(dir, &config, device, kind)?;
-        Self::assemble(config, device, kind, parameters)
+        Self::assemble(config, device, kind, parameters, None)
     }
 
-    /// Writes `config.json`, `generation_config.json` and the weights into an existing folder: `model.safetensors`, or
-    /// shards of at most 5 GB with an index.
+    /// Writes `config.json` and the weights into an existing folder: `model.safetensors`, or shards of at most 5 GB with an
+    /// index; and `generation_config.json`, unless the folder has one. Of a model with adapters, these alone are written, as PEFT does.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -136,6 +149,10 @@ impl Decoder {
     /// # Errors
     /// When a file cannot be written.
     pub fn save_in_shards(&self, dir: &Path, max_shard_bytes: usize) -> Result<()> {
+        if let Some(adapters) = &self.adapters {
+            weights::save_generation_config(dir, &self.config)?;
+            return adapters.save(dir);
+        }
         let dtype = match self.kind {
             Kind::BFloat16 => "bfloat16",
             Kind::Half => "float16",
@@ -151,6 +168,7 @@ impl Decoder {
         device: Device,
         kind: Kind,
         parameters: Vec<(String, Tensor)>,
+        adapters: Option<Adapters>,
     ) -> Result<Self> {
         let find = |name: &str| {
             let index = parameters.partition_point(|(other, _)| other.as_str() < name);
@@ -168,6 +186,9 @@ impl Decoder {
                     Ok::<_, Error>(Linear {
                         weight: get(&path(name, "weight"))?,
                         bias: find(&path(name, "bias")),
+                        adapter: adapters
+                            .as_ref()
+                            .and_then(|all| all.of_module(&format!("model.layers.{index}.{name}"))),
                     })
                 };
                 let query_key_norm = if config.architecture.has_query_key_norm() {
@@ -203,6 +224,7 @@ impl Decoder {
             device,
             kind,
             parameters,
+            adapters,
             embedding,
             layers,
             norm,
@@ -226,7 +248,14 @@ impl Decoder {
                 )
             })
             .collect();
-        Self::assemble(self.config.clone(), self.device, self.kind, parameters)
+        let adapters = self.adapters.as_ref().map(Adapters::replica);
+        Self::assemble(
+            self.config.clone(),
+            self.device,
+            self.kind,
+            parameters,
+            adapters,
+        )
     }
 
     /// The configuration.
@@ -244,15 +273,32 @@ impl Decoder {
         self.kind
     }
 
-    /// Every parameter under its Hugging Face name, sorted by name.
+    /// Every parameter under its Hugging Face name, sorted by name; adapters are apart.
     pub fn named_parameters(&self) -> &[(String, Tensor)] {
         &self.parameters
     }
 
-    /// Asks for gradients on every parameter, or for none.
+    /// The adapters, if the model has some.
+    pub fn adapters(&self) -> Option<&Adapters> {
+        self.adapters.as_ref()
+    }
+
+    /// What training changes: the adapters, or every parameter of a model without; sorted by name.
+    pub fn trained_parameters(&self) -> &[(String, Tensor)] {
+        match &self.adapters {
+            Some(adapters) => adapters.named_parameters(),
+            None => &self.parameters,
+        }
+    }
+
+    /// Asks for gradients on what training changes, or for none.
     pub fn set_requires_grad(&mut self, requires_grad: bool) {
-        for (_, tensor) in &mut self.parameters {
-            *tensor = tensor.set_requires_grad(requires_grad);
+        if let Some(adapters) = &mut self.adapters {
+            adapters.set_requires_grad(requires_grad);
+        } else {
+            for (_, tensor) in &mut self.parameters {
+                *tensor = tensor.set_requires_grad(requires_grad);
+            }
         }
     }
 

@@ -54,6 +54,14 @@ pub enum Error {
         /// Names of missing, surplus or misshaped tensors.
         reason: String,
     },
+    /// An adapter folder is not one, or does not fit its base model.
+    #[error("`{path}`: {reason}")]
+    Adapter {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// libtorch refused an operation.
     #[error("libtorch failed: {0}")]
     Torch(#[from] tch::TchError),

@@ -11,15 +11,19 @@
 mod attention;
 mod cache;
 mod config;
+mod config_text;
 mod decoder;
 mod error;
 mod fields;
+mod lora;
 mod rope;
 mod tensor_file;
+mod weight_header;
 mod weights;
 
 pub use cache::KvCache;
 pub use config::{Architecture, Biases, ModelConfig, ModelSizes};
 pub use decoder::{Decoder, StepBatch};
 pub use error::{Error, Result};
+pub use lora::{Adapters, LoraConfig, LoraTarget, base_of};
 pub use rope::{Rope, RopeScaling};

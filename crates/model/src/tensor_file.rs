@@ -3,7 +3,7 @@
 //! Files are read by position and not mapped: a file that another program cuts short then gives an error where a mapping
 //! would kill the process, and what is resident is the tensors and one chunk, not the file as well.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -13,22 +13,16 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
+use crate::weight_header::{self, HeaderError, PREFIX_BYTES, WeightHeader};
 
 /// Bytes of a tensor that are in memory beside it while it is converted.
 const CHUNK_BYTES: usize = 32 << 20;
-
-/// Longest header that is read: that of the format's own library.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
-
-/// Bytes of the header's length; the header is padded to a multiple of it.
-const PREFIX_BYTES: usize = 8;
 
 /// An open file whose header has been checked against its length.
 pub(crate) struct TensorFile {
     path: PathBuf,
     file: fs_err::File,
-    data_start: u64,
-    tensors: BTreeMap<String, TensorInfo>,
+    header: WeightHeader,
 }
 
 impl TensorFile {
@@ -36,51 +30,27 @@ impl TensorFile {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let file = fs_err::File::open(path)?;
         let file_bytes = file.metadata()?.len();
-        let refuse = |reason: String| Error::Weights {
-            path: path.to_owned(),
-            reason,
-        };
-        let mut prefix = [0; PREFIX_BYTES];
-        if file_bytes < PREFIX_BYTES as u64 {
-            return Err(refuse(format!("{file_bytes} bytes are no header")));
-        }
-        file.file().read_exact_at(&mut prefix, 0)?;
-        let header_bytes = u64::from_le_bytes(prefix);
-        if header_bytes > MAX_HEADER_BYTES || header_bytes > file_bytes - PREFIX_BYTES as u64 {
-            return Err(refuse(format!(
-                "a header of {header_bytes} bytes in a file of {file_bytes}"
-            )));
-        }
-        let mut header = vec![0; usize::try_from(header_bytes).unwrap_or(0)];
-        file.file()
-            .read_exact_at(&mut header, PREFIX_BYTES as u64)?;
-        let metadata: Metadata = serde_json::from_slice(&header)
-            .map_err(|error| refuse(format!("the header cannot be read: {error}")))?;
-        let data_start = PREFIX_BYTES as u64 + header_bytes;
-        // The library has seen that tensors follow each other without gap or overlap, with the bytes of their shapes.
-        let tensors: BTreeMap<String, TensorInfo> = metadata
-            .tensors()
-            .into_iter()
-            .map(|(name, info)| (name, info.clone()))
-            .collect();
-        let end = tensors.values().map(|info| info.data_offsets.1).max();
-        let (end, data_bytes) = (end.unwrap_or(0) as u64, file_bytes - data_start);
-        if end != data_bytes {
-            return Err(refuse(format!(
-                "tensors end at byte {end} of the data, which has {data_bytes}"
-            )));
-        }
+        let read_exact_at =
+            |buffer: &mut [u8], position| file.file().read_exact_at(buffer, position);
+        let header =
+            weight_header::read(file_bytes, read_exact_at).map_err(|error| match error {
+                HeaderError::Io(error) => Error::Io(error),
+                HeaderError::Refused(reason) => Error::Weights {
+                    path: path.to_owned(),
+                    reason,
+                },
+            })?;
         Ok(Self {
             path: path.to_owned(),
             file,
-            data_start,
-            tensors,
+            header,
         })
     }
 
     /// Every tensor's name and shape, by name.
     pub(crate) fn shapes(&self) -> impl Iterator<Item = (&str, Vec<i64>)> {
-        self.tensors
+        self.header
+            .tensors
             .iter()
             .map(|(name, info)| (name.as_str(), signed_shape(info)))
     }
@@ -92,6 +62,7 @@ impl TensorFile {
             reason,
         };
         let info = self
+            .header
             .tensors
             .get(name)
             .ok_or_else(|| refuse(format!("there is no `{name}`")))?;
@@ -106,7 +77,7 @@ impl TensorFile {
         let mut at = start;
         while at < end {
             let chunk = &mut buffer[..CHUNK_BYTES.min(end - at)];
-            let position = self.data_start + at as u64;
+            let position = self.header.data_start + at as u64;
             self.file.file().read_exact_at(chunk, position)?;
             let num_elements = signed(chunk.len() / element_bytes);
             let first = signed((at - start) / element_bytes);

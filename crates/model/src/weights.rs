@@ -167,13 +167,18 @@ fn shard_names(dir: &Path) -> Result<Vec<String>> {
     }
 }
 
-/// Writes `generation_config.json`, so that other engines stop at the same ids.
+/// Writes `generation_config.json`, so that other engines stop at the same ids, unless the folder has one: that of the base
+/// model, which travels with the tokenizer's files, says more.
 pub(crate) fn save_generation_config(dir: &Path, config: &ModelConfig) -> Result<()> {
+    let path = dir.join("generation_config.json");
+    if path.exists() {
+        return Ok(());
+    }
     let eos = config.eos_token_ids();
     let value = serde_json::json!({
         "do_sample": true,
         "eos_token_id": if eos.len() == 1 { serde_json::Value::from(eos[0]) } else { serde_json::Value::from(eos) },
         "temperature": 1.0,
     });
-    write_json(&dir.join("generation_config.json"), &value)
+    write_json(&path, &value)
 }

@@ -8,12 +8,13 @@
     reason = "a panic is a failed test, and the numbers are small"
 )]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use asyncthink_model::{Decoder, KvCache, ModelConfig, StepBatch};
-use safetensors::Dtype;
-use safetensors::tensor::TensorView;
+use asyncthink_model::{Decoder, KvCache, StepBatch};
+use common::{BF16_WIDTH, WIDTH, logits, write_folder};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
@@ -34,79 +35,6 @@ struct Case {
 fn golden() -> Golden {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families.json");
     serde_json::from_str(&fs_err::read_to_string(path).unwrap()).unwrap()
-}
-
-/// CRC-32 as zlib computes it.
-fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(u32::MAX, |crc, &byte| {
-        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
-            (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg())
-        })
-    })
-}
-
-/// Width of the noise in f32 weights.
-const WIDTH: f64 = 1.2;
-
-/// Width of the noise in weights that are rounded to bf16.
-const BF16_WIDTH: f64 = 0.25;
-
-/// The weights of the script, from name and index.
-fn weight(name: &str, count: i64, width: f64) -> Vec<f32> {
-    let (start, is_norm) = (crc32(name.as_bytes()), name.ends_with("norm.weight"));
-    (0..count as u32)
-        .map(|index| {
-            let mixed = index.wrapping_add(start).wrapping_mul(2_654_435_761);
-            let mixed = (mixed ^ (mixed >> 15)).wrapping_mul(2_246_822_519);
-            let noise = (f64::from(mixed) / 2f64.powi(32) - 0.5) * width;
-            (if is_norm { 1.0 + noise } else { noise }) as f32
-        })
-        .collect()
-}
-
-/// Writes a model folder of the case, in one file or in two shards with an index.
-fn write_folder(dir: &Path, config: &Map<String, Value>, width: f64, num_shards: usize) {
-    fs_err::write(
-        dir.join("config.json"),
-        serde_json::to_string(config).unwrap(),
-    )
-    .unwrap();
-    let shapes = ModelConfig::from_dir(dir).unwrap().parameter_shapes();
-    let mut weight_map = BTreeMap::new();
-    for (shard, part) in shapes.chunks(shapes.len().div_ceil(num_shards)).enumerate() {
-        let file = if num_shards == 1 {
-            "model.safetensors".to_owned()
-        } else {
-            format!("model-{:05}-of-{num_shards:05}.safetensors", shard + 1)
-        };
-        let bytes: Vec<Vec<u8>> = part
-            .iter()
-            .map(|(name, shape)| {
-                let values = weight(name, shape.iter().product(), width);
-                values.into_iter().flat_map(f32::to_le_bytes).collect()
-            })
-            .collect();
-        let views = part.iter().zip(&bytes).map(|((name, shape), bytes)| {
-            let shape = shape.iter().map(|&size| size as usize).collect();
-            let view = TensorView::new(Dtype::F32, shape, bytes).unwrap();
-            (name.clone(), view)
-        });
-        let file_bytes = safetensors::serialize(views, None).unwrap();
-        fs_err::write(dir.join(&file), file_bytes).unwrap();
-        weight_map.extend(part.iter().map(|(name, _)| (name.clone(), file.clone())));
-    }
-    if num_shards > 1 {
-        let index = serde_json::json!({ "weight_map": weight_map });
-        let path = dir.join("model.safetensors.index.json");
-        fs_err::write(path, index.to_string()).unwrap();
-    }
-}
-
-fn logits(decoder: &Decoder, ids: &[i64]) -> Tensor {
-    let hidden = decoder
-        .hidden_packed(&Tensor::from_slice(ids), &[ids.len() as i64])
-        .unwrap();
-    decoder.lm_head(&hidden).unwrap()
 }
 
 #[test]

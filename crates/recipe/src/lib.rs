@@ -38,10 +38,10 @@ pub use error::{ErrorKind, RecipeError, RecipeErrors};
 pub use recipe::{DeviceSpec, Recipe, RecipeData, Stage};
 pub use schema::schema;
 pub use sections::{
-    EngineSection, McdGenerate, McdSection, McdSource, ModelInit, ModelSection, NumberTokens,
-    PromptsSection, ProtocolSection, TaskSection,
+    ChatSection, EngineSection, LoraModule, LoraSection, McdGenerate, McdSection, McdSource,
+    ModelInit, ModelSection, NumberTokens, PromptsSection, ProtocolSection, TaskSection,
 };
 pub use stages::{
     Advantage, EvalSection, GrpoSection, LossAggregation, OptimizerSection, RewardSection,
-    Schedule, SftSection, SynthSection,
+    RulesFrom, Schedule, SftSection, SynthSection,
 };

@@ -1,5 +1,7 @@
 //! The recipe as a whole: read, override, check, keep.
 
+mod model_folder;
+
 use std::fmt;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -15,8 +17,8 @@ use crate::error::{ErrorKind, RecipeError, RecipeErrors};
 use crate::rules;
 use crate::schema::schema_value;
 use crate::sections::{
-    EngineSection, McdGenerate, McdSection, McdSource, McdTable, ModelSection, ModelTable,
-    PromptsSection, ProtocolSection, TaskSection, TaskTable,
+    EngineSection, LoraSection, McdGenerate, McdSection, McdSource, McdTable, ModelSection,
+    ModelTable, PromptsSection, ProtocolSection, TaskSection, TaskTable,
 };
 use crate::stages::{EvalSection, GrpoSection, SftSection, SynthSection};
 
@@ -148,6 +150,8 @@ pub struct RecipeData {
     pub prompts: PromptsSection,
     /// The model to start from.
     pub model: ModelSection,
+    /// Adapters to train in place of the model's own weights.
+    pub lora: Option<LoraSection>,
     /// How sampling uses the machine.
     pub engine: EngineSection,
     /// For the command `synth`.
@@ -291,6 +295,7 @@ impl Recipe {
             protocol: raw.protocol.clone(),
             prompts: raw.prompts.clone(),
             model,
+            lora: raw.model.lora.clone(),
             engine: raw.engine.clone().unwrap_or_default(),
             synth: raw.synth.clone(),
             sft: raw.sft.clone(),
@@ -411,6 +416,7 @@ impl Recipe {
         }
         if let ModelSection::Path(path) = &self.data.model {
             errors.extend(self.missing_model(path));
+            errors.extend(self.missing_chat_template(path));
         }
         if errors.is_empty() {
             Ok(())
@@ -419,33 +425,6 @@ impl Recipe {
                 &self.file, &self.text, &self.sets, errors,
             ))
         }
-    }
-
-    fn missing_model(&self, path: &Path) -> Option<RecipeError> {
-        let key = "model.path";
-        let hint = "download a Qwen3 model from Hugging Face into this folder, or train a small one with `[model.init]`";
-        if !path.is_dir() {
-            return Some(self.missing(key, path, "no such folder", hint));
-        }
-        for name in ["config.json", "tokenizer.json"] {
-            if !path.join(name).is_file() {
-                return Some(self.missing(
-                    key,
-                    path,
-                    &format!("the folder holds no `{name}`"),
-                    hint,
-                ));
-            }
-        }
-        let weights = ["model.safetensors", "model.safetensors.index.json"];
-        if weights.iter().all(|name| !path.join(name).is_file()) {
-            let reason = format!(
-                "the folder holds neither `{}` nor `{}`",
-                weights[0], weights[1]
-            );
-            return Some(self.missing(key, path, &reason, hint));
-        }
-        None
     }
 
     fn missing(&self, key: &str, path: &Path, reason: &str, hint: &str) -> RecipeError {

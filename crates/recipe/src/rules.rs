@@ -2,6 +2,8 @@
 //! they speak even where another part of the recipe does not parse; a rule
 //! whose keys are absent or ill-formed says nothing.
 
+mod chat;
+
 use serde_json::Value as Json;
 
 use crate::document::{Node, Value};
@@ -20,6 +22,7 @@ pub(crate) fn check(root: &Node, schema: &Json) -> Vec<RecipeError> {
     rules.mcd();
     rules.protocol();
     rules.prompts();
+    rules.chat();
     rules.model();
     rules.steps("sft");
     rules.steps("grpo");
@@ -319,6 +322,13 @@ impl Rules<'_> {
         }
         if !self.has("model.init") {
             return;
+        }
+        if self.has("model.lora") {
+            self.conflict(
+                "model.lora",
+                "adapters need a model to stand on, and `[model.init]` makes a new one that is saved nowhere",
+                "give a trained model as `model.path`, or remove `[model.lora]`",
+            );
         }
         if let (Some(heads), Some(kv_heads)) = (
             self.number("model.init.num_heads"),

@@ -238,6 +238,27 @@ pub struct PromptsSection {
     /// `{numbers}` and `{target}`; may hold `{required}`, `{min_numbers}` and
     /// `{max_numbers}`.
     pub query: String,
+    /// Put the prompts into the model's own chat template. Absent means that
+    /// they are used as they stand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chat: Option<ChatSection>,
+}
+
+/// `[prompts.chat]`: the filled template of organizer or worker is the user's
+/// message, and the chat template of `model.path` makes the prompt of it. The
+/// table may be empty. Needs `model.path`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChatSection {
+    /// System message of organizer and workers. May hold `{max_workers}`.
+    /// Absent means none, and that the template may write its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system: Option<String>,
+    /// Given to the template under this name; in Qwen3's, `false` begins the
+    /// answer with an empty thought. Absent means that the template does not
+    /// see it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enable_thinking: Option<bool>,
 }
 
 /// `[model]`: exactly one of `path` and `[model.init]`.
@@ -252,6 +273,86 @@ pub(crate) struct ModelTable {
     /// own text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<ModelInit>,
+    /// Train low-rank adapters (LoRA) and leave the model as it is. Absent
+    /// means that every weight is trained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraSection>,
+}
+
+/// `[model.lora]`: adapters as in PEFT, one per projection and layer. Needs
+/// `model.path`, which checkpoints then refer to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoraSection {
+    /// Inner dimension of an adapter. PEFT's default is 8; reasoning models
+    /// are usually trained with 16 to 128.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub rank: u32,
+    /// What the adapters add is multiplied with `alpha / rank`. Often once or
+    /// twice the rank.
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
+    pub alpha: f64,
+    /// Multiply with `alpha / sqrt(rank)` instead, which keeps the size of
+    /// updates the same at any rank. Default false.
+    #[serde(default)]
+    pub use_rslora: bool,
+    /// Projections with an adapter. Default all seven of a layer.
+    #[serde(default = "LoraModule::all")]
+    #[schemars(length(min = 1))]
+    pub target_modules: Vec<LoraModule>,
+    /// At the end of a stage, also write the model with its adapters added,
+    /// as a folder `merged` in the last checkpoint. Default false.
+    #[serde(default)]
+    pub save_merged: bool,
+}
+
+/// A projection of a decoder layer.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum LoraModule {
+    /// Queries of the attention.
+    QProj,
+    /// Keys of the attention.
+    KProj,
+    /// Values of the attention.
+    VProj,
+    /// The attention's output.
+    OProj,
+    /// The gate of the feed-forward block.
+    GateProj,
+    /// The way up of the feed-forward block.
+    UpProj,
+    /// The way down of the feed-forward block.
+    DownProj,
+}
+
+impl LoraModule {
+    fn all() -> Vec<Self> {
+        vec![
+            Self::QProj,
+            Self::KProj,
+            Self::VProj,
+            Self::OProj,
+            Self::GateProj,
+            Self::UpProj,
+            Self::DownProj,
+        ]
+    }
+
+    /// The module's name in Hugging Face models, for instance `q_proj`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::QProj => "q_proj",
+            Self::KProj => "k_proj",
+            Self::VProj => "v_proj",
+            Self::OProj => "o_proj",
+            Self::GateProj => "gate_proj",
+            Self::UpProj => "up_proj",
+            Self::DownProj => "down_proj",
+        }
+    }
 }
 
 /// The validated model choice.

@@ -361,4 +361,22 @@ pub struct EvalSection {
     #[serde(default = "crate::defaults::confidence")]
     #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
     pub confidence: f64,
+    /// Whose prompts, protocol and budgets are used. Default `model`: those
+    /// that the model was trained with, which lie in its folder. `recipe`
+    /// takes `[prompts]` and `[protocol]` of this recipe, to measure a model
+    /// under other budgets.
+    #[serde(default)]
+    pub rules_from: RulesFrom,
+}
+
+/// Whose prompts, protocol and budgets an evaluation uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RulesFrom {
+    /// The model's, from `asyncthink.json` in its folder; the recipe's for a
+    /// model that has none.
+    #[default]
+    Model,
+    /// The recipe's.
+    Recipe,
 }

@@ -58,9 +58,34 @@ fn each_kind_of_error_has_a_place_a_reason_and_a_remedy() {
         ),
         ("device", with("seed = 1", "seed = 1\ndevice = \"gpu\"")),
         ("placeholder", with("{sub_query}", "{subquery}")),
+        (
+            "chat_on_a_new_model",
+            with("[model.init]", "[prompts.chat]\n[model.init]"),
+        ),
+        (
+            "chat_keys",
+            with(
+                "[model.init]",
+                "[prompts.chat]\nsystem = \"{workers}\"\nenable_thinking = \"no\"\nsistem = \"\"\n[model.init]",
+            ),
+        ),
         ("range_order", with("[1, 12]", "[12, 1]")),
         ("range_length", with("[1, 12]", "[1, 2, 3]")),
         ("heads", with("num_kv_heads = 2", "num_kv_heads = 3")),
+        (
+            "lora_on_a_new_model",
+            with(
+                "[model.init]",
+                "[model.lora]\nrank = 8\nalpha = 16\n[model.init]",
+            ),
+        ),
+        (
+            "lora_module",
+            with(
+                "[model.init]",
+                "[model.lora]\nrank = 0\nalpha = 0\ntarget_modules = [\"q_proj\", \"lm_head\"]\n[model.init]",
+            ),
+        ),
     ];
     let mut report = String::new();
     for (name, text) in cases {
@@ -307,6 +332,42 @@ fn a_stage_needs_its_section_and_its_model() {
         .expect("the folder is looked for later");
     let errors = recipe.check_inputs(Stage::Sft).expect_err("no model");
     insta::assert_snapshot!("missing_model", errors.to_string());
+}
+
+#[test]
+fn chat_prompts_need_a_folder_with_a_chat_template() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, text: &str| {
+        std::fs::write(dir.path().join(name), text).expect("a file");
+    };
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        write(name, "");
+    }
+    let model = format!("model={{ path = {:?} }}", dir.path());
+    let recipe = load(GOOD, &[&model, "prompts.chat={}"]).expect("the folder is looked at later");
+    assert_eq!(recipe.prompts.chat.as_ref().expect("chat").system, None);
+    assert!(
+        recipe.to_toml().contains("[prompts.chat]"),
+        "{}",
+        recipe.to_toml()
+    );
+    load(GOOD, &[&model])
+        .expect("good")
+        .check_inputs(Stage::Sft)
+        .expect("plain prompts need no template");
+
+    let refuse = || recipe.check_inputs(Stage::Sft).expect_err("no template");
+    assert_eq!(kinds(&refuse()), [(ErrorKind::MissingFile, "model.path")]);
+    assert!(refuse().to_string().contains("chat_template.jinja"));
+    write("tokenizer_config.json", "not JSON");
+    refuse();
+    write("tokenizer_config.json", "{\"eos_token\": \"a\"}");
+    refuse();
+    write("tokenizer_config.json", "{\"chat_template\": \"{{ 1 }}\"}");
+    recipe.check_inputs(Stage::Sft).expect("a template");
+    write("tokenizer_config.json", "{}");
+    write("chat_template.jinja", "{{ 1 }}");
+    recipe.check_inputs(Stage::Sft).expect("a template");
 }
 
 #[test]

@@ -13,11 +13,12 @@ const MARK: &str = "<!-- Below: made from the schema. Do not edit. -->\n";
 const MAX_COUNT: f64 = 2_147_483_647.0;
 
 /// Sections in the order of a recipe.
-const SECTIONS: [&str; 14] = [
+const SECTIONS: [&str; 15] = [
     "",
     "task.mcd",
     "protocol",
     "prompts",
+    "prompts.chat",
     "model",
     "model.init",
     "engine",

@@ -9,6 +9,7 @@ use asyncthink_protocol::Protocol;
 use crate::Query;
 use crate::episode::Episode;
 use crate::error::{Error, Result};
+use crate::observer::{ProgressOnly, RolloutObserver};
 use crate::organizer::{RunningEpisode, Shared, owner};
 
 /// The rules that every episode of a rollout obeys.
@@ -52,6 +53,30 @@ pub fn rollout(
     settings: &RolloutSettings,
     queries: &[Query],
     progress: &mut dyn FnMut(RolloutProgress) -> bool,
+) -> Result<Vec<Episode>> {
+    let mut observer = ProgressOnly(progress);
+    rollout_observed(
+        engine,
+        tokenizer,
+        templates,
+        settings,
+        queries,
+        &mut observer,
+    )
+}
+
+/// [`rollout`] with every event of every agent told to `observer`, in the order in which they take effect: within a
+/// step workers come before organizers.
+///
+/// # Errors
+/// As [`rollout`].
+pub fn rollout_observed(
+    engine: &mut dyn Engine,
+    tokenizer: &Tokenizer,
+    templates: &PromptTemplates,
+    settings: &RolloutSettings,
+    queries: &[Query],
+    observer: &mut dyn RolloutObserver,
 ) -> Result<Vec<Episode>> {
     let shared = Shared {
         tokenizer,
@@ -104,15 +129,20 @@ pub fn rollout(
                     sample.logprob,
                     &shared,
                     engine,
+                    observer,
                 )?,
-                None => {
-                    episode.on_organizer_token(sample.token, sample.logprob, &shared, engine)?
-                }
+                None => episode.on_organizer_token(
+                    sample.token,
+                    sample.logprob,
+                    &shared,
+                    engine,
+                    observer,
+                )?,
             };
             if let Some(outcome) = ended
                 && let Some(episode) = running.remove(&index)
             {
-                let episode = episode.end(outcome, &shared, engine)?;
+                let episode = episode.end(outcome, &shared, engine, observer)?;
                 debug_assert!(
                     episode
                         .timeline
@@ -124,7 +154,7 @@ pub fn rollout(
             }
         }
         state.finished_episodes = finished.len();
-        if !progress(state) {
+        if !observer.step(state) {
             break;
         }
     }

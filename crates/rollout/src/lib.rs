@@ -15,13 +15,16 @@ mod agent;
 mod driver;
 mod episode;
 mod error;
+mod observer;
 mod organizer;
 mod seeds;
+mod transcript;
 
 pub use agent::AgentRecord;
-pub use driver::{RolloutProgress, RolloutSettings, rollout};
+pub use driver::{RolloutProgress, RolloutSettings, rollout, rollout_observed};
 pub use episode::{Episode, Outcome, WorkerEnd, WorkerRecord};
 pub use error::{Error, Result};
+pub use observer::{Agent, AgentEvent, RolloutEvent, RolloutObserver};
 pub use seeds::mix_seed;
 
 /// One episode to be run.

@@ -13,6 +13,7 @@ use crate::agent::AgentRecord;
 use crate::driver::RolloutSettings;
 use crate::episode::{Episode, Outcome, WorkerEnd, WorkerRecord};
 use crate::error::{Error, Result};
+use crate::observer::{Agent, AgentEvent, RolloutEvent, RolloutObserver};
 use crate::{Query, mix_seed};
 
 /// Agents of one episode have ids `episode << AGENT_BITS | role`, role 0 being the organizer.
@@ -74,10 +75,9 @@ impl RunningEpisode {
         shared: &Shared<'_>,
         engine: &mut dyn Engine,
     ) -> Result<Self> {
-        let prompt = shared.tokenizer.encode_filled(
-            &shared.templates.organizer(&query.text),
-            &shared.templates.organizer(""),
-        )?;
+        let prompt = shared
+            .templates
+            .organizer_ids(shared.tokenizer, &query.text)?;
         let max_tokens = engine.max_sequence_tokens();
         if prompt.len() >= max_tokens {
             return Err(Error::PromptTooLong {
@@ -112,6 +112,15 @@ impl RunningEpisode {
         })
     }
 
+    /// Tells the observer what happened to an agent.
+    fn tell(&self, observer: &mut dyn RolloutObserver, agent: Agent, event: AgentEvent<'_>) {
+        observer.event(&RolloutEvent {
+            query: usize::try_from(self.index).unwrap_or(usize::MAX),
+            agent,
+            event,
+        });
+    }
+
     /// Counts an engine step in which this episode took part.
     pub(crate) fn count_step(&mut self) {
         self.num_steps += 1;
@@ -132,18 +141,22 @@ impl RunningEpisode {
         logprob: f32,
         shared: &Shared<'_>,
         engine: &mut dyn Engine,
+        observer: &mut dyn RolloutObserver,
     ) -> Result<Option<Outcome>> {
+        let bytes = shared.tokenizer.token_bytes(token);
+        let decoded = AgentEvent::Decoded { token, bytes };
+        self.tell(observer, Agent::Organizer, decoded);
         self.organizer.push_decoded(token, logprob);
         self.fragment.num_tokens += 1;
         self.tokens_since_join += 1;
         if shared.tokenizer.eos_ids().contains(&token) {
             return Ok(Some(self.cut()));
         }
-        match self.machine.push(shared.tokenizer.token_bytes(token)) {
+        match self.machine.push(bytes) {
             Ok(actions) => self.deferred.extend(actions),
             Err(error) => return Ok(Some(Outcome::Failed(error))),
         }
-        self.act(shared, engine)
+        self.act(shared, engine, observer)
     }
 
     /// Takes a token of a worker; `Some` when that ended the episode (the organizer could not go on after its Join).
@@ -154,13 +167,17 @@ impl RunningEpisode {
         logprob: f32,
         shared: &Shared<'_>,
         engine: &mut dyn Engine,
+        observer: &mut dyn RolloutObserver,
     ) -> Result<Option<Outcome>> {
         let agent = self.worker_agent(worker);
+        let bytes = shared.tokenizer.token_bytes(token);
+        let decoded = AgentEvent::Decoded { token, bytes };
+        self.tell(observer, Agent::Worker(worker), decoded);
         let Some(running) = self.workers.get_mut(worker.0) else {
             return Ok(None);
         };
         running.record.push_decoded(token, logprob);
-        let returned = running.machine.push(shared.tokenizer.token_bytes(token));
+        let returned = running.machine.push(bytes);
         let num_ids = running.record.ids().len();
         let end = if let Some(text) = returned {
             WorkerEnd::Returned(text)
@@ -172,7 +189,7 @@ impl RunningEpisode {
         } else {
             return Ok(None);
         };
-        running.state = WorkerState::Ended(end);
+        self.end_worker(worker, end, observer);
         engine.remove(agent)?;
         if let Some(next) = self.queued.pop_front() {
             self.launch(next, engine)?;
@@ -180,24 +197,41 @@ impl RunningEpisode {
         match self.waiting_for {
             Some((awaited, id)) if awaited == worker => {
                 self.waiting_for = None;
-                if let Some(outcome) = self.inject(worker, id, shared, engine)? {
+                if let Some(outcome) = self.inject(worker, id, shared, engine, observer)? {
                     return Ok(Some(outcome));
                 }
-                self.act(shared, engine)
+                self.act(shared, engine, observer)
             }
             _ => Ok(None),
         }
     }
 
+    fn end_worker(
+        &mut self,
+        worker: WorkerIndex,
+        end: WorkerEnd,
+        observer: &mut dyn RolloutObserver,
+    ) {
+        self.tell(observer, Agent::Worker(worker), AgentEvent::Ended(&end));
+        self.workers[worker.0].state = WorkerState::Ended(end);
+    }
+
     /// Carries out actions up to the first Join that must wait, then applies the budgets.
-    fn act(&mut self, shared: &Shared<'_>, engine: &mut dyn Engine) -> Result<Option<Outcome>> {
+    fn act(
+        &mut self,
+        shared: &Shared<'_>,
+        engine: &mut dyn Engine,
+        observer: &mut dyn RolloutObserver,
+    ) -> Result<Option<Outcome>> {
         while self.waiting_for.is_none()
             && let Some(action) = self.deferred.pop_front()
         {
             match action {
-                Action::Fork { id, sub_query, .. } => self.fork(id, sub_query, shared, engine)?,
+                Action::Fork { id, sub_query, .. } => {
+                    self.fork(id, sub_query, shared, engine, observer)?;
+                }
                 Action::Join { id, .. } => {
-                    if let Some(outcome) = self.join(id, shared, engine)? {
+                    if let Some(outcome) = self.join(id, shared, engine, observer)? {
                         return Ok(Some(outcome));
                     }
                 }
@@ -229,32 +263,38 @@ impl RunningEpisode {
         sub_query: String,
         shared: &Shared<'_>,
         engine: &mut dyn Engine,
+        observer: &mut dyn RolloutObserver,
     ) -> Result<()> {
         let worker = WorkerIndex(self.workers.len());
-        let prompt = shared.tokenizer.encode_filled(
-            &shared.templates.worker(&sub_query),
-            &shared.templates.worker(""),
-        )?;
+        let forked = AgentEvent::Forked {
+            sub_query_id: id,
+            sub_query: &sub_query,
+        };
+        self.tell(observer, Agent::Worker(worker), forked);
+        let prompt = match shared.templates.worker_ids(shared.tokenizer, &sub_query) {
+            Ok(prompt) => Some(prompt),
+            // The sub-query is the model's text: a chat template that refuses it ends the worker, not the run.
+            Err(asyncthink_data::Error::ChatRender { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
         self.fragment.forks.push(ForkPoint {
             worker,
             at_tokens: self.fragment.num_tokens,
         });
         self.outstanding.insert(id, worker);
         // A prompt that fills the context leaves its worker no token to decode.
-        let fits = prompt.len() < engine.max_sequence_tokens();
-        let state = if fits {
-            WorkerState::Queued
-        } else {
-            WorkerState::Ended(WorkerEnd::Empty)
-        };
+        let fits = prompt
+            .as_ref()
+            .is_some_and(|prompt| prompt.len() < engine.max_sequence_tokens());
         self.workers.push(RunningWorker {
             sub_query_id: id,
             sub_query,
-            record: AgentRecord::new(prompt),
+            record: AgentRecord::new(prompt.unwrap_or_default()),
             machine: WorkerMachine::new(),
-            state,
+            state: WorkerState::Queued,
         });
         if !fits {
+            self.end_worker(worker, WorkerEnd::Empty, observer);
             return Ok(());
         }
         let running = self
@@ -288,6 +328,7 @@ impl RunningEpisode {
         id: SubQueryId,
         shared: &Shared<'_>,
         engine: &mut dyn Engine,
+        observer: &mut dyn RolloutObserver,
     ) -> Result<Option<Outcome>> {
         // The machine has checked that the id is outstanding.
         let Some(worker) = self.outstanding.remove(&id) else {
@@ -303,8 +344,9 @@ impl RunningEpisode {
             .push(std::mem::replace(&mut self.fragment, next));
         self.tokens_since_join = 0;
         if let WorkerState::Ended(_) = self.workers[worker.0].state {
-            return self.inject(worker, id, shared, engine);
+            return self.inject(worker, id, shared, engine, observer);
         }
+        self.tell(observer, Agent::Organizer, AgentEvent::Waiting { worker });
         self.waiting_for = Some((worker, id));
         engine.pause(self.organizer_agent())?;
         Ok(None)
@@ -317,6 +359,7 @@ impl RunningEpisode {
         id: SubQueryId,
         shared: &Shared<'_>,
         engine: &mut dyn Engine,
+        observer: &mut dyn RolloutObserver,
     ) -> Result<Option<Outcome>> {
         let returned = match &self.workers[worker.0].state {
             WorkerState::Ended(WorkerEnd::Returned(text)) => text.as_str(),
@@ -327,6 +370,9 @@ impl RunningEpisode {
         if self.organizer.ids().len() + ids.len() >= engine.max_sequence_tokens() {
             return Ok(Some(self.cut()));
         }
+        let text = &text;
+        let injected = AgentEvent::Injected { worker, text };
+        self.tell(observer, Agent::Organizer, injected);
         engine.extend(self.organizer_agent(), &ids)?;
         self.organizer.push_injected(&ids);
         Ok(None)
@@ -349,9 +395,16 @@ impl RunningEpisode {
         outcome: Outcome,
         shared: &Shared<'_>,
         engine: &mut dyn Engine,
+        observer: &mut dyn RolloutObserver,
     ) -> Result<Episode> {
         self.abandon(engine)?;
         let mut this = self;
+        this.tell(observer, Agent::Organizer, AgentEvent::Finished(&outcome));
+        for index in 0..this.workers.len() {
+            if !matches!(this.workers[index].state, WorkerState::Ended(_)) {
+                this.end_worker(WorkerIndex(index), WorkerEnd::Cancelled, observer);
+            }
+        }
         let num_joins = this.fragments.len();
         this.fragments.push(this.fragment);
         let worker_tokens = this
@@ -393,6 +446,7 @@ impl RunningWorker {
     fn into_record(self) -> WorkerRecord {
         let end = match self.state {
             WorkerState::Ended(end) => end,
+            // `end` has ended every worker by now.
             WorkerState::Queued | WorkerState::Running => WorkerEnd::Cancelled,
         };
         WorkerRecord {

@@ -58,6 +58,14 @@ pub(crate) fn inputs(recipe: &Recipe) -> Result<Value> {
         ModelSection::Path(path) => {
             let tokenizer = path.join("tokenizer.json");
             files.insert("tokenizer.json".to_owned(), mark(&tokenizer)?);
+            if recipe.prompts.chat.is_some() {
+                for name in ["chat_template.jinja", "tokenizer_config.json"] {
+                    let file = path.join(name);
+                    if file.is_file() {
+                        files.insert(name.to_owned(), mark(&file)?);
+                    }
+                }
+            }
             json!({"path": path})
         }
     };

@@ -78,6 +78,9 @@ pub fn run(
 
     let templates = templates(recipe)?;
     let tokenizer = tokenizer(recipe, &problems, &templates)?;
+    if templates.chat().is_some() {
+        templates.check_chat(tokenizer.chat_template()?)?;
+    }
     let solved = solve(
         &problems.train,
         num_traces,
@@ -103,10 +106,11 @@ pub fn run(
     })?;
 
     tell(SynthStage::Files, 0, 1);
-    let pairs: Vec<SftPair> = traces
+    let pairs: Vec<Vec<SftPair>> = traces
         .par_iter()
-        .flat_map_iter(|trace| trace.pairs(&templates))
-        .collect();
+        .map(|trace| trace.pairs(&templates, &tokenizer))
+        .collect::<Result<_>>()?;
+    let pairs: Vec<SftPair> = pairs.into_iter().flatten().collect();
     report.num_pairs = pairs.len();
     manifest::invalidate(&folder)?;
     write_problems(&folder.train_problems(), &problems.train)?;

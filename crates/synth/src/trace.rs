@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use asyncthink_data::parquet::{Role, SftPair, Span};
-use asyncthink_data::{PromptTemplates, PromptText, Tokenizer};
+use asyncthink_data::{ChatSettings, PromptTemplates, PromptText, Tokenizer};
 use asyncthink_protocol::{Protocol, RawTrace, SpanKind, TokenCounter, Trace};
 use asyncthink_recipe::{ModelSection, ProtocolSection, Recipe, SynthSection};
 use asyncthink_tasks::mcd::{SolveOptions, SubsetOrder, solve_with};
@@ -53,7 +53,14 @@ pub struct SynthTrace {
 
 impl SynthTrace {
     /// The organizer's pair, then one per worker in Fork order.
-    pub fn pairs(&self, templates: &PromptTemplates) -> Vec<SftPair> {
+    ///
+    /// # Errors
+    /// The model has no usable chat template where the prompts need one, or it refuses a message.
+    pub fn pairs(
+        &self,
+        templates: &PromptTemplates,
+        tokenizer: &Tokenizer,
+    ) -> Result<Vec<SftPair>> {
         let injected = self
             .trace
             .spans()
@@ -72,28 +79,25 @@ impl SynthTrace {
             role: Role::Organizer,
             worker_index: None,
             problem_index: self.problem_index as u64,
-            prompt: templates.organizer(&self.query),
+            prompt: templates.organizer_prompt(tokenizer, &self.query)?,
             response: self.raw.organizer.clone(),
             injected,
             teacher: TEACHER.to_owned(),
             seed: self.seed,
             topology: describe(&self.topology),
         };
-        let workers = self
-            .raw
-            .workers
-            .iter()
-            .zip(self.trace.workers())
-            .zip(0..)
-            .map(|((text, worker), index)| SftPair {
+        let mut pairs = vec![organizer.clone()];
+        for ((text, worker), index) in self.raw.workers.iter().zip(self.trace.workers()).zip(0..) {
+            pairs.push(SftPair {
                 role: Role::Worker,
                 worker_index: Some(index),
-                prompt: templates.worker(&worker.sub_query),
+                prompt: templates.worker_prompt(tokenizer, &worker.sub_query)?,
                 response: text.text.clone(),
                 injected: Vec::new(),
                 ..organizer.clone()
             });
-        std::iter::once(organizer.clone()).chain(workers).collect()
+        }
+        Ok(pairs)
     }
 }
 
@@ -235,7 +239,8 @@ impl<'a> Writer<'a> {
 
     /// Counts each pair as it will be trained.
     fn with_pair_tokens(&self, mut trace: SynthTrace) -> Result<SynthTrace, &'static str> {
-        for pair in trace.pairs(self.templates) {
+        let pairs = trace.pairs(self.templates, self.tokenizer);
+        for pair in pairs.map_err(|_| "chat template")? {
             let row = pair.tokenize(self.tokenizer).map_err(|_| "tokenizer")?;
             if self
                 .max_sequence_tokens
@@ -354,10 +359,12 @@ pub(crate) fn templates(recipe: &Recipe) -> Result<PromptTemplates> {
         worker: prompts.worker.clone(),
         query: prompts.query.clone(),
     };
-    Ok(PromptTemplates::new(
-        text,
-        protocol(recipe).capacity.max_workers(),
-    )?)
+    let chat = prompts.chat.as_ref().map(|chat| ChatSettings {
+        system: chat.system.clone(),
+        enable_thinking: chat.enable_thinking,
+    });
+    let max_workers = protocol(recipe).capacity.max_workers();
+    Ok(PromptTemplates::new(text, max_workers)?.with_chat(chat))
 }
 
 /// Most Forks of a trace: a topology must not exceed what the protocol lets an episode do.

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use asyncthink_data::{PromptTemplates, PromptText};
+use asyncthink_data::{ChatSettings, PromptTemplates, PromptText};
 use asyncthink_protocol::{Capacity, Overflow, Protocol, TagStyle};
 use asyncthink_recipe::RecipeData;
 use asyncthink_rollout::RolloutSettings;
@@ -23,6 +23,9 @@ pub struct ModelCard {
     pub format: u32,
     /// Prompt templates.
     pub prompts: PromptText,
+    /// How the chat template beside this file is used; absent where prompts are plain text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat: Option<ChatSettings>,
     /// Spelling of the tags.
     pub tag_style: TagStyle,
     /// Agents at a time, the organizer included.
@@ -50,6 +53,10 @@ impl ModelCard {
                 worker: prompts.worker.clone(),
                 query: prompts.query.clone(),
             },
+            chat: prompts.chat.as_ref().map(|chat| ChatSettings {
+                system: chat.system.clone(),
+                enable_thinking: chat.enable_thinking,
+            }),
             tag_style: protocol.tag_style,
             capacity: protocol.capacity,
             overflow: protocol.overflow,
@@ -88,10 +95,10 @@ impl ModelCard {
     /// # Errors
     /// When a template lacks its placeholder.
     pub fn templates(&self) -> Result<PromptTemplates> {
-        Ok(PromptTemplates::new(
-            self.prompts.clone(),
-            self.capacity.max_workers(),
-        )?)
+        Ok(
+            PromptTemplates::new(self.prompts.clone(), self.capacity.max_workers())?
+                .with_chat(self.chat.clone()),
+        )
     }
 
     /// The rules that episodes of this model obey.
@@ -107,5 +114,44 @@ impl ModelCard {
             organizer_max_tokens: self.organizer_max_tokens as usize,
             organizer_total_tokens: self.organizer_total_tokens.map(|tokens| tokens as usize),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WITHOUT_CHAT: &str = r#"{
+        "format": 1, "prompts": {"organizer": "{query}", "worker": "{sub_query}", "query": "{numbers}"}, "tag_style": "plain",
+        "capacity": 2, "overflow": "error", "worker_max_tokens": 8, "organizer_max_tokens": 8, "organizer_total_tokens": null,
+        "max_forks": null
+    }"#;
+
+    #[test]
+    fn a_card_from_before_chat_templates_means_plain_text() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(MODEL_CARD_FILE), WITHOUT_CHAT).unwrap();
+        let card = ModelCard::read(dir.path()).unwrap();
+        assert_eq!(card.chat, None);
+        assert_eq!(card.templates().unwrap().chat(), None);
+        card.write(dir.path()).unwrap();
+        let text = fs::read_to_string(dir.path().join(MODEL_CARD_FILE)).unwrap();
+        assert!(!text.contains("chat"), "{text}");
+    }
+
+    #[test]
+    fn chat_settings_travel_with_the_card() {
+        let dir = tempfile::tempdir().unwrap();
+        let card = ModelCard {
+            chat: Some(ChatSettings {
+                system: Some("Use {max_workers}.".to_owned()),
+                enable_thinking: Some(false),
+            }),
+            ..serde_json::from_str(WITHOUT_CHAT).unwrap()
+        };
+        card.write(dir.path()).unwrap();
+        let again = ModelCard::read(dir.path()).unwrap();
+        assert_eq!(again, card);
+        assert_eq!(again.templates().unwrap().chat(), card.chat.as_ref());
     }
 }

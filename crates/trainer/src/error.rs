@@ -148,6 +148,16 @@ pub enum Error {
         /// Rows of the model's embedding.
         vocab_size: i64,
     },
+    /// The folder's adapters are not those of the recipe.
+    #[error("the adapters in `{dir}` are {found}; `[model.lora]` asks for {wanted}")]
+    OtherAdapters {
+        /// The adapter folder.
+        dir: PathBuf,
+        /// Its adapters.
+        found: String,
+        /// The recipe's.
+        wanted: String,
+    },
     /// The checkpoint belongs to the other stage.
     #[error("checkpoint `{dir}` is of stage `{found}`, expected `{expected}`")]
     WrongStage {
@@ -246,6 +256,9 @@ impl Error {
             Self::VocabularyTooLarge { .. } => {
                 "the folder mixes the files of two models: fetch it again"
             }
+            Self::OtherAdapters { .. } => {
+                "give `[model.lora]` those values, or merge the adapters first (`model.lora.save_merged`)"
+            }
             Self::WrongStage { .. } => "give a checkpoint of the stage that is run",
             _ => return None,
         })
@@ -266,6 +279,7 @@ impl Error {
                 | Self::InitialModelChanged { .. }
                 | Self::RunInUse { .. }
                 | Self::VocabularyTooLarge { .. }
+                | Self::OtherAdapters { .. }
                 | Self::WrongStage { .. }
         )
     }

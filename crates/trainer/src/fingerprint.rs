@@ -12,13 +12,14 @@ const SHARED_SECTIONS: [&str; 4] = ["seed", "task", "protocol", "prompts"];
 
 /// Keys of the stages that may change between a stop and a resume: how often something is written, what is checked, and
 /// how work is cut. (Cutting changes the rounding of sums and nothing else.)
-const FREE_KEYS: [&str; 6] = [
+const FREE_KEYS: [&str; 7] = [
     "save_every_steps",
     "keep_checkpoints",
     "log_every_steps",
     "dump_episodes_every_steps",
     "max_logprob_mismatch",
     "micro_batch_tokens",
+    "save_merged",
 ];
 
 /// The recipe's keys that a resumed `stage` must share with its checkpoint, with their values as TOML.
@@ -35,6 +36,9 @@ pub(crate) fn recipe_keys(recipe: &Recipe, stage: Stage) -> Result<BTreeMap<Stri
         let is_model = name == "model" && stage == Stage::Sft;
         if SHARED_SECTIONS.contains(&name.as_str()) || name == stage.name() || is_model {
             flatten(name, value, &mut keys);
+        } else if let ("model", Some(lora)) = (name.as_str(), value.get("lora")) {
+            // Another initial model is known by its files; how it is trained is known from here alone.
+            flatten("model.lora", lora, &mut keys);
         }
     }
     keys.retain(|key, _| {
@@ -45,8 +49,11 @@ pub(crate) fn recipe_keys(recipe: &Recipe, stage: Stage) -> Result<BTreeMap<Stri
     Ok(keys)
 }
 
+/// An empty table is a key too: some say something by being there.
 fn flatten(prefix: &str, value: &toml::Value, keys: &mut BTreeMap<String, String>) {
-    if let toml::Value::Table(table) = value {
+    if let toml::Value::Table(table) = value
+        && !table.is_empty()
+    {
         for (name, value) in table {
             flatten(&format!("{prefix}.{name}"), value, keys);
         }
@@ -98,4 +105,20 @@ pub(crate) fn of_problems(problems: &[asyncthink_tasks::Problem]) -> Result<Stri
         fingerprint.add(b"\n");
     }
     Ok(fingerprint.text())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_that_says_something_by_being_there_is_a_key() {
+        let table: toml::Table = "[prompts]\nquery = \"q\"\n[prompts.chat]\n"
+            .parse()
+            .unwrap();
+        let mut keys = BTreeMap::new();
+        flatten("prompts", &table["prompts"], &mut keys);
+        let keys: Vec<_> = keys.keys().map(String::as_str).collect();
+        assert_eq!(keys, ["prompts.chat", "prompts.query"]);
+    }
 }

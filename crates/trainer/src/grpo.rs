@@ -106,7 +106,7 @@ pub fn run_grpo(
         }
     };
     let device = open_recipe_device(recipe)?;
-    let mut model = ModelFiles::load(&begin, device)?;
+    let mut model = ModelFiles::load_to_train(&begin, recipe, device)?;
     let mut optimizer = new_optimizer(&mut model, &section.optimizer)?;
     if let Some(checkpoint) = &checkpoint {
         restore_optimizer(&mut optimizer, checkpoint)?;
@@ -120,12 +120,14 @@ pub fn run_grpo(
         num_steps,
         resumed_from: checkpoint.map(|checkpoint| checkpoint.dir),
         num_parameters: model.decoder.config().num_parameters(),
+        num_trained: model.num_trained(),
         num_items: problems.len(),
     });
     let mut trainer = Trainer::new(recipe, section, &problems, reference)?;
     while !run.is_finished() {
         let num_updates = optimizer.num_updates();
         let clock = run.clock();
+        model.refresh_sampler()?;
         let result = trainer.step(run.step(), clock, &model, &mut optimizer, observer, stop);
         let result =
             result.map_err(|error| run.fail(error, &model, &optimizer, num_updates, observer))?;
@@ -294,14 +296,19 @@ impl<'a> Trainer<'a> {
         } = context;
         let episodes = self
             .sampler
-            .run(&model.decoder, &model.tokenizer, queries, &mut |progress| {
-                observer.phase(
-                    Phase::Rollout,
-                    progress.finished_episodes as u64,
-                    progress.total_episodes as u64,
-                );
-                stop.requested().is_none()
-            })
+            .run(
+                model.sampler(),
+                &model.tokenizer,
+                queries,
+                &mut |progress| {
+                    observer.phase(
+                        Phase::Rollout,
+                        progress.finished_episodes as u64,
+                        progress.total_episodes as u64,
+                    );
+                    stop.requested().is_none()
+                },
+            )
             .map_err(|error| error.at_step(*step))?;
         context.clock.book(Phase::Rollout, started);
         Ok((episodes.len() == queries.len()).then_some(episodes))

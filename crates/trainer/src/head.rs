@@ -13,8 +13,17 @@ use tch::{Kind, Tensor};
 
 use crate::error::Result;
 
-/// Tokens per chunk. At a vocabulary of 150,000 a chunk's f32 logits take 2.5 GB; what is saved by larger chunks is noise.
-pub const CHUNK_TOKENS: i64 = 4096;
+/// Most tokens per chunk; what is saved by larger chunks is noise.
+const MAX_CHUNK_TOKENS: i64 = 4096;
+
+/// Most logits that exist at a time: 256 MiB in f32, and as much again for their softmax. At a vocabulary of 150,000 that is
+/// 440 tokens, where the head's matrix product runs at full speed.
+const MAX_CHUNK_LOGITS: i64 = 1 << 26;
+
+/// How many tokens' logits may exist at a time, at a vocabulary of this size.
+pub(crate) fn chunk_tokens(vocab_size: i64) -> i64 {
+    (MAX_CHUNK_LOGITS / vocab_size.max(1)).clamp(1, MAX_CHUNK_TOKENS)
+}
 
 /// The map from hidden states `[n, hidden]` to f32 logits `[n, vocab]`.
 pub type LmHead<'a> = &'a dyn Fn(&Tensor) -> Result<Tensor>;
@@ -212,6 +221,18 @@ mod tests {
             assert!(close(&whole.1, &cut.1, 1e-5));
             assert!(close(&whole.2, &cut.2, 1e-6));
             assert!((whole.3 - cut.3).abs() < 1e-5);
+        }
+    }
+
+    #[test]
+    fn logits_of_a_chunk_are_bounded() {
+        for (vocab_size, expected) in [
+            (29, MAX_CHUNK_TOKENS),
+            (32_000, 2097),
+            (151_936, 441),
+            (1 << 30, 1),
+        ] {
+            assert_eq!(chunk_tokens(vocab_size), expected);
         }
     }
 

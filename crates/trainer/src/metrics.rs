@@ -4,7 +4,7 @@
 //! its `timing` object. Lines without `timing` of a resumed run equal those of an unbroken one, byte for byte.
 
 use std::collections::BTreeMap;
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Read as _, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -13,6 +13,9 @@ use serde::Serialize;
 
 use crate::checkpoint::sync;
 use crate::error::{Error, Result};
+
+/// Longest line that [`MetricsLog::last_line`] finds; lines have about one kilobyte.
+const MAX_LINE_BYTES: u64 = 1 << 16;
 
 /// The metrics file of one stage, open for appending.
 #[derive(Debug)]
@@ -73,6 +76,21 @@ impl MetricsLog {
         self.file.write_all(&bytes)?;
         self.offset_bytes += bytes.len() as u64;
         Ok(())
+    }
+
+    /// The newest line, if there is one that can be read.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn last_line(&self) -> Result<Option<serde_json::Value>> {
+        let start = self.offset_bytes.saturating_sub(MAX_LINE_BYTES);
+        let mut file = fs::File::open(&self.path)?;
+        file.seek(SeekFrom::Start(start))?;
+        let mut tail = Vec::new();
+        file.take(self.offset_bytes - start)
+            .read_to_end(&mut tail)?;
+        let line = tail.trim_ascii_end().rsplit(|&byte| byte == b'\n').next();
+        Ok(line.and_then(|line| serde_json::from_slice(line).ok()))
     }
 
     /// Puts everything on the disk and returns the length, for a checkpoint to record.
@@ -191,11 +209,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
         let mut log = MetricsLog::open(&path, 0).unwrap();
+        assert_eq!(log.last_line().unwrap(), None);
         log.append(&serde_json::json!({"step": 1})).unwrap();
         let offset = log.sync().unwrap();
         log.append(&serde_json::json!({"step": 2})).unwrap();
+        assert_eq!(log.last_line().unwrap().unwrap()["step"], 2);
         drop(log);
         let mut log = MetricsLog::open(&path, offset).unwrap();
+        assert_eq!(log.last_line().unwrap().unwrap()["step"], 1);
         log.append(&serde_json::json!({"step": 3})).unwrap();
         assert_eq!(
             fs::read_to_string(&path).unwrap(),

@@ -6,7 +6,7 @@ use asyncthink_torch::num_workers;
 
 use crate::batch::{MicroBatch, to_host};
 use crate::error::{Error, Result};
-use crate::head::{CHUNK_TOKENS, HeadSettings};
+use crate::head::{HeadSettings, chunk_tokens};
 use crate::update::{BatchSettings, has_gradient, score};
 
 /// Differences between trainer's and sampler's log-probabilities, in nats.
@@ -76,7 +76,7 @@ fn mismatch_of(
 ) -> Result<Mismatch> {
     let settings = HeadSettings {
         temperature,
-        chunk_tokens: CHUNK_TOKENS,
+        chunk_tokens: chunk_tokens(decoder.config().vocab_size),
         entropy: false,
     };
     let batch = MicroBatch::assemble(rows, decoder.device())?;

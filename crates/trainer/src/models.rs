@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use asyncthink_data::Tokenizer;
-use asyncthink_model::{Decoder, ModelConfig, ModelSizes};
-use asyncthink_recipe::{ModelInit, ModelSection, Recipe, Stage};
+use asyncthink_model::{
+    Adapters, Decoder, LoraConfig, LoraTarget, ModelConfig, ModelSizes, base_of,
+};
+use asyncthink_recipe::{LoraSection, ModelInit, ModelSection, Recipe, Stage};
 use asyncthink_torch::{
     DeviceSpec, Parallelism, keep_freed_memory, open_device, set_num_threads, set_parallelism,
 };
@@ -24,6 +26,8 @@ pub struct ModelFiles {
     pub decoder: Decoder,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
+    /// The decoder with its adapters added, to sample from; `None` where there are none.
+    merged: Option<Decoder>,
 }
 
 /// Opens the recipe's device and sets the number of threads. To be called before any other use of libtorch.
@@ -38,35 +42,69 @@ pub fn open_recipe_device(recipe: &Recipe) -> Result<Device> {
     Ok(device)
 }
 
+/// Loads a decoder without its tokenizer, and puts the process's threads to work as suits it.
+///
+/// # Errors
+/// When the configuration is not supported, or the weights cannot be read.
+pub fn load_decoder(dir: &Path, device: Device, kind: Kind) -> Result<Decoder> {
+    let decoder = Decoder::load(dir, device, kind)?;
+    suit_threads_to(&decoder);
+    Ok(decoder)
+}
+
+fn suit_threads_to(decoder: &Decoder) {
+    let is_small = decoder.config().num_parameters() < SMALL_MODEL_PARAMETERS;
+    set_parallelism(if is_small && decoder.device() == Device::Cpu {
+        Parallelism::AcrossBatch
+    } else {
+        Parallelism::WithinOperations
+    });
+}
+
 impl ModelFiles {
-    /// Loads a Hugging Face folder in f32.
+    /// Loads a Hugging Face folder in f32; adapters of a PEFT folder are merged into their base model.
     ///
     /// # Errors
     /// When weights or tokenizer cannot be read or do not fit together.
     pub fn load(dir: &Path, device: Device) -> Result<Self> {
-        let tokenizer = Tokenizer::from_dir(dir)?;
-        let vocab_size = ModelConfig::from_dir(dir)?.vocab_size;
-        // Found out here, or as a failed look-up in the middle of a step.
-        if usize::try_from(vocab_size).is_ok_and(|rows| tokenizer.vocab_size() > rows) {
-            return Err(Error::VocabularyTooLarge {
-                dir: dir.to_owned(),
-                num_ids: tokenizer.vocab_size(),
-                vocab_size,
-            });
-        }
+        let tokenizer = fitting_tokenizer(dir)?;
         let decoder = Decoder::load(dir, device, Kind::Float)?;
         Ok(Self::new(decoder, tokenizer))
     }
 
+    /// Loads a folder to train it as `recipe` says: every weight, or adapters, those of the folder or new ones.
+    ///
+    /// # Errors
+    /// When weights or tokenizer cannot be read or do not fit together, or the folder's adapters are not the recipe's.
+    pub fn load_to_train(dir: &Path, recipe: &Recipe, device: Device) -> Result<Self> {
+        let Some(section) = &recipe.lora else {
+            return Self::load(dir, device);
+        };
+        let tokenizer = fitting_tokenizer(dir)?;
+        let wanted = lora_config(section);
+        let decoder = if base_of(dir)?.is_some() {
+            let decoder = Decoder::load_adapted(dir, device, Kind::Float)?;
+            check_adapters(dir, &decoder, &wanted)?;
+            decoder
+        } else {
+            // Checkpoints refer to it, from wherever they are used.
+            let base = fs_err::canonicalize(dir)?;
+            let seed = derive_seed(recipe.seed, Stream::Initialisation, 0, 0);
+            Decoder::load(dir, device, Kind::Float)?.with_new_adapters(wanted, &base, seed)?
+        };
+        let mut model = Self::new(decoder, tokenizer);
+        model.merged = Some(model.decoder.merged()?);
+        Ok(model)
+    }
+
     /// Also puts the process's threads to work as suits the model.
     fn new(decoder: Decoder, tokenizer: Tokenizer) -> Self {
-        let is_small = decoder.config().num_parameters() < SMALL_MODEL_PARAMETERS;
-        set_parallelism(if is_small && decoder.device() == Device::Cpu {
-            Parallelism::AcrossBatch
-        } else {
-            Parallelism::WithinOperations
-        });
-        Self { decoder, tokenizer }
+        suit_threads_to(&decoder);
+        Self {
+            decoder,
+            tokenizer,
+            merged: None,
+        }
     }
 
     /// What `sft` starts from: the recipe's model folder, or random weights for the tokenizer that `synth` made.
@@ -75,7 +113,7 @@ impl ModelFiles {
     /// When a folder cannot be read, or the sizes contradict each other.
     pub fn for_sft(recipe: &Recipe, device: Device) -> Result<Self> {
         match &recipe.model {
-            ModelSection::Path(dir) => Self::load(dir, device),
+            ModelSection::Path(dir) => Self::load_to_train(dir, recipe, device),
             ModelSection::Init(init) => {
                 let tokenizer = sft_tokenizer(recipe)?;
                 let seed = derive_seed(recipe.seed, Stream::Initialisation, 0, 0);
@@ -85,7 +123,24 @@ impl ModelFiles {
         }
     }
 
-    /// Writes weights, configuration and tokenizer.
+    /// Brings [`Self::sampler`] up to date with what training changed.
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation.
+    pub fn refresh_sampler(&mut self) -> Result<()> {
+        if let Some(merged) = &mut self.merged {
+            self.decoder.refresh_merged(merged)?;
+        }
+        Ok(())
+    }
+
+    /// The decoder to sample from: the trained one itself, or, with adapters, a copy that has them added and is as fast as
+    /// a model without ([`Self::refresh_sampler`]).
+    pub fn sampler(&self) -> &Decoder {
+        self.merged.as_ref().unwrap_or(&self.decoder)
+    }
+
+    /// Writes weights, configuration and tokenizer; of a model with adapters these in place of the weights.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -94,15 +149,83 @@ impl ModelFiles {
         Ok(self.tokenizer.save(dir)?)
     }
 
-    /// Whether every weight is a number.
+    /// Writes the model with its adapters added, as a folder of its own.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub(crate) fn save_merged(&self, dir: &Path) -> Result<()> {
+        self.decoder.merged()?.save(dir)?;
+        Ok(self.tokenizer.save(dir)?)
+    }
+
+    /// How many values training changes.
+    pub(crate) fn num_trained(&self) -> i64 {
+        let trained = self.decoder.trained_parameters();
+        trained
+            .iter()
+            .map(|(_, tensor)| tensor.size().iter().product::<i64>())
+            .sum()
+    }
+
+    /// Whether every trained value is a number.
     pub(crate) fn is_finite(&self) -> Result<bool> {
-        for (_, parameter) in self.decoder.named_parameters() {
+        for (_, parameter) in self.decoder.trained_parameters() {
             if parameter.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
                 return Ok(false);
             }
         }
         Ok(true)
     }
+}
+
+/// The tokenizer of a model folder, whose ids the model knows.
+fn fitting_tokenizer(dir: &Path) -> Result<Tokenizer> {
+    let tokenizer = Tokenizer::from_dir(dir)?;
+    let vocab_size = ModelConfig::from_dir(dir)?.vocab_size;
+    // Found out here, or as a failed look-up in the middle of a step.
+    if usize::try_from(vocab_size).is_ok_and(|rows| tokenizer.vocab_size() > rows) {
+        return Err(Error::VocabularyTooLarge {
+            dir: dir.to_owned(),
+            num_ids: tokenizer.vocab_size(),
+            vocab_size,
+        });
+    }
+    Ok(tokenizer)
+}
+
+fn lora_config(section: &LoraSection) -> LoraConfig {
+    LoraConfig {
+        rank: section.rank,
+        alpha: section.alpha,
+        use_rslora: section.use_rslora,
+        targets: section
+            .target_modules
+            .iter()
+            .filter_map(|module| LoraTarget::from_name(module.name()))
+            .collect(),
+    }
+}
+
+fn check_adapters(dir: &Path, decoder: &Decoder, wanted: &LoraConfig) -> Result<()> {
+    let found = decoder.adapters().map(Adapters::config);
+    if found.is_none_or(|found| found == wanted) {
+        return Ok(());
+    }
+    let describe = |config: &LoraConfig| {
+        let names: Vec<&str> = config.targets.iter().map(|target| target.name()).collect();
+        format!(
+            "rank {}, alpha {}{}, {}",
+            config.rank,
+            config.alpha,
+            if config.use_rslora { ", rslora" } else { "" },
+            names.join(" ")
+        )
+    };
+    Err(Error::OtherAdapters {
+        dir: dir.to_owned(),
+        found: found.map(describe).unwrap_or_default(),
+        wanted: describe(wanted),
+    })
 }
 
 /// The folder that `grpo` starts from: the newest checkpoint of `sft`, or the recipe's model where the recipe has no

@@ -19,8 +19,10 @@ pub struct RunStart {
     pub num_steps: u64,
     /// The checkpoint that the run goes on from.
     pub resumed_from: Option<PathBuf>,
-    /// Trained values of the model.
+    /// Values of the model, those of adapters not counted.
     pub num_parameters: i64,
+    /// Values that training changes.
+    pub num_trained: i64,
     /// Rows or problems to train on.
     pub num_items: usize,
 }

@@ -17,10 +17,14 @@ use crate::metrics::{MetricsLog, StepClock};
 use crate::models::ModelFiles;
 use crate::observer::Observer;
 use crate::optimizer::{AdamW, AdamWSettings};
+use crate::readme::{Contents, Readme};
 use crate::schedule::{Decay, LearningRate};
 use crate::tensors;
 
 const OPTIMIZER_FILE: &str = "trainer/optimizer.safetensors";
+
+/// Where the last checkpoint of a run with adapters holds the whole model, if the recipe asks for it.
+const MERGED_FOLDER: &str = "merged";
 
 /// Where a run begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,6 +80,8 @@ pub(crate) struct StageRun {
     pub(crate) metrics: MetricsLog,
     state: TrainerState,
     card: ModelCard,
+    readme: Readme,
+    save_merged: bool,
     save: SavePolicy,
     num_steps: u64,
     saved: Option<(u64, PathBuf)>,
@@ -178,6 +184,8 @@ impl StageRun {
             metrics,
             state,
             card: ModelCard::of(recipe),
+            readme: Readme::of(recipe, stage, num_steps),
+            save_merged: recipe.lora.as_ref().is_some_and(|lora| lora.save_merged),
             save,
             num_steps,
             saved,
@@ -234,9 +242,27 @@ impl StageRun {
         self.state.num_updates = optimizer.num_updates();
         self.state.metrics_bytes = self.metrics.sync()?;
         let card = &self.card;
+        let latest = self.metrics.last_line()?;
+        let describe = |dir: &Path, contents| {
+            self.readme
+                .write(dir, &self.state, latest.as_ref(), contents)
+        };
+        let contents = match model.decoder.adapters() {
+            Some(_) => Contents::Adapters,
+            None => Contents::Model,
+        };
+        let writes_merged = self.save_merged && self.is_finished();
         let dir = self.store.save(&self.state, &mut |dir| {
             model.save(dir)?;
             card.write(dir)?;
+            describe(dir, contents)?;
+            if writes_merged {
+                let merged = dir.join(MERGED_FOLDER);
+                fs::create_dir_all(&merged)?;
+                model.save_merged(&merged)?;
+                card.write(&merged)?;
+                describe(&merged, Contents::Model)?;
+            }
             tensors::save(&dir.join(OPTIMIZER_FILE), &optimizer.state())
         })?;
         self.save_seconds += started.elapsed().as_secs_f64();
@@ -309,7 +335,7 @@ pub(crate) fn new_optimizer(model: &mut ModelFiles, section: &OptimizerSection) 
         eps: section.eps,
         weight_decay: section.weight_decay,
     };
-    AdamW::new(model.decoder.named_parameters(), settings)
+    AdamW::new(model.decoder.trained_parameters(), settings)
 }
 
 /// The learning rate that a recipe's section describes.

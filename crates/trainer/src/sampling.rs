@@ -3,10 +3,12 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use asyncthink_data::{PromptTemplates, Tokenizer};
+use asyncthink_data::{PromptTemplates, TokenId, Tokenizer};
 use asyncthink_engine::{BatchedEngine, EngineConfig, Temperature};
 use asyncthink_model::Decoder;
-use asyncthink_rollout::{Episode, Query, RolloutProgress, RolloutSettings, rollout};
+use asyncthink_rollout::{
+    Episode, Query, RolloutObserver, RolloutProgress, RolloutSettings, rollout, rollout_observed,
+};
 use asyncthink_tasks::Problem;
 use asyncthink_torch::num_workers;
 use tch::Device;
@@ -64,6 +66,37 @@ impl EpisodeSampler {
             text: self.templates.query(&problem.fields()),
             seed,
         }
+    }
+
+    /// What the organizer's context begins with, for a query.
+    ///
+    /// # Errors
+    /// When the chat template refuses it, or it cannot be tokenised.
+    pub fn prompt(&self, tokenizer: &Tokenizer, query: &str) -> Result<Vec<TokenId>> {
+        Ok(self.templates.organizer_ids(tokenizer, query)?)
+    }
+
+    /// Runs one episode on this thread and tells `observer` what happens in it; `None` where it stopped the episode.
+    ///
+    /// # Errors
+    /// When the model fails or the prompt does not fit.
+    pub fn play(
+        &self,
+        decoder: &Decoder,
+        tokenizer: &Tokenizer,
+        query: &Query,
+        observer: &mut dyn RolloutObserver,
+    ) -> Result<Option<Episode>> {
+        let mut engine = self.engine(decoder, 1)?;
+        let episodes = rollout_observed(
+            &mut engine,
+            tokenizer,
+            &self.templates,
+            &self.settings,
+            std::slice::from_ref(query),
+            observer,
+        )?;
+        Ok(episodes.into_iter().next())
     }
 
     /// Runs the episodes of `queries`, in their order. `progress` may stop it by returning `false`; episodes that have
@@ -128,20 +161,7 @@ impl EpisodeSampler {
         queries: &[Query],
         progress: &mut dyn FnMut(RolloutProgress) -> bool,
     ) -> Result<Vec<Episode>> {
-        let per_episode = self.settings.protocol.capacity.get() as usize;
-        let limit = self
-            .max_agents
-            .unwrap_or(if decoder.device() == Device::Cpu {
-                MAX_AGENTS_CPU
-            } else {
-                MAX_AGENTS_GPU
-            });
-        let max_agents = (queries.len() * per_episode).clamp(per_episode, limit.max(per_episode));
-        let config = EngineConfig {
-            max_agents,
-            temperature: self.temperature,
-        };
-        let mut engine = BatchedEngine::new(decoder, config)?;
+        let mut engine = self.engine(decoder, queries.len())?;
         Ok(rollout(
             &mut engine,
             tokenizer,
@@ -150,6 +170,24 @@ impl EpisodeSampler {
             queries,
             progress,
         )?)
+    }
+
+    /// An engine with room for so many episodes, or for as many as may decode at a time.
+    fn engine<'a>(&self, decoder: &'a Decoder, num_episodes: usize) -> Result<BatchedEngine<'a>> {
+        let per_episode = self.settings.protocol.capacity.get() as usize;
+        let limit = self
+            .max_agents
+            .unwrap_or(if decoder.device() == Device::Cpu {
+                MAX_AGENTS_CPU
+            } else {
+                MAX_AGENTS_GPU
+            });
+        let max_agents = (num_episodes * per_episode).clamp(per_episode, limit.max(per_episode));
+        let config = EngineConfig {
+            max_agents,
+            temperature: self.temperature,
+        };
+        Ok(BatchedEngine::new(decoder, config)?)
     }
 }
 

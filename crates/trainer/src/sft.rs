@@ -82,7 +82,7 @@ pub fn run_sft(
     }
     let device = open_recipe_device(recipe)?;
     let mut model = match &checkpoint {
-        Some(checkpoint) => ModelFiles::load(&checkpoint.dir, device)?,
+        Some(checkpoint) => ModelFiles::load_to_train(&checkpoint.dir, recipe, device)?,
         None => ModelFiles::for_sft(recipe, device)?,
     };
     check_lengths(&rows, &model)?;
@@ -96,6 +96,7 @@ pub fn run_sft(
         num_steps,
         resumed_from: checkpoint.map(|checkpoint| checkpoint.dir),
         num_parameters: model.decoder.config().num_parameters(),
+        num_trained: model.num_trained(),
         num_items: rows.len(),
     });
     let mut batches = Batches::new(recipe.seed, &rows, section.batch_tokens, run.step())?;

@@ -12,7 +12,7 @@ use tch::{Kind, Tensor};
 
 use crate::batch::{MicroBatch, to_host};
 use crate::error::{Error, Result};
-use crate::head::{self, CHUNK_TOKENS, HeadSettings};
+use crate::head::{self, HeadSettings, chunk_tokens};
 use crate::loss::{Aggregation, Clip, RowCount, is_clipped, k3, policy_loss, sft_loss};
 use crate::mismatch::Mismatch;
 
@@ -228,9 +228,9 @@ impl Worker<'_> {
 /// Adds the gradients of a replica to those of the decoder.
 fn add_gradients(decoder: &Decoder, replica: &Decoder) -> Result<()> {
     for ((_, parameter), (_, copy)) in decoder
-        .named_parameters()
+        .trained_parameters()
         .iter()
-        .zip(replica.named_parameters())
+        .zip(replica.trained_parameters())
     {
         let (mut gradient, part) = (parameter.grad(), copy.grad());
         if gradient.defined() && part.defined() {
@@ -256,7 +256,7 @@ fn micro_batch_gradient(
 ) -> Result<Totals> {
     let head_settings = HeadSettings {
         temperature: settings.temperature,
-        chunk_tokens: CHUNK_TOKENS,
+        chunk_tokens: chunk_tokens(decoder.config().vocab_size),
         entropy: settings.objective != Objective::Sft,
     };
     let started = Instant::now();
@@ -329,7 +329,7 @@ pub fn score_rows(
 ) -> Result<Vec<Vec<f64>>> {
     let settings = HeadSettings {
         temperature,
-        chunk_tokens: CHUNK_TOKENS,
+        chunk_tokens: chunk_tokens(decoder.config().vocab_size),
         entropy: false,
     };
     let lengths: Vec<usize> = rows.iter().map(TrainingRow::len).collect();

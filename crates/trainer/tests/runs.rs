@@ -1,202 +1,19 @@
 //! Whole runs on a tiny problem: stopping and resuming, damage, refusals, and log-probabilities of real episodes.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+mod common;
 
-use asyncthink_recipe::{Recipe, Stage};
-use asyncthink_torch::{Parallelism, set_num_threads, set_parallelism};
+use asyncthink_recipe::Stage;
+use asyncthink_torch::{Parallelism, set_parallelism};
 use asyncthink_trainer::{
     Advantage, Aggregation, BatchSettings, Clip, EpisodeSampler, Error, ModelCard, ModelFiles,
-    Objective, Observer, Phase, Resume, RewardRule, RunLayout, RunOptions, RunOutcome, StageLock,
-    StepReport, StopFlag, accumulate_gradient, assign_advantages, grade_episode, run_grpo, run_sft,
-    score_rows, train_problems, training_rows,
+    Objective, Phase, Resume, RewardRule, RunLayout, RunOutcome, StageLock, accumulate_gradient,
+    assign_advantages, grade_episode, score_rows, train_problems, training_rows,
 };
+use common::{Watcher, alone, copy_folder, finish, metrics, recipe, run, weights};
 use fs_err as fs;
 use serde_json::Value;
 use tch::{Device, Tensor};
-
-const RECIPE: &str = r#"
-name = "tiny"
-run_dir = "RUN"
-seed = 3
-device = "cpu"
-num_threads = 2
-
-[task.mcd]
-num_numbers = 4
-number_range = [1, 8]
-target_range = [2, 20]
-numbers_per_solution = [2, 2]
-required_solutions = 2
-num_train_problems = 5
-num_test_problems = 2
-test_target_fraction = 0.2
-
-[protocol]
-capacity = 2
-worker_max_tokens = 60
-organizer_max_tokens = 80
-max_forks = 2
-organizer_total_tokens = 160
-
-[prompts]
-organizer = "main {query}\n"
-worker = "sub {sub_query}\n"
-query = "{numbers} = {target}"
-
-[model.init]
-hidden_size = 48
-num_layers = 2
-num_heads = 2
-num_kv_heads = 1
-head_dim = 24
-intermediate_size = 96
-max_position_embeddings = 512
-
-[synth]
-num_traces = 60
-max_attempts_organizer = 2
-max_attempts_worker = 2
-topology_max_forks = 2
-
-[sft]
-num_steps = 12
-batch_tokens = 1500
-micro_batch_tokens = 600
-save_every_steps = 4
-eval_every_steps = 5
-
-[sft.optimizer]
-learning_rate = 5e-3
-warmup_steps = 2
-schedule = "cosine"
-
-[grpo]
-num_steps = 6
-prompts_per_step = 2
-group_size = 4
-save_every_steps = 2
-dump_episodes_every_steps = 3
-micro_batch_tokens = 600
-max_logprob_mismatch = 1e-4
-
-[grpo.optimizer]
-learning_rate = 1e-3
-
-[grpo.reward]
-gate_concurrency = false
-"#;
-
-/// libtorch's generator, which draws initial weights, is one per process.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-fn alone() -> MutexGuard<'static, ()> {
-    // Before anything starts rayon's threads in another number.
-    set_num_threads(2).unwrap();
-    ONE_AT_A_TIME
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-/// A recipe whose run lies in `dir`, with problems and pairs made.
-fn recipe(dir: &Path, sets: &[&str]) -> Recipe {
-    let run_dir = dir.join("run");
-    let text = RECIPE.replace("RUN", run_dir.to_str().unwrap());
-    let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
-    let recipe = Recipe::parse(&text, Path::new("tiny.toml"), &sets).unwrap();
-    asyncthink_synth::run(&recipe, &run_dir, &mut |_| {}).unwrap();
-    recipe
-}
-
-/// Raises the stop flag at a moment and collects what it is told.
-#[derive(Default)]
-struct Watcher {
-    stop: StopFlag,
-    stop_after_step: Option<u64>,
-    stop_in_phase: Option<(Phase, u64)>,
-    phases_seen: u64,
-    warnings: Vec<String>,
-    steps: Vec<u64>,
-}
-
-impl Observer for Watcher {
-    fn phase(&mut self, phase: Phase, _done: u64, _total: u64) {
-        if let Some((wanted, count)) = self.stop_in_phase
-            && wanted == phase
-        {
-            self.phases_seen += 1;
-            if self.phases_seen == count {
-                self.stop.request(15);
-            }
-        }
-    }
-
-    fn step(&mut self, report: &StepReport<'_>) {
-        self.steps.push(report.step);
-        if self.stop_after_step == Some(report.step) {
-            self.stop.request(2);
-        }
-    }
-
-    fn warning(&mut self, message: &str) {
-        self.warnings.push(message.to_owned());
-    }
-}
-
-fn run(
-    recipe: &Recipe,
-    stage: Stage,
-    resume: Resume,
-    watcher: &mut Watcher,
-) -> Result<RunOutcome, Error> {
-    let stop = watcher.stop.clone();
-    let options = RunOptions { resume };
-    match stage {
-        Stage::Sft => run_sft(recipe, &options, watcher, &stop),
-        _ => run_grpo(recipe, &options, watcher, &stop),
-    }
-}
-
-fn finish(recipe: &Recipe, stage: Stage) -> PathBuf {
-    match run(recipe, stage, Resume::Auto, &mut Watcher::default()).unwrap() {
-        RunOutcome::Finished { model, .. } => model,
-        RunOutcome::Stopped { .. } => panic!("nobody asked to stop"),
-    }
-}
-
-/// The metrics without the figures that a clock made.
-fn metrics(recipe: &Recipe, stage: Stage) -> Vec<Value> {
-    let text = fs::read_to_string(RunLayout::new(&recipe.run_dir).metrics(stage)).unwrap();
-    text.lines()
-        .map(|line| {
-            let mut value: Value = serde_json::from_str(line).unwrap();
-            assert!(value.as_object_mut().unwrap().remove("timing").is_some());
-            value
-        })
-        .collect()
-}
-
-fn weights(model: &Path) -> Vec<u8> {
-    fs::read(model.join("model.safetensors")).unwrap()
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let (source, target) = (
-            entry.as_ref().unwrap().path(),
-            to.join(entry.unwrap().file_name()),
-        );
-        if source.is_symlink() {
-            fs::os::unix::fs::symlink(fs::read_link(&source).unwrap(), &target).unwrap();
-        } else if source.is_dir() {
-            copy_folder(&source, &target);
-        } else {
-            fs::copy(&source, &target).unwrap();
-        }
-    }
-}
 
 #[test]
 fn a_stopped_sft_run_continues_as_if_it_had_never_stopped() {
@@ -243,6 +60,12 @@ fn a_stopped_sft_run_continues_as_if_it_had_never_stopped() {
     let resumed = finish(&broken, Stage::Sft);
     assert_eq!(metrics(&broken, Stage::Sft), expected);
     assert_eq!(weights(&resumed), weights(&model));
+    let readme = fs::read_to_string(model.join("README.md")).unwrap();
+    assert!(readme.contains("Step 12 of 12") && readme.contains("Figures of step 12"));
+    assert_eq!(
+        fs::read_to_string(resumed.join("README.md")).unwrap(),
+        readme
+    );
 
     // A finished run has nothing left to do.
     let mut watcher = Watcher::default();
@@ -311,6 +134,12 @@ fn a_stopped_grpo_run_continues_as_if_it_had_never_stopped() {
     let resumed = finish(&broken, Stage::Grpo);
     assert_eq!(metrics(&broken, Stage::Grpo), expected);
     assert_eq!(weights(&resumed), weights(&model));
+    let readme = fs::read_to_string(model.join("README.md")).unwrap();
+    assert!(readme.contains("| mean reward |") && readme.contains("`grpo.group_size`"));
+    assert_eq!(
+        fs::read_to_string(resumed.join("README.md")).unwrap(),
+        readme
+    );
     let card = ModelCard::read(&resumed).unwrap();
     assert_eq!(card, ModelCard::of(&broken));
 }

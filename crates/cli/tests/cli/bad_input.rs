@@ -4,7 +4,7 @@ use crate::workspace::Workspace;
 
 /// Runs a command that must fail with exit code 2 and nothing on standard
 /// output, and gives what is shown.
-fn refused(workspace: &Workspace, args: &[&str]) -> String {
+pub(crate) fn refused(workspace: &Workspace, args: &[&str]) -> String {
     let output = workspace.run(args);
     let shown = workspace.show(&output);
     assert_eq!(output.status.code(), Some(2), "{shown}");

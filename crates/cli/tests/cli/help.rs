@@ -2,13 +2,15 @@
 
 use crate::workspace::{Workspace, stdout};
 
-const COMMANDS: [&str; 9] = [
+const COMMANDS: [&str; 11] = [
     "synth",
     "sft",
     "grpo",
     "eval",
+    "think",
     "trace",
     "grade",
+    "score",
     "schema",
     "doctor",
     "completions",

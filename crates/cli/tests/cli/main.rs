@@ -2,7 +2,10 @@
 //! out. One test program, because linking libtorch takes time.
 
 mod bad_input;
+mod chat;
 mod help;
 mod lines;
+mod score;
 mod stages;
+mod think;
 mod workspace;

@@ -80,7 +80,7 @@ fn wait_for_lines(file: &Path, before: usize) {
     }
 }
 
-fn send(signal: &str, pid: u32) {
+pub(crate) fn send(signal: &str, pid: u32) {
     let status = Command::new("kill")
         .args([signal, &pid.to_string()])
         .status();

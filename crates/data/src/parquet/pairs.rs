@@ -54,7 +54,7 @@ pub struct SftPair {
     pub worker_index: Option<u32>,
     /// The problem, an index into the training problems.
     pub problem_index: u64,
-    /// The context that the agent starts with.
+    /// The context that the agent starts with, as [`Tokenizer::encode_prompt`] takes it.
     pub prompt: String,
     /// What the agent's context holds after it, without the end of sequence.
     pub response: String,
@@ -75,7 +75,7 @@ impl SftPair {
     /// # Errors
     /// A text cannot be encoded, or a span is outside the response.
     pub fn tokenize(&self, tokenizer: &Tokenizer) -> Result<TrainingRow> {
-        let mut ids = tokenizer.encode(&self.prompt)?;
+        let mut ids = tokenizer.encode_prompt(&self.prompt)?;
         let mut mask = vec![false; ids.len()];
         // What agents write brings no special tokens, at run time or here.
         let mut push = |text: &str, decoded: bool| -> Result<()> {

@@ -1,0 +1,254 @@
+//! The chat template of a Hugging Face model folder, rendered as `transformers` 5 renders it.
+//!
+//! A template is a program that came with the model. It sees the messages, the tokenizer's named special tokens and the
+//! variables that the caller gives, and nothing else: no files, no other templates, no clock. Its steps and its output are
+//! bounded.
+//!
+//! `strftime_now` is not defined. A prompt that depends on the day would differ between training and use, and between two
+//! runs of one recipe. Templates that ask whether it is defined fall back to a date of their own; one that calls it all the
+//! same is refused with that reason.
+
+mod environment;
+mod json;
+mod marks;
+mod prompts;
+mod python;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+use minijinja::value::Serde;
+use minijinja::{Environment, Value};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use self::marks::{Piece, mark, pieces};
+pub use self::prompts::ChatSettings;
+use crate::tokenizer::special_name;
+use crate::{Error, Result};
+
+/// The file that holds a template alone; it comes before one in [`CONFIG_FILE`].
+pub(crate) const TEMPLATE_FILE: &str = "chat_template.jinja";
+
+/// The file that names the special tokens and may hold a template.
+pub(crate) const CONFIG_FILE: &str = "tokenizer_config.json";
+
+/// Special tokens that `transformers` puts into a template's scope by these names.
+const SPECIAL_TOKENS: [&str; 7] = [
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+];
+
+/// Longest template that is compiled; real ones have some ten thousand bytes.
+const MAX_TEMPLATE_BYTES: usize = 1 << 20;
+
+/// One message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChatMessage {
+    /// Who speaks: `system`, `user` or `assistant` in most templates.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+impl ChatMessage {
+    /// A message of `role`.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self {
+            role: role.into(),
+            content: content.into(),
+        }
+    }
+}
+
+/// What a template is told besides the messages.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ChatOptions {
+    /// Whether the text ends where the assistant's next message begins.
+    pub add_generation_prompt: bool,
+    /// More variables in the template's scope, such as `enable_thinking`. They come before special tokens of the same name.
+    pub variables: BTreeMap<String, serde_json::Value>,
+}
+
+impl Default for ChatOptions {
+    /// A prompt to generate from, and no variables.
+    fn default() -> Self {
+        Self {
+            add_generation_prompt: true,
+            variables: BTreeMap::new(),
+        }
+    }
+}
+
+/// A compiled chat template with the special tokens that it may write.
+#[derive(Debug, Clone)]
+pub struct ChatTemplate {
+    /// The file that it was read from.
+    file: PathBuf,
+    source: String,
+    environment: Environment<'static>,
+    special_tokens: BTreeMap<String, String>,
+}
+
+impl ChatTemplate {
+    /// Reads the template of a model folder: `chat_template.jinja`, or else `chat_template` in `tokenizer_config.json`, a
+    /// text or a list of named ones of which `default` is taken. Special tokens come from `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// A file cannot be read, there is no template, or it uses what the engine does not know.
+    pub fn from_dir(directory: &Path) -> Result<Self> {
+        let read = |name: &str| -> Result<Option<Vec<u8>>> {
+            let path = directory.join(name);
+            Ok(path.is_file().then(|| fs::read(path)).transpose()?)
+        };
+        Self::from_files(
+            directory,
+            read(TEMPLATE_FILE)?.as_deref(),
+            read(CONFIG_FILE)?.as_deref(),
+        )
+    }
+
+    /// [`ChatTemplate::from_dir`] from the contents of the two files, where they are there.
+    pub(crate) fn from_files(
+        directory: &Path,
+        template: Option<&[u8]>,
+        config: Option<&[u8]>,
+    ) -> Result<Self> {
+        let config_file = directory.join(CONFIG_FILE);
+        let config = match config {
+            None => serde_json::Value::Null,
+            Some(bytes) => serde_json::from_slice(bytes)
+                .map_err(|error| refused(&config_file, error.to_string()))?,
+        };
+        let (file, source) = match template {
+            Some(bytes) => {
+                let file = directory.join(TEMPLATE_FILE);
+                let source = str::from_utf8(bytes)
+                    .map_err(|_| refused(&file, "the file is not UTF-8 text"))?;
+                (file, source)
+            }
+            None => match named_template(&config["chat_template"]) {
+                Ok(Some(source)) => (config_file, source),
+                Ok(None) => {
+                    return Err(Error::NoChatTemplate {
+                        directory: directory.to_path_buf(),
+                    });
+                }
+                Err(message) => return Err(refused(&config_file, message)),
+            },
+        };
+        let special_tokens = SPECIAL_TOKENS
+            .into_iter()
+            .filter_map(|name| Some((name.to_owned(), special_name(&config[name])?)))
+            .collect();
+        Self::new(file, source, special_tokens)
+    }
+
+    /// Compiles a template; `file` is used in messages only, `special_tokens` are in scope by name.
+    ///
+    /// # Errors
+    /// The template is too long, or uses what the engine does not know.
+    pub fn new(
+        file: PathBuf,
+        source: &str,
+        special_tokens: BTreeMap<String, String>,
+    ) -> Result<Self> {
+        if source.len() > MAX_TEMPLATE_BYTES {
+            let message = format!(
+                "it has {} bytes, more than {MAX_TEMPLATE_BYTES}",
+                source.len()
+            );
+            return Err(refused(&file, message));
+        }
+        let environment = environment::compile(source)
+            .map_err(|error| refused(&file, environment::describe(&error)))?;
+        Ok(Self {
+            file,
+            source: source.to_owned(),
+            environment,
+            special_tokens,
+        })
+    }
+
+    /// The text of a conversation. It may hold special tokens that the template or a message wrote; no token is added to it.
+    ///
+    /// # Errors
+    /// The template refuses the messages (`raise_exception`), fails, or exceeds its bounds.
+    pub fn render(&self, messages: &[ChatMessage], options: &ChatOptions) -> Result<String> {
+        let messages: Vec<Value> = messages
+            .iter()
+            .map(|message| {
+                Value::from_pairs([
+                    ("role", Value::from(message.role.as_str())),
+                    ("content", Value::from(message.content.as_str())),
+                ])
+            })
+            .collect();
+        let mut scope: BTreeMap<&str, Value> = self
+            .special_tokens
+            .iter()
+            .map(|(name, text)| (name.as_str(), Value::from(text.as_str())))
+            .collect();
+        for (name, value) in &options.variables {
+            scope.insert(name.as_str(), Value::from(Serde(value)));
+        }
+        scope.extend([
+            ("messages", Value::from(messages)),
+            ("tools", Value::from(())),
+            ("documents", Value::from(())),
+            (
+                "add_generation_prompt",
+                Value::from(options.add_generation_prompt),
+            ),
+        ]);
+        environment::render(&self.environment, Value::from_pairs(scope)).map_err(|message| {
+            Error::ChatRender {
+                path: self.file.clone(),
+                message,
+            }
+        })
+    }
+
+    /// The file that the template was read from.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// The template as it is written.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+}
+
+fn refused(path: &Path, message: impl Into<String>) -> Error {
+    Error::ChatTemplate {
+        path: path.to_path_buf(),
+        message: message.into(),
+    }
+}
+
+/// The template in a value of `tokenizer_config.json`: a text, or the `default` one of a list.
+fn named_template(value: &serde_json::Value) -> Result<Option<&str>, String> {
+    match value {
+        serde_json::Value::Null => Ok(None),
+        serde_json::Value::String(text) => Ok(Some(text)),
+        serde_json::Value::Array(templates) => {
+            let default = templates
+                .iter()
+                .find(|template| template["name"] == "default")
+                .and_then(|template| template["template"].as_str());
+            default
+                .map(Some)
+                .ok_or_else(|| "`chat_template` is a list without one named `default`".to_owned())
+        }
+        _ => Err("`chat_template` is neither a text nor a list of named ones".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,231 @@
+//! The matrices of adapters: drawn, read, written, added to the weights.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use tch::{Device, Kind, TchError, Tensor};
+
+use super::LoraConfig;
+use super::file::AdapterFile;
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::tensor_file::{self, TensorFile};
+
+const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// What PEFT puts before the name of a module of a causal language model.
+const PREFIX: &str = "base_model.model.";
+
+/// How many unfit tensors an error names.
+const MAX_NAMED: usize = 8;
+
+/// Adapters over a base model that lies in a folder of its own.
+#[derive(Debug)]
+pub struct Adapters {
+    config: LoraConfig,
+    base: PathBuf,
+    /// `model.layers.N.MODULE.lora_A.weight` and `...lora_B.weight`, sorted by name.
+    parameters: Vec<(String, Tensor)>,
+}
+
+impl Adapters {
+    /// New adapters of the type `kind`: `A` uniform within `1 / sqrt(in)` as in PEFT, `B` zero, so that the model computes what
+    /// its base does. The caller has seeded libtorch's generator.
+    pub(crate) fn draw(
+        config: LoraConfig,
+        base: PathBuf,
+        model: &ModelConfig,
+        device: Device,
+        kind: Kind,
+    ) -> Result<Self> {
+        let options = (Kind::Float, Device::Cpu);
+        let parameters = shapes(&config, model)
+            .into_iter()
+            .map(|(name, shape)| {
+                let tensor = if name.ends_with("lora_A.weight") {
+                    let bound = 1.0 / (shape[1] as f64).sqrt();
+                    (Tensor::f_rand(shape, options)? * 2.0 - 1.0) * bound
+                } else {
+                    Tensor::f_zeros(shape, options)?
+                };
+                Ok((name, tensor.f_to_device(device)?.f_to_kind(kind)?))
+            })
+            .collect::<Result<Vec<_>, TchError>>()?;
+        Ok(Self {
+            config,
+            base,
+            parameters,
+        })
+    }
+
+    /// Reads an adapter folder for a base model of the configuration `model`.
+    pub(crate) fn load(
+        dir: &Path,
+        model: &ModelConfig,
+        device: Device,
+        kind: Kind,
+    ) -> Result<Self> {
+        let file = AdapterFile::read(dir)?;
+        let base = file.base(dir)?;
+        let weights = TensorFile::open(&dir.join(WEIGHTS_FILE))?;
+        let expected = shapes(&file.config, model);
+        check_shapes(dir, &weights, &expected)?;
+        let parameters = expected
+            .into_iter()
+            .map(|(name, _)| {
+                let tensor = weights.read(&format!("{PREFIX}{name}"), device, kind)?;
+                Ok((name, tensor))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self {
+            config: file.config,
+            base,
+            parameters,
+        })
+    }
+
+    /// Writes `adapter_config.json` and `adapter_model.safetensors` into an existing folder.
+    pub(crate) fn save(&self, dir: &Path) -> Result<()> {
+        AdapterFile::new(&self.config, &self.base).write(dir)?;
+        let named: Vec<(String, Tensor)> = self
+            .parameters
+            .iter()
+            .map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor.shallow_clone()))
+            .collect();
+        tensor_file::write(&dir.join(WEIGHTS_FILE), &named)
+    }
+
+    /// Size, scale and place.
+    pub fn config(&self) -> &LoraConfig {
+        &self.config
+    }
+
+    /// The folder of the base model.
+    pub fn base(&self) -> &Path {
+        &self.base
+    }
+
+    /// Every adapter's matrices, sorted by name.
+    pub fn named_parameters(&self) -> &[(String, Tensor)] {
+        &self.parameters
+    }
+
+    /// The same matrices with gradients of their own.
+    pub(crate) fn replica(&self) -> Self {
+        let parameters = self
+            .parameters
+            .iter()
+            .map(|(name, tensor)| {
+                let copy = tensor.detach();
+                (name.clone(), copy.set_requires_grad(tensor.requires_grad()))
+            })
+            .collect();
+        Self {
+            config: self.config.clone(),
+            base: self.base.clone(),
+            parameters,
+        }
+    }
+
+    pub(crate) fn set_requires_grad(&mut self, requires_grad: bool) {
+        for (_, tensor) in &mut self.parameters {
+            *tensor = tensor.set_requires_grad(requires_grad);
+        }
+    }
+
+    /// The adapter of a module such as `model.layers.0.self_attn.q_proj`, where it has one.
+    pub(crate) fn of_module(&self, module: &str) -> Option<LowRank> {
+        let find = |part: &str| {
+            let name = format!("{module}.{part}.weight");
+            let index = self
+                .parameters
+                .binary_search_by(|(other, _)| other.cmp(&name))
+                .ok()?;
+            Some(self.parameters[index].1.shallow_clone())
+        };
+        Some(LowRank {
+            down: find("lora_A")?,
+            up: find("lora_B")?,
+            scale: self.config.scale(),
+        })
+    }
+}
+
+/// One adapter: `x` becomes `scale * B A x`.
+#[derive(Debug)]
+pub(crate) struct LowRank {
+    /// `A` `[rank, in]`.
+    down: Tensor,
+    /// `B` `[out, rank]`.
+    up: Tensor,
+    scale: f64,
+}
+
+impl LowRank {
+    /// What the adapter adds to the projection's output; `[tokens, in]` to `[tokens, out]`.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        let inner = x.f_linear::<&Tensor>(&self.down, None)?;
+        inner
+            .f_linear::<&Tensor>(&self.up, None)?
+            .f_mul_scalar(self.scale)
+    }
+
+    /// Writes `weight + scale * B A` into `merged`, computed in f32.
+    pub(crate) fn merge_into(&self, weight: &Tensor, merged: &mut Tensor) -> Result<(), TchError> {
+        let _no_grad = tch::no_grad_guard();
+        let product = self
+            .up
+            .f_to_kind(Kind::Float)?
+            .f_matmul(&self.down.f_to_kind(Kind::Float)?)?
+            .f_mul_scalar(self.scale)?;
+        merged.f_copy_(&weight.f_to_kind(Kind::Float)?.f_add(&product)?)
+    }
+}
+
+/// Name and shape of every matrix, sorted by name.
+fn shapes(config: &LoraConfig, model: &ModelConfig) -> Vec<(String, [i64; 2])> {
+    let rank = i64::from(config.rank);
+    let mut shapes = Vec::new();
+    for layer in 0..model.num_hidden_layers {
+        for target in &config.targets {
+            let [rows, columns] = target.shape(model);
+            let path = format!("model.layers.{layer}.{}", target.module());
+            shapes.push((format!("{path}.lora_A.weight"), [rank, columns]));
+            shapes.push((format!("{path}.lora_B.weight"), [rows, rank]));
+        }
+    }
+    shapes.sort();
+    shapes
+}
+
+fn check_shapes(dir: &Path, weights: &TensorFile, expected: &[(String, [i64; 2])]) -> Result<()> {
+    let mut wanted: BTreeMap<String, &[i64; 2]> = expected
+        .iter()
+        .map(|(name, shape)| (format!("{PREFIX}{name}"), shape))
+        .collect();
+    let mut problems = Vec::new();
+    for (name, shape) in weights.shapes() {
+        match wanted.remove(name) {
+            None => problems.push(format!("unexpected `{name}`")),
+            Some(expected) if expected.as_slice() != shape => problems.push(format!(
+                "`{name}` has shape {shape:?}, expected {expected:?}"
+            )),
+            Some(_) => {}
+        }
+    }
+    problems.extend(wanted.keys().map(|name| format!("missing `{name}`")));
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let more = problems.len().saturating_sub(MAX_NAMED);
+    problems.truncate(MAX_NAMED);
+    let suffix = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    Err(Error::Adapter {
+        path: dir.join(WEIGHTS_FILE),
+        reason: problems.join(", ") + &suffix,
+    })
+}

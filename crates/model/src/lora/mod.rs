@@ -1,0 +1,121 @@
+//! Low-rank adapters (LoRA, arXiv:2106.09685) in PEFT's folder format.
+//!
+//! A projection `W` `[out, in]` is used as `W + scale * B A`, with `A` `[rank, in]` and `B` `[out, rank]`; `W` stays as it is.
+
+mod adapters;
+mod file;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+pub use adapters::Adapters;
+pub(crate) use adapters::LowRank;
+
+use crate::config::ModelConfig;
+use crate::error::Result;
+use file::AdapterFile;
+
+const CONFIG_FILE: &str = "adapter_config.json";
+
+/// A projection that can have an adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LoraTarget {
+    /// `mlp.down_proj`
+    Down,
+    /// `mlp.gate_proj`
+    Gate,
+    /// `self_attn.k_proj`
+    Key,
+    /// `self_attn.o_proj`
+    Output,
+    /// `self_attn.q_proj`
+    Query,
+    /// `mlp.up_proj`
+    Up,
+    /// `self_attn.v_proj`
+    Value,
+}
+
+impl LoraTarget {
+    /// Every projection of a layer.
+    pub const ALL: [Self; 7] = [
+        Self::Down,
+        Self::Gate,
+        Self::Key,
+        Self::Output,
+        Self::Query,
+        Self::Up,
+        Self::Value,
+    ];
+
+    /// The module's name inside a layer, for instance `self_attn.q_proj`.
+    pub(crate) fn module(self) -> &'static str {
+        match self {
+            Self::Down => "mlp.down_proj",
+            Self::Gate => "mlp.gate_proj",
+            Self::Key => "self_attn.k_proj",
+            Self::Output => "self_attn.o_proj",
+            Self::Query => "self_attn.q_proj",
+            Self::Up => "mlp.up_proj",
+            Self::Value => "self_attn.v_proj",
+        }
+    }
+
+    /// The name in `target_modules`, for instance `q_proj`.
+    pub fn name(self) -> &'static str {
+        self.module()
+            .rsplit_once('.')
+            .map_or(self.module(), |(_, name)| name)
+    }
+
+    /// The projection of a name in `target_modules`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|target| target.name() == name)
+    }
+
+    /// `[out, in]` in a model of this configuration.
+    fn shape(self, config: &ModelConfig) -> [i64; 2] {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let query = config.num_attention_heads * config.head_dim;
+        let key_value = config.num_key_value_heads * config.head_dim;
+        match self {
+            Self::Down => [hidden, inner],
+            Self::Gate | Self::Up => [inner, hidden],
+            Self::Key | Self::Value => [key_value, hidden],
+            Self::Output => [hidden, query],
+            Self::Query => [query, hidden],
+        }
+    }
+}
+
+/// Size, scale and place of adapters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraConfig {
+    /// Inner dimension `r` of every adapter, at least 1.
+    pub rank: u32,
+    /// Numerator of the scale.
+    pub alpha: f64,
+    /// Whether the scale is `alpha / sqrt(rank)` (arXiv:2312.03732) and not `alpha / rank`.
+    pub use_rslora: bool,
+    /// The projections that have an adapter, in every layer.
+    pub targets: BTreeSet<LoraTarget>,
+}
+
+impl LoraConfig {
+    /// What `B A` is multiplied with.
+    pub fn scale(&self) -> f64 {
+        let rank = f64::from(self.rank);
+        self.alpha / if self.use_rslora { rank.sqrt() } else { rank }
+    }
+}
+
+/// The base model's folder of an adapter folder; `None` for a folder without `adapter_config.json`.
+///
+/// # Errors
+/// When the file is there but cannot be read, or the base model is not where it says.
+pub fn base_of(dir: &Path) -> Result<Option<PathBuf>> {
+    if !dir.join(CONFIG_FILE).is_file() {
+        return Ok(None);
+    }
+    AdapterFile::read(dir)?.base(dir).map(Some)
+}

@@ -1,0 +1,201 @@
+//! Whole runs on a tiny problem.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    reason = "each test takes what it needs"
+)]
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+
+use asyncthink_recipe::{Recipe, Stage};
+use asyncthink_torch::set_num_threads;
+use asyncthink_trainer::{
+    Error, Observer, Phase, Resume, RunLayout, RunOptions, RunOutcome, StepReport, StopFlag,
+    run_grpo, run_sft,
+};
+use fs_err as fs;
+use serde_json::Value;
+
+pub const RECIPE: &str = r#"
+name = "tiny"
+run_dir = "RUN"
+seed = 3
+device = "cpu"
+num_threads = 2
+
+[task.mcd]
+num_numbers = 4
+number_range = [1, 8]
+target_range = [2, 20]
+numbers_per_solution = [2, 2]
+required_solutions = 2
+num_train_problems = 5
+num_test_problems = 2
+test_target_fraction = 0.2
+
+[protocol]
+capacity = 2
+worker_max_tokens = 60
+organizer_max_tokens = 80
+max_forks = 2
+organizer_total_tokens = 160
+
+[prompts]
+organizer = "main {query}\n"
+worker = "sub {sub_query}\n"
+query = "{numbers} = {target}"
+
+[model.init]
+hidden_size = 48
+num_layers = 2
+num_heads = 2
+num_kv_heads = 1
+head_dim = 24
+intermediate_size = 96
+max_position_embeddings = 512
+
+[synth]
+num_traces = 60
+max_attempts_organizer = 2
+max_attempts_worker = 2
+topology_max_forks = 2
+
+[sft]
+num_steps = 12
+batch_tokens = 1500
+micro_batch_tokens = 600
+save_every_steps = 4
+eval_every_steps = 5
+
+[sft.optimizer]
+learning_rate = 5e-3
+warmup_steps = 2
+schedule = "cosine"
+
+[grpo]
+num_steps = 6
+prompts_per_step = 2
+group_size = 4
+save_every_steps = 2
+dump_episodes_every_steps = 3
+micro_batch_tokens = 600
+max_logprob_mismatch = 1e-4
+
+[grpo.optimizer]
+learning_rate = 1e-3
+
+[grpo.reward]
+gate_concurrency = false
+"#;
+
+/// libtorch's generator, which draws initial weights, is one per process.
+pub static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+pub fn alone() -> MutexGuard<'static, ()> {
+    // Before anything starts rayon's threads in another number.
+    set_num_threads(2).unwrap();
+    ONE_AT_A_TIME
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// A recipe whose run lies in `dir`, with problems and pairs made.
+pub fn recipe(dir: &Path, sets: &[&str]) -> Recipe {
+    let run_dir = dir.join("run");
+    let text = RECIPE.replace("RUN", run_dir.to_str().unwrap());
+    let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
+    let recipe = Recipe::parse(&text, Path::new("tiny.toml"), &sets).unwrap();
+    asyncthink_synth::run(&recipe, &run_dir, &mut |_| {}).unwrap();
+    recipe
+}
+
+/// Raises the stop flag at a moment and collects what it is told.
+#[derive(Default)]
+pub struct Watcher {
+    pub stop: StopFlag,
+    pub stop_after_step: Option<u64>,
+    pub stop_in_phase: Option<(Phase, u64)>,
+    pub phases_seen: u64,
+    pub warnings: Vec<String>,
+    pub steps: Vec<u64>,
+}
+
+impl Observer for Watcher {
+    fn phase(&mut self, phase: Phase, _done: u64, _total: u64) {
+        if let Some((wanted, count)) = self.stop_in_phase
+            && wanted == phase
+        {
+            self.phases_seen += 1;
+            if self.phases_seen == count {
+                self.stop.request(15);
+            }
+        }
+    }
+
+    fn step(&mut self, report: &StepReport<'_>) {
+        self.steps.push(report.step);
+        if self.stop_after_step == Some(report.step) {
+            self.stop.request(2);
+        }
+    }
+
+    fn warning(&mut self, message: &str) {
+        self.warnings.push(message.to_owned());
+    }
+}
+
+pub fn run(
+    recipe: &Recipe,
+    stage: Stage,
+    resume: Resume,
+    watcher: &mut Watcher,
+) -> Result<RunOutcome, Error> {
+    let stop = watcher.stop.clone();
+    let options = RunOptions { resume };
+    match stage {
+        Stage::Sft => run_sft(recipe, &options, watcher, &stop),
+        _ => run_grpo(recipe, &options, watcher, &stop),
+    }
+}
+
+pub fn finish(recipe: &Recipe, stage: Stage) -> PathBuf {
+    match run(recipe, stage, Resume::Auto, &mut Watcher::default()).unwrap() {
+        RunOutcome::Finished { model, .. } => model,
+        RunOutcome::Stopped { .. } => panic!("nobody asked to stop"),
+    }
+}
+
+/// The metrics without the figures that a clock made.
+pub fn metrics(recipe: &Recipe, stage: Stage) -> Vec<Value> {
+    let text = fs::read_to_string(RunLayout::new(&recipe.run_dir).metrics(stage)).unwrap();
+    text.lines()
+        .map(|line| {
+            let mut value: Value = serde_json::from_str(line).unwrap();
+            assert!(value.as_object_mut().unwrap().remove("timing").is_some());
+            value
+        })
+        .collect()
+}
+
+pub fn weights(model: &Path) -> Vec<u8> {
+    fs::read(model.join("model.safetensors")).unwrap()
+}
+
+pub fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let (source, target) = (
+            entry.as_ref().unwrap().path(),
+            to.join(entry.unwrap().file_name()),
+        );
+        if source.is_symlink() {
+            fs::os::unix::fs::symlink(fs::read_link(&source).unwrap(), &target).unwrap();
+        } else if source.is_dir() {
+            copy_folder(&source, &target);
+        } else {
+            fs::copy(&source, &target).unwrap();
+        }
+    }
+}
