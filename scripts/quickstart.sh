@@ -10,11 +10,13 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly recipe=recipes/quickstart/mcd.toml
-readonly binary=target/release/asyncthink-train
+readonly binary="${CARGO_TARGET_DIR:-target}/release/asyncthink-train"
 
 settings=()
+run_dir=runs/quickstart
 for argument in "$@"; do
   case "$argument" in
+    run_dir=*) run_dir=${argument#run_dir=} ;;&
     *=*) settings+=(--set "$argument") ;;
     *)
       # shellcheck disable=SC2016  # the backticks are text
@@ -45,4 +47,5 @@ title "3/4 Policy optimisation (GRPO)"
 title "4/4 Evaluation on problems with unseen targets, before and after GRPO"
 "$binary" eval "$recipe" "${settings[@]}"
 
+printf '\ntry it:\n  %s think --model %s "3 7 8 12 15 = 022"\n' "$binary" "$run_dir"
 printf '\ntotal time: %s\n' "$(clock "$SECONDS")"

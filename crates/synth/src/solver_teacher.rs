@@ -84,9 +84,7 @@ impl<'a> Lesson<'a> {
                 Event::Join(id) => {
                     steps.push(Step::Join(id));
                     for (_, returned) in returns.extract_if(.., |(forked, _)| *forked == id) {
-                        for expr in &returned {
-                            organizer.learn(expr);
-                        }
+                        organizer.take_over(&returned);
                         if !returned.is_empty() {
                             taken_up = format!("have {}\n", organizer.known_list());
                         }
@@ -179,7 +177,7 @@ struct Agent<'a> {
     value_width: usize,
     focus: Option<Operator>,
     tried: Vec<Expr>,
-    /// Different solutions, found or returned, in that order. A wrong return is among them: the organizer cannot tell.
+    /// Different solutions, found or returned. A wrong return is among them: the organizer cannot tell.
     known: Vec<Known>,
 }
 
@@ -204,6 +202,15 @@ impl<'a> Agent<'a> {
                 expr: expr.clone(),
                 key,
             });
+        }
+    }
+
+    /// Puts what a worker returned before what is known: a full return is then copied as it stands, and only a short one is
+    /// completed. (Own finds first would have to be compared with every item of the return.)
+    fn take_over(&mut self, returned: &[Expr]) {
+        let own = std::mem::take(&mut self.known);
+        for expr in returned.iter().chain(own.iter().map(|known| &known.expr)) {
+            self.learn(expr);
         }
     }
 
