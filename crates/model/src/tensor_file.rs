@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::weight_header::{self, HeaderError, PREFIX_BYTES, WeightHeader};
 
 /// Bytes of a tensor that are in memory beside it while it is converted.
-const CHUNK_BYTES: usize = 32 << 20;
+const CHUNK_BYTES: usize = 4 << 20;
 
 /// An open file whose header has been checked against its length.
 pub(crate) struct TensorFile {

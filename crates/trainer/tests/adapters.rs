@@ -148,6 +148,23 @@ fn other_adapters_than_the_recipes_are_refused() {
     let error = run(&changed, Stage::Sft, Resume::Auto, &mut Watcher::default()).unwrap_err();
     assert!(error.to_string().contains("`model.lora.alpha`"), "{error}");
 
+    // Adapters on another base are another model to begin with.
+    let grpo = adapted(&dir.path().join("first"), &base, &["sft.num_steps=2"]);
+    stop_after(&grpo, Stage::Grpo, 1);
+    let weights = base.join("model.safetensors");
+    let original = fs::read(&weights).unwrap();
+    let mut altered = original.clone();
+    let last = altered.len() - 1;
+    altered[last] ^= 1;
+    fs::write(&weights, altered).unwrap();
+    fs::remove_file(base.join("trainer/manifest.json")).unwrap();
+    let error = run(&grpo, Stage::Grpo, Resume::Auto, &mut Watcher::default()).unwrap_err();
+    assert!(
+        matches!(error, Error::InitialModelChanged { .. }),
+        "{error}"
+    );
+    fs::write(&weights, original).unwrap();
+
     // The same adapters go on.
     let same = adapted(&dir.path().join("fourth"), &sft, &["sft.num_steps=2"]);
     let again = finish(&same, Stage::Sft);

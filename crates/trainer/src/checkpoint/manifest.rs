@@ -86,7 +86,8 @@ impl Manifest {
     }
 }
 
-/// Identifies the model in a folder by the checksums of its configuration, weights and tokenizer.
+/// Identifies the model in a folder by the checksums of its configuration, weights and tokenizer, and adapters with the
+/// model that they stand on.
 ///
 /// What a checkpoint's manifest says is believed where the sizes are right, so that large weights are not read for it.
 ///
@@ -102,7 +103,8 @@ pub(crate) fn model_identity(dir: &Path) -> Result<String> {
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
         let is_weights = name.ends_with(".safetensors");
-        if is_weights || name == "config.json" || name == "tokenizer.json" {
+        let is_config = name == "config.json" || name == "adapter_config.json";
+        if is_weights || is_config || name == "tokenizer.json" {
             names.push(name);
         }
     }
@@ -116,6 +118,9 @@ pub(crate) fn model_identity(dir: &Path) -> Result<String> {
             _ => summarise(&path)?.crc32,
         };
         hasher.update(format!("{name} {size_bytes} {crc32}\n").as_bytes());
+    }
+    if let Some(base) = asyncthink_model::base_of(dir)? {
+        hasher.update(model_identity(&base)?.as_bytes());
     }
     Ok(format!("{:08x}", hasher.finalize()))
 }
