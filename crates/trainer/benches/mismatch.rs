@@ -1,7 +1,8 @@
 //! Where the difference between the sampler's and the trainer's log-probs comes from: both against the same model in f64, on
 //! episodes sampled anew, as JSON.
 //!
-//! `cargo bench -p asyncthink-trainer --bench mismatch -- RUN_DIR`, for a run that has been evaluated.
+//! `cargo bench -p asyncthink-trainer --bench mismatch -- RUN_DIR`, for a run that has been evaluated; an absolute path, because
+//! cargo runs benchmarks in the folder of their crate.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 #![allow(
