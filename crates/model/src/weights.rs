@@ -72,6 +72,14 @@ fn place(
     if problems.is_empty() {
         return Ok(places);
     }
+    Err(Error::Tensors {
+        path: dir.to_owned(),
+        reason: first_of(problems),
+    })
+}
+
+/// The first few of what does not fit, and how many more there are.
+pub(crate) fn first_of(mut problems: Vec<String>) -> String {
     let more = problems.len().saturating_sub(MAX_NAMED);
     problems.truncate(MAX_NAMED);
     let suffix = if more > 0 {
@@ -79,10 +87,7 @@ fn place(
     } else {
         String::new()
     };
-    Err(Error::Tensors {
-        path: dir.to_owned(),
-        reason: problems.join(", ") + &suffix,
-    })
+    problems.join(", ") + &suffix
 }
 
 /// Writes the parameters into one file, or, where they are more than `max_shard_bytes`, into shards with an index.

@@ -10,14 +10,12 @@ use super::file::AdapterFile;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::tensor_file::{self, TensorFile};
+use crate::weights::first_of;
 
 const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
 /// What PEFT puts before the name of a module of a causal language model.
 const PREFIX: &str = "base_model.model.";
-
-/// How many unfit tensors an error names.
-const MAX_NAMED: usize = 8;
 
 /// Adapters over a base model that lies in a folder of its own.
 #[derive(Debug)]
@@ -217,15 +215,8 @@ fn check_shapes(dir: &Path, weights: &TensorFile, expected: &[(String, [i64; 2])
     if problems.is_empty() {
         return Ok(());
     }
-    let more = problems.len().saturating_sub(MAX_NAMED);
-    problems.truncate(MAX_NAMED);
-    let suffix = if more > 0 {
-        format!(" and {more} more")
-    } else {
-        String::new()
-    };
     Err(Error::Adapter {
         path: dir.join(WEIGHTS_FILE),
-        reason: problems.join(", ") + &suffix,
+        reason: first_of(problems),
     })
 }
