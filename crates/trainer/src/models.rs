@@ -26,7 +26,7 @@ pub struct ModelFiles {
     pub decoder: Decoder,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
-    /// The decoder with its adapters added, to sample from; `None` where there are none.
+    /// The decoder with its adapters added, to sample from; `None` where there are none, or nothing was sampled yet.
     merged: Option<Decoder>,
 }
 
@@ -76,7 +76,7 @@ impl ModelFiles {
     ///
     /// # Errors
     /// When weights or tokenizer cannot be read or do not fit together, or the folder's adapters are not the recipe's.
-    pub fn load_to_train(dir: &Path, recipe: &Recipe, device: Device) -> Result<Self> {
+    pub(crate) fn load_to_train(dir: &Path, recipe: &Recipe, device: Device) -> Result<Self> {
         let Some(section) = &recipe.lora else {
             return Self::load(dir, device);
         };
@@ -92,9 +92,7 @@ impl ModelFiles {
             let seed = derive_seed(recipe.seed, Stream::Initialisation, 0, 0);
             Decoder::load(dir, device, Kind::Float)?.with_new_adapters(wanted, &base, seed)?
         };
-        let mut model = Self::new(decoder, tokenizer);
-        model.merged = Some(model.decoder.merged()?);
-        Ok(model)
+        Ok(Self::new(decoder, tokenizer))
     }
 
     /// Also puts the process's threads to work as suits the model.
@@ -127,16 +125,19 @@ impl ModelFiles {
     ///
     /// # Errors
     /// When libtorch refuses an operation.
-    pub fn refresh_sampler(&mut self) -> Result<()> {
-        if let Some(merged) = &mut self.merged {
-            self.decoder.refresh_merged(merged)?;
+    pub(crate) fn refresh_sampler(&mut self) -> Result<()> {
+        match &mut self.merged {
+            Some(merged) => self.decoder.refresh_merged(merged)?,
+            // Made when first asked for: a stage that samples nothing has no use for a copy.
+            None if self.decoder.adapters().is_some() => self.merged = Some(self.decoder.merged()?),
+            None => {}
         }
         Ok(())
     }
 
     /// The decoder to sample from: the trained one itself, or, with adapters, a copy that has them added and is as fast as
     /// a model without ([`Self::refresh_sampler`]).
-    pub fn sampler(&self) -> &Decoder {
+    pub(crate) fn sampler(&self) -> &Decoder {
         self.merged.as_ref().unwrap_or(&self.decoder)
     }
 
