@@ -61,6 +61,13 @@ pub struct SynthSection {
     #[serde(default = "zero")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub other_target_rate: f64,
+    /// Share of those other targets that have one of their last two digits
+    /// drawn anew. Default 0. Such a target misses a value by one digit: to
+    /// judge it, every digit must be compared. It may be out of reach, so a
+    /// high share leaves few hits to learn from.
+    #[serde(default = "zero")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub near_target_rate: f64,
     /// Digits to which the teacher pads the values that it computes, as
     /// `{target:03}` does for the target in `prompts.query`. Default 0: none.
     /// With more digits than a token of the vocabulary has, value and target

@@ -101,6 +101,12 @@ impl SynthTrace {
     }
 }
 
+/// The number with its last or last but one digit drawn anew.
+fn with_other_digit(number: i64, rng: &mut impl Rng) -> i64 {
+    let place = if rng.random_bool(0.5) { 10 } else { 1 };
+    number + (rng.random_range(0..10) - number / place % 10) * place
+}
+
 /// Writes and checks traces.
 pub(crate) struct Writer<'a> {
     settings: &'a SynthSection,
@@ -141,7 +147,8 @@ impl<'a> Writer<'a> {
         })
     }
 
-    /// The same numbers with another target, and its solutions; `None` where no draw is allowed.
+    /// The same numbers with another target, and its solutions; `None` where no draw is allowed. The target is the value of
+    /// an expression, or such a value with a digit exchanged.
     fn with_other_target(
         &self,
         problem: &mcd::Problem,
@@ -149,7 +156,10 @@ impl<'a> Writer<'a> {
     ) -> Option<(mcd::Problem, Vec<mcd::Solution>)> {
         let target = (0..MAX_TARGET_DRAWS).find_map(|_| {
             let value = random_expr(problem, None, rng).evaluate().ok()?.parts();
-            let target = i64::try_from(value.0).ok().filter(|_| value.1 == 1)?;
+            let mut target = i64::try_from(value.0).ok().filter(|_| value.1 == 1)?;
+            if rng.random_bool(self.settings.near_target_rate) {
+                target = with_other_digit(target, rng);
+            }
             let is_allowed = target > 0 && !self.held_out_targets.contains(&target);
             is_allowed.then_some(target)
         })?;
@@ -378,4 +388,19 @@ pub(crate) fn max_forks(recipe: &Recipe) -> u32 {
         .protocol
         .max_forks
         .map_or(wanted, |limit| wanted.min(limit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_of_the_last_two_digits_is_drawn_anew() {
+        let mut rng = generator(1);
+        let drawn: BTreeSet<i64> = (0..500).map(|_| with_other_digit(147, &mut rng)).collect();
+        let expected: BTreeSet<i64> = (0..10)
+            .flat_map(|digit| [140 + digit, 107 + 10 * digit])
+            .collect();
+        assert_eq!(drawn, expected);
+    }
 }

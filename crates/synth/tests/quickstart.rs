@@ -287,7 +287,8 @@ fn values_are_written_at_the_width_asked_for() {
 #[test]
 fn other_targets_are_many_and_never_held_out() {
     let directory = tempfile::tempdir().unwrap();
-    run_quietly(&recipe(&["synth.other_target_rate=0.5"]), directory.path());
+    let rates = ["synth.other_target_rate=0.5", "synth.near_target_rate=0.5"];
+    run_quietly(&recipe(&rates), directory.path());
     let folder = SynthFolder::new(directory.path());
     let targets_of = |path: &Path| -> BTreeSet<i64> {
         let problems = read_problems(path).unwrap();
@@ -309,6 +310,21 @@ fn other_targets_are_many_and_never_held_out() {
     assert!(num_other > 30 && num_other < asked.len() / 2, "{num_other}");
     assert!(different.len() > trained.len() + 10, "{different:?}");
     assert!(different.is_disjoint(&held_out), "{held_out:?}");
+}
+
+#[test]
+fn near_targets_may_be_out_of_reach() {
+    let num_with_a_hit = |rate: &str| {
+        let directory = tempfile::tempdir().unwrap();
+        let near = format!("synth.near_target_rate={rate}");
+        let sets = ["synth.other_target_rate=1.0", "synth.hit_rate=1.0", &near];
+        run_quietly(&recipe(&sets), directory.path());
+        let pairs = read_sft_pairs(&SynthFolder::new(directory.path()).pairs()).unwrap();
+        let hit = pairs.iter().filter(|pair| pair.response.contains(" ok "));
+        hit.count()
+    };
+    let (values, near) = (num_with_a_hit("0.0"), num_with_a_hit("1.0"));
+    assert!(near > 0 && near < values / 2, "{near} of {values}");
 }
 
 /// A look at the text, so that a change of it is seen.
