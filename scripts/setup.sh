@@ -4,7 +4,9 @@
 #   scripts/setup.sh [--cuda | --cpu]
 #
 # --cuda also fetches the CUDA libraries (about 4 GB on disk), --cpu leaves them out; the default is --cuda where
-# `nvidia-smi` finds a GPU. A libtorch named by LIBTORCH in the environment is used as it is and nothing is fetched.
+# `nvidia-smi` finds a GPU. Both fetch the headers of NCCL, of whose 200 MB only these 0.5 MB are kept by --cpu: what
+# works between GPUs is compiled everywhere and runs where the libraries are. A libtorch named by LIBTORCH in the
+# environment is used as it is and nothing is fetched.
 set -euo pipefail
 
 readonly TORCH_VERSION=2.11.0
@@ -12,6 +14,9 @@ readonly TORCH_VERSION=2.11.0
 readonly WHEEL_PYTHON=3.12
 # Beside libtorch itself: what `libtorch_cpu.so` is linked with, and headers for the CUDA side of the build.
 readonly COMPANIONS=("nvidia-cuda-runtime==13.0.*" "nvidia-cuda-cupti==13.0.*" "nvidia-cuda-crt==13.0.*")
+# Headers that those of CUDA include.
+readonly CUDA_CORE="nvidia-cuda-cccl==13.0.*"
+readonly PIP_TARGET_OPTIONS=(--only-binary=:all: --implementation cp --python-version "$WHEEL_PYTHON")
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 readonly root
@@ -69,21 +74,24 @@ check_pip() {
 # What is in $target, as the last run wrote it; nothing if there was none or it did not finish.
 installed() { cat "$target/.asyncthink-setup" 2>/dev/null || true; }
 
+# Fetches wheels into the folder $1: the options and requirements that follow.
+pip_into() {
+  export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+  python3 -m pip install "${PIP_TARGET_OPTIONS[@]}" --target "$@"
+}
+
 fetch() {
-  local python=(--only-binary=:all: --implementation cp --python-version "$WHEEL_PYTHON")
   local new="$target.new.$$"
   # shellcheck disable=SC2064  # the folder's name is wanted as it is now
   trap "rm -rf '$new'" EXIT
   mkdir -p "$new"
-  export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
-  python3 -m pip install "${python[@]}" --no-deps --target "$new/wheels" \
-    "torch==$TORCH_VERSION" "${COMPANIONS[@]}" ||
+  pip_into "$new/wheels" --no-deps "torch==$TORCH_VERSION" "${COMPANIONS[@]}" ||
     fail "pip could not fetch libtorch" "check the network; or set LIBTORCH to a folder with libtorch $TORCH_VERSION"
   if [ "$kind" = cuda ]; then
     # The libraries that this very torch names, without its Python packages.
     local metadata="$new/wheels/torch-$TORCH_VERSION.dist-info/METADATA" requirements
     mapfile -t requirements < <(sed -n 's/^Requires-Dist: \(\(nvidia-\|cuda-toolkit\)[^;]*\);.*/\1/p' "$metadata")
-    python3 -m pip install "${python[@]}" --target "$new/cuda" "${requirements[@]}" ||
+    pip_into "$new/cuda" "${requirements[@]}" ||
       fail "pip could not fetch the CUDA libraries" "check the network and disk space, or use --cpu"
     cp -r "$new/cuda/nvidia/." "$new/wheels/nvidia/"
     rm -rf "$new/cuda"
@@ -99,6 +107,34 @@ fetch() {
   printf '%s %s\n' "$TORCH_VERSION" "$kind" >"$new/keep/.asyncthink-setup"
   rm -rf "$target"
   mv "$new/keep" "$target"
+}
+
+# Adds to $target the headers by which collectives between GPUs are compiled, where they are missing: also to what an
+# earlier version of this script has fetched.
+add_nccl_headers() {
+  local nvidia="$target/nvidia" new="$target.headers.$$" wanted=()
+  # The version with which this very torch was compiled: sizes of its structures depend on it.
+  local metadata="$target/torch-$TORCH_VERSION.dist-info/METADATA" nccl
+  nccl=$(sed -n 's/^Requires-Dist: \(nvidia-nccl-cu13[^;]*\);.*/\1/p' "$metadata")
+  if [ ! -e "$nvidia/nccl/include" ]; then wanted+=("$nccl"); fi
+  if [ ! -e "$nvidia/cu13/include/nv" ]; then wanted+=("$CUDA_CORE"); fi
+  if [ ${#wanted[@]} = 0 ]; then return; fi
+  check_pip
+  # shellcheck disable=SC2064  # the folder's name is wanted as it is now
+  trap "rm -rf '$new'" EXIT
+  say "fetching headers of ${wanted[*]}"
+  if ! pip_into "$new" --no-deps "${wanted[@]}"; then
+    say "pip could not fetch them; the build leaves collectives between GPUs out"
+    return
+  fi
+  # Licences first. Each folder is moved as a whole, so that what is there is complete.
+  cp -r "$new"/*.dist-info "$target/"
+  mkdir -p "$nvidia/nccl"
+  local folder
+  for folder in nccl/include cu13/include/cccl cu13/include/nv; do
+    if [ -e "$new/nvidia/$folder" ] && [ ! -e "$nvidia/$folder" ]; then mv "$new/nvidia/$folder" "$nvidia/$folder"; fi
+  done
+  rm -rf "$new"
 }
 
 check_rust
@@ -125,4 +161,5 @@ case "$(installed)" in
     fetch
     ;;
 esac
+add_nccl_headers
 say "ready: cargo build, cargo test and cargo run work with nothing exported"

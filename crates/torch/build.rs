@@ -6,11 +6,24 @@ mod link;
 use std::path::{Path, PathBuf};
 
 /// C++ that is linked into every program.
-const SOURCES: [&str; 4] = [
+const SOURCES: [&str; 7] = [
     "cpp/allocator.cpp",
     "cpp/training.cpp",
     "cpp/decode_attention.cpp",
     "cpp/memory_file.cpp",
+    "cpp/store.cpp",
+    "cpp/collectives.cpp",
+    "cpp/grad_hooks.cpp",
+];
+
+/// What else makes the C++ side; folders count with all that is in them.
+const OTHER_SOURCES: [&str; 6] = [
+    "cpp/shim.h",
+    "cpp/collectives.h",
+    "cpp/cuda_memory.cpp",
+    "cpp/collectives_cuda.cpp",
+    "cpp/gloo_headers",
+    "cpp/cuda_headers",
 ];
 
 fn main() {
@@ -18,17 +31,21 @@ fn main() {
     let libraries = link::libtorch_libraries();
     let include = link::libtorch_root("LIBTORCH_INCLUDE").join("include");
     println!("cargo:rustc-link-search=native={}", libraries.display());
-    for source in SOURCES.iter().chain(&["cpp/shim.h", "cpp/cuda_memory.cpp"]) {
+    for source in SOURCES.iter().chain(&OTHER_SOURCES) {
         println!("cargo:rerun-if-changed={source}");
     }
 
     compiler(&include)
+        // The wheel has gloo's code and not its headers; ours declare what c10d's header names.
+        .define("USE_C10D_GLOO", None)
+        .flag("-isystem")
+        .flag("cpp/gloo_headers")
         .files(SOURCES)
         .compile("asyncthink_torch");
     for library in ["torch_cpu", "c10", "gomp"] {
         println!("cargo:rustc-link-lib={library}");
     }
-    build_cuda_library(&libraries, &include);
+    build_cuda_libraries(&libraries, &include);
 }
 
 /// Settings of every C++ file: the language and ABI of the official libtorch builds, full optimisation in every
@@ -53,38 +70,75 @@ fn compiler(include: &Path) -> cc::Build {
     build
 }
 
-/// Builds `libasyncthink_cuda.so`, which the program carries as bytes and opens only after `libtorch_cuda.so`.
+/// Builds `libasyncthink_cuda.so` and `libasyncthink_nccl.so`, which the program carries as bytes and opens only after
+/// `libtorch_cuda.so`. Two, because the first one needs less to be opened.
 ///
-/// It needs the CUDA headers but neither a GPU nor a driver. A libtorch without CUDA, or without the headers, gives
-/// an empty file: such a program runs on the CPU and reports no CUDA memory.
-fn build_cuda_library(libraries: &Path, include: &Path) {
+/// They need the CUDA headers but neither a GPU nor a driver. A libtorch without CUDA, or without the headers, gives
+/// empty files: such a program runs on the CPU, reports no CUDA memory, and has no collectives between GPUs.
+fn build_cuda_libraries(libraries: &Path, include: &Path) {
+    println!("cargo:rerun-if-env-changed=CUDA_HOME");
+    let has_cuda = libraries.join("libtorch_cuda.so").exists();
+    let cuda = cuda_headers(libraries).filter(|_| has_cuda);
+    let nccl = cuda.as_ref().and_then(|cuda| nccl_headers(libraries, cuda));
+    if has_cuda && cuda.is_none() {
+        println!("cargo:warning=no CUDA headers found: memory statistics of GPUs are left out");
+    }
+    if has_cuda && nccl.is_none() {
+        println!(
+            "cargo:warning=no NCCL headers found: collectives between GPUs are left out; `scripts/setup.sh` fetches them"
+        );
+    }
+    build_library(
+        "cuda",
+        "cpp/cuda_memory.cpp",
+        cuda.map(|folder| vec![folder]),
+        &["c10_cuda", "c10"],
+        (libraries, include),
+    );
+    build_library(
+        "nccl",
+        "cpp/collectives_cuda.cpp",
+        nccl,
+        &["torch_cuda", "c10_cuda", "torch_cpu", "c10"],
+        (libraries, include),
+    );
+}
+
+/// Builds one shared library, empty if it has no `headers`, and tells its path in `ASYNCTHINK_(NAME)_LIBRARY`.
+fn build_library(
+    name: &str,
+    source: &str,
+    headers: Option<Vec<PathBuf>>,
+    linked: &[&str],
+    (libraries, include): (&Path, &Path),
+) {
     let output = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets `OUT_DIR`"))
-        .join("libasyncthink_cuda.so");
+        .join(format!("libasyncthink_{name}.so"));
     println!(
-        "cargo:rustc-env=ASYNCTHINK_CUDA_LIBRARY={}",
+        "cargo:rustc-env=ASYNCTHINK_{}_LIBRARY={}",
+        name.to_uppercase(),
         output.display()
     );
-    println!("cargo:rerun-if-env-changed=CUDA_HOME");
-    let cuda_headers = cuda_headers(libraries);
-    let Some(cuda_headers) = cuda_headers.filter(|_| libraries.join("libc10_cuda.so").exists())
-    else {
-        if libraries.join("libc10_cuda.so").exists() {
-            println!("cargo:warning=no CUDA headers found: memory statistics of GPUs are left out");
-        }
+    let Some(headers) = headers else {
         std::fs::write(&output, []).expect("the build folder can be written");
         return;
     };
     let mut command = compiler(include).get_compiler().to_command();
+    for folder in headers {
+        command.arg("-isystem").arg(folder);
+    }
     command
-        .arg("-isystem")
-        .arg(cuda_headers)
-        .args(["-shared", "cpp/cuda_memory.cpp", "-o"])
+        .arg("-DUSE_C10D_NCCL")
+        // After all others: stands in for headers of large packages of which only names are needed.
+        .args(["-idirafter", "cpp/cuda_headers"])
+        .args(["-shared", source, "-o"])
         .arg(&output)
         .arg("-L")
         .arg(libraries)
-        .args(["-lc10_cuda", "-lc10", "-Wl,--allow-shlib-undefined"]);
+        .args(linked.iter().map(|library| format!("-l{library}")))
+        .arg("-Wl,--allow-shlib-undefined");
     let status = command.status().expect("the C++ compiler runs");
-    assert!(status.success(), "compiling `cpp/cuda_memory.cpp` failed");
+    assert!(status.success(), "compiling `{source}` failed");
 }
 
 /// Folder with the headers of the CUDA run time: that of the Python wheels beside libtorch, else that of a CUDA toolkit.
@@ -102,4 +156,23 @@ fn cuda_headers(libraries: &Path) -> Option<PathBuf> {
             .iter()
             .all(|header| folder.join(header).exists())
     })
+}
+
+/// Folders with the headers of NCCL, and of what those and libtorch's include beside those of the CUDA run time.
+fn nccl_headers(libraries: &Path, cuda: &Path) -> Option<Vec<PathBuf>> {
+    let nccl = [
+        libraries.join("../../nvidia/nccl/include"),
+        cuda.to_owned(),
+        "/usr/include".into(),
+    ]
+    .into_iter()
+    .find(|folder| folder.join("nccl.h").exists())?;
+    // `nv/target`: the Python wheel has it in both places, a CUDA toolkit in the second.
+    let target = [cuda.to_owned(), cuda.join("cccl")]
+        .into_iter()
+        .find(|folder| folder.join("nv/target").exists())?;
+    let mut folders = vec![cuda.to_owned(), target, nccl];
+    // Of `/usr/include` the compiler knows, and its place in the order matters.
+    folders.retain(|folder| folder != Path::new("/usr/include"));
+    Some(folders)
 }

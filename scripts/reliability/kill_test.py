@@ -8,12 +8,16 @@ For `sft` and for `grpo`: one unbroken run, then KILLS trials. A trial starts th
 a random moment (every second trial waits for a checkpoint that is being written and kills inside it), checks that every
 checkpoint in place is whole, resumes with `--resume auto` to the end, and compares `metrics.jsonl` without `timing` byte
 for byte, and the final weights. Prints one JSON object; exit code 1 if anything differs or a checkpoint is unreadable.
-Python 3 standard library only.
+
+With `--ranks N` the stage runs under `asyncthink-train launch` with N ranks, and each trial kills one rank (the launcher
+then starts all again), the launcher, or everything. Nothing may be left running afterwards.
+Python 3 standard library only, Linux.
 """
 
 import argparse
 import hashlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -28,13 +32,19 @@ HIDDEN = ".partial-"
 TIMEOUT_SECONDS = 600
 
 
-def start(binary, stage, recipe, run_dir, log):
-    command = [binary, stage, recipe, "--set", f'run_dir="{run_dir}"', "--resume", "auto"]
-    return subprocess.Popen(command, stdout=log, stderr=log)
+def command_of(arguments, stage, run_dir, extra):
+    command = [stage, arguments.recipe, "--set", f'run_dir="{run_dir}"', *extra]
+    if arguments.ranks > 1 and stage != "synth":
+        command = ["launch", "--standalone", f"--nproc-per-node={arguments.ranks}", "--max-restarts=1", "--", *command]
+    return [arguments.binary, *command]
 
 
-def run(binary, stage, recipe, run_dir, log, extra=("--resume", "auto")):
-    command = [binary, stage, recipe, "--set", f'run_dir="{run_dir}"', *extra]
+def start(arguments, stage, run_dir, log):
+    return subprocess.Popen(command_of(arguments, stage, run_dir, ["--resume", "auto"]), stdout=log, stderr=log)
+
+
+def run(arguments, stage, run_dir, log, extra=("--resume", "auto")):
+    command = command_of(arguments, stage, run_dir, extra)
     began = time.monotonic()
     result = subprocess.run(command, stdout=log, stderr=log, timeout=TIMEOUT_SECONDS, check=False)
     if result.returncode != 0:
@@ -75,11 +85,57 @@ def unreadable(folder):
     return bad
 
 
+def children(pid):
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # The program's name, in parentheses, may hold anything.
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if parent == pid:
+            found.append(int(stat.parent.name))
+    return sorted(found)
+
+
+def left_running(run_dir):
+    """Processes that name the run folder, after those that were killed have had time to go."""
+    deadline = time.monotonic() + 30
+    while True:
+        found = []
+        for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                if str(run_dir).encode() in cmdline.read_bytes() and int(cmdline.parent.name) != os.getpid():
+                    found.append(int(cmdline.parent.name))
+            except OSError:
+                continue
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.05)
+
+
 def is_saving(folder):
     return any((folder / "checkpoints").glob(HIDDEN + "*"))
 
 
-def kill_at(process, folder, moment, aim_at_save, rng):
+def kill(process, victim, rng):
+    """Kills a rank, the launcher, or both with all ranks; without ranks, the process."""
+    ranks = children(process.pid) if victim in ("rank", "all") else []
+    if victim == "rank":
+        targets = [rng.choice(ranks)] if ranks else []
+    else:
+        targets = [process.pid, *ranks]
+    for pid in targets:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    if victim != "rank":
+        process.wait()
+    return bool(targets)
+
+
+def kill_at(process, folder, moment, aim_at_save, victim, rng):
     """Kills after `moment` seconds, or inside the first save after it. Returns whether a save was under way, or None
     if the process had ended by itself."""
     deadline = time.monotonic() + moment
@@ -90,9 +146,11 @@ def kill_at(process, folder, moment, aim_at_save, rng):
             time.sleep(0.0001)
         time.sleep(rng.random() * 0.003)
     ended = process.poll() is not None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    return None if ended else is_saving(folder)
+    during_save = is_saving(folder)
+    if not kill(process, victim, rng):
+        process.wait()
+        ended = True
+    return None if ended else during_save
 
 
 def prepare(source, target, stages):
@@ -105,14 +163,21 @@ def trial(arguments, stage, inputs, reference, expected, seconds, aim_at_save, r
         run_dir = Path(scratch) / "run"
         folder = run_dir / stage
         prepare(reference, run_dir, inputs)
-        process = start(arguments.binary, stage, arguments.recipe, run_dir, log)
-        during_save = kill_at(process, folder, rng.uniform(0.05, 0.95) * seconds, aim_at_save, rng)
+        victim = rng.choice(["rank", "launcher", "all"]) if arguments.ranks > 1 else "process"
+        process = start(arguments, stage, run_dir, log)
+        during_save = kill_at(process, folder, rng.uniform(0.05, 0.95) * seconds, aim_at_save, victim, rng)
         if during_save is None:
             return None
+        # A launcher that lost a rank starts all again and ends well.
+        restarted = process.wait(TIMEOUT_SECONDS) if victim == "rank" else 0
+        left = left_running(run_dir)
         bad = unreadable(folder)
         lines_at_kill = len((folder / "metrics.jsonl").read_bytes().splitlines()) if (folder / "metrics.jsonl").exists() else 0
-        run(arguments.binary, stage, arguments.recipe, run_dir, log)
+        run(arguments, stage, run_dir, log)
         return {
+            "victim": victim,
+            "restart_failed": restarted != 0,
+            "left_running": len(left),
             "during_save": during_save,
             "metric_lines_at_kill": lines_at_kill,
             "metrics_identical": metrics_without_timing(folder) == expected["metrics"],
@@ -122,7 +187,7 @@ def trial(arguments, stage, inputs, reference, expected, seconds, aim_at_save, r
 
 
 def test_stage(arguments, stage, inputs, reference, rng, log):
-    seconds = run(arguments.binary, stage, arguments.recipe, reference, log)
+    seconds = run(arguments, stage, reference, log)
     folder = reference / stage
     expected = {"metrics": metrics_without_timing(folder), "weights": weights_digest(folder)}
     trials, missed = [], 0
@@ -140,6 +205,9 @@ def test_stage(arguments, stage, inputs, reference, rng, log):
         "unbroken_seconds": round(seconds, 2),
         "metric_lines": len(expected["metrics"]),
         "kills": len(trials),
+        "victims": {name: sum(result["victim"] == name for result in trials) for name in {result["victim"] for result in trials}},
+        "restarts_failed": sum(result["restart_failed"] for result in trials),
+        "left_running": sum(result["left_running"] for result in trials),
         "kills_during_save": sum(result["during_save"] for result in trials),
         "metric_lines_at_kill": sorted(result["metric_lines_at_kill"] for result in trials),
         "metrics_identical": sum(result["metrics_identical"] for result in trials),
@@ -153,6 +221,7 @@ def main():
     parser.add_argument("--binary", required=True, type=Path)
     parser.add_argument("--recipe", required=True, type=Path)
     parser.add_argument("--kills", type=int, default=20, help="kills per stage")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that train together")
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     parser.add_argument("--work-dir", type=Path, help="where run folders are made; default: a temporary folder")
     parser.add_argument("--log", type=Path, default=Path("kill_test.log"), help="output of the program")
@@ -164,13 +233,15 @@ def main():
         arguments.work_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.work_dir) as scratch, arguments.log.open("ab") as log:
         reference = Path(scratch) / "reference"
-        run(arguments.binary, "synth", arguments.recipe, reference, log, extra=())
+        run(arguments, "synth", reference, log, extra=())
         report = {
             "sft": test_stage(arguments, "sft", ["synth"], reference, rng, log),
             "grpo": test_stage(arguments, "grpo", ["synth", "sft"], reference, rng, log),
         }
     report["passed"] = all(
-        stage["metrics_identical"] == stage["weights_identical"] == stage["kills"] and not stage["unreadable_checkpoints"]
+        stage["metrics_identical"] == stage["weights_identical"] == stage["kills"]
+        and not stage["unreadable_checkpoints"]
+        and stage["restarts_failed"] == stage["left_running"] == 0
         for stage in report.values()
     )
     print(json.dumps(report, indent=2))

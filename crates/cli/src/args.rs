@@ -8,6 +8,7 @@ use asyncthink_protocol::{Overflow, TagStyle};
 use asyncthink_torch::DeviceSpec;
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 
+use crate::launch::LaunchArgs;
 use crate::think::ThinkArgs;
 
 /// Trains organizer-worker language models: from problems to cold-start
@@ -36,6 +37,8 @@ pub(crate) enum Command {
     Grpo(StageArgs),
     /// Measure the trained models on held-out problems
     Eval(StageArgs),
+    /// Run a command as several ranks, on this machine or on several
+    Launch(LaunchArgs),
     /// Play one episode on a model, live
     Think(ThinkArgs),
     /// Check traces: errors, latency, concurrency

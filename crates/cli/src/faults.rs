@@ -120,6 +120,12 @@ fn rollout_is_input(error: &asyncthink_rollout::Error) -> bool {
     }
 }
 
+impl From<asyncthink_launch::Error> for Failure {
+    fn from(error: asyncthink_launch::Error) -> Self {
+        Self::of(&error, error.is_input(), error.hint().map(str::to_owned))
+    }
+}
+
 impl From<asyncthink_synth::Error> for Failure {
     fn from(error: asyncthink_synth::Error) -> Self {
         use asyncthink_synth::Error as E;

@@ -10,6 +10,7 @@ mod evaluate;
 mod failure;
 mod faults;
 mod grade;
+mod launch;
 mod lines;
 mod progress;
 mod score;
@@ -29,6 +30,10 @@ use crate::failure::Failure;
 
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(report_panic));
+    if let Err(error) = asyncthink_launch::follow_launcher() {
+        let _ = std::io::stderr().write_all(Failure::from(error).render().as_bytes());
+        return ExitCode::FAILURE;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -40,7 +45,12 @@ fn main() -> ExitCode {
     match std::panic::catch_unwind(|| run(&cli.command)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(failure)) => {
-            let _ = std::io::stderr().write_all(failure.render().as_bytes());
+            let text = failure.render();
+            if !text.is_empty() {
+                let message = text.strip_prefix("error: ").unwrap_or(&text);
+                asyncthink_launch::report_failure(&message.replace("\n\n", "\n"));
+            }
+            let _ = std::io::stderr().write_all(text.as_bytes());
             ExitCode::from(failure.exit_code())
         }
         // The hook has reported it.
@@ -51,6 +61,11 @@ fn main() -> ExitCode {
 fn run(command: &Command) -> Result<(), Failure> {
     let mut out = std::io::BufWriter::with_capacity(1 << 16, std::io::stdout().lock());
     match command {
+        Command::Launch(args) => {
+            // The ranks' output takes the lock of standard output.
+            drop(out);
+            return launch::run(args);
+        }
         Command::Think(args) => think::run(args, &mut out)?,
         Command::Trace(args) => trace::run(args, &mut out)?,
         Command::Grade(args) => grade::run(args, &mut out)?,
@@ -79,6 +94,7 @@ fn report_panic(info: &std::panic::PanicHookInfo<'_>) {
     let place = info.location().map_or_else(String::new, |location| {
         format!(" ({}:{})", location.file(), location.line())
     });
+    asyncthink_launch::report_failure(&format!("internal error{place}: {message}"));
     let _ = writeln!(
         std::io::stderr(),
         "error: internal error{place}: {message}\n\nhint: this is a bug in asyncthink-train {}; please report it with \

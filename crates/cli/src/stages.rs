@@ -2,11 +2,15 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 use asyncthink_data::{ChatTemplate, SynthFolder};
+use asyncthink_launch::World;
 use asyncthink_recipe::{ModelSection, Recipe, Stage};
 use asyncthink_synth::SynthReport;
-use asyncthink_trainer::{ModelCard, Resume, RunLayout, RunOptions, RunOutcome, StageLock};
+use asyncthink_trainer::{
+    ModelCard, Observer, Ranks, Resume, RunLayout, RunOptions, RunOutcome, StageLock,
+};
 
 use crate::args::{ResumeArg, StageArgs};
 use crate::failure::Failure;
@@ -139,7 +143,10 @@ fn train(
     resume: &ResumeArg,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
+    let world = World::from_env()?;
+    let ranks = Arc::new(Ranks::meet(&world, recipe, stage)?);
     let options = RunOptions {
+        ranks: Arc::clone(&ranks),
         resume: match resume {
             ResumeArg::Auto => Resume::Auto,
             ResumeArg::Never => Resume::Never,
@@ -147,14 +154,27 @@ fn train(
         },
     };
     let stop = signals::stop_flag()?;
-    let mut progress = Progress::new(stage.name());
-    let outcome = match stage {
-        Stage::Grpo => asyncthink_trainer::run_grpo(recipe, &options, &mut progress, &stop),
-        _ => asyncthink_trainer::run_sft(recipe, &options, &mut progress, &stop),
+    // One rank speaks for all.
+    let mut progress = ranks.is_first().then(|| Progress::new(stage.name()));
+    let mut nobody = ();
+    let observer: &mut dyn Observer = match &mut progress {
+        Some(progress) => progress,
+        None => &mut nobody,
     };
-    progress.finish();
-    match outcome? {
+    let outcome = match stage {
+        Stage::Grpo => asyncthink_trainer::run_grpo(recipe, &options, observer, &stop),
+        _ => asyncthink_trainer::run_sft(recipe, &options, observer, &stop),
+    };
+    if let Some(progress) = &mut progress {
+        progress.finish();
+    }
+    let outcome = outcome?;
+    ranks.part()?;
+    match outcome {
         RunOutcome::Finished { model, num_steps } => {
+            if !ranks.is_first() {
+                return Ok(());
+            }
             writeln!(
                 out,
                 "{} done, {num_steps} steps; model: {}",
@@ -173,10 +193,12 @@ fn train(
                 || "nothing was done yet".to_owned(),
                 |dir| format!("saved in `{}`", dir.display()),
             );
-            progress.say(&format!(
-                "{}: stopped by {name} after step {step}; {saved}\n\nhint: the same command goes on from there",
-                stage.name()
-            ));
+            if let Some(progress) = &mut progress {
+                progress.say(&format!(
+                    "{}: stopped by {name} after step {step}; {saved}\n\nhint: the same command goes on from there",
+                    stage.name()
+                ));
+            }
             Err(Failure::signal(signal))
         }
     }

@@ -38,8 +38,9 @@ pub use error::{ErrorKind, RecipeError, RecipeErrors};
 pub use recipe::{DeviceSpec, Recipe, RecipeData, Stage};
 pub use schema::schema;
 pub use sections::{
-    ChatSection, EngineSection, LoraModule, LoraSection, McdGenerate, McdSection, McdSource,
-    ModelInit, ModelSection, NumberTokens, PromptsSection, ProtocolSection, TaskSection,
+    ChatSection, DistributedSection, EngineSection, LoraModule, LoraSection, McdGenerate,
+    McdSection, McdSource, ModelInit, ModelSection, NumberTokens, PromptsSection, ProtocolSection,
+    TaskSection,
 };
 pub use stages::{
     Advantage, EvalSection, GrpoSection, LossAggregation, OptimizerSection, RewardSection,

@@ -17,8 +17,8 @@ use crate::error::{ErrorKind, RecipeError, RecipeErrors};
 use crate::rules;
 use crate::schema::schema_value;
 use crate::sections::{
-    EngineSection, LoraSection, McdGenerate, McdSection, McdSource, McdTable, ModelSection,
-    ModelTable, PromptsSection, ProtocolSection, TaskSection, TaskTable,
+    DistributedSection, EngineSection, LoraSection, McdGenerate, McdSection, McdSource, McdTable,
+    ModelSection, ModelTable, PromptsSection, ProtocolSection, TaskSection, TaskTable,
 };
 use crate::stages::{EvalSection, GrpoSection, SftSection, SynthSection};
 
@@ -57,6 +57,9 @@ pub(crate) struct RawRecipe {
     /// How sampling uses the machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) engine: Option<EngineSection>,
+    /// How ranks work together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) distributed: Option<DistributedSection>,
     /// Cold-start traces, for the command `synth`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) synth: Option<SynthSection>,
@@ -154,6 +157,8 @@ pub struct RecipeData {
     pub lora: Option<LoraSection>,
     /// How sampling uses the machine.
     pub engine: EngineSection,
+    /// How ranks work together.
+    pub distributed: DistributedSection,
     /// For the command `synth`.
     pub synth: Option<SynthSection>,
     /// For the command `sft`.
@@ -297,6 +302,7 @@ impl Recipe {
             model,
             lora: raw.model.lora.clone(),
             engine: raw.engine.clone().unwrap_or_default(),
+            distributed: raw.distributed.clone().unwrap_or_default(),
             synth: raw.synth.clone(),
             sft: raw.sft.clone(),
             grpo: raw.grpo.clone(),

@@ -421,6 +421,40 @@ pub enum NumberTokens {
     Pool,
 }
 
+/// `[distributed]`: how ranks work together. It may change between a stop and
+/// a resume, and so may the number of ranks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DistributedSection {
+    /// How long ranks wait for each other before the run fails, in seconds.
+    /// Longer than what the slowest rank's episodes of a step take more than
+    /// the fastest one's. Default 1800.
+    #[serde(default = "count::<1800>")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub timeout_secs: usize,
+    /// Megabytes of gradients or parameters that are exchanged at a time.
+    /// Default 25.
+    #[serde(default = "count::<25>")]
+    #[schemars(range(min = 1, max = 65_536))]
+    pub bucket_mb: usize,
+}
+
+impl Default for DistributedSection {
+    fn default() -> Self {
+        Self {
+            timeout_secs: 1800,
+            bucket_mb: 25,
+        }
+    }
+}
+
+impl DistributedSection {
+    /// `bucket_mb` in bytes.
+    pub fn bucket_bytes(&self) -> usize {
+        self.bucket_mb << 20
+    }
+}
+
 /// `[engine]`: how sampling uses the machine. It decides which agents share a
 /// batch, hence the rounding of sums and nothing else, and may change between
 /// a stop and a resume.

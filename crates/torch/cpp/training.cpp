@@ -51,8 +51,12 @@ char* asyncthink_global_norm(TensorPointers tensors, size_t count, double* norm)
     *norm = 0.0;
     if (count == 0) return;
     std::vector<at::Tensor> norms = at::_foreach_norm(tensor_list(tensors, count), 2);
-    *norm = at::linalg_vector_norm(at::stack(norms)).item<double>();
+    *norm = at::linalg_vector_norm(at::stack(norms).to(at::kDouble)).item<double>();
   });
+}
+
+char* asyncthink_set_grad(const at::Tensor* tensor, const at::Tensor* grad) {
+  return asyncthink::guarded([&] { tensor->mutable_grad() = *grad; });
 }
 
 char* asyncthink_scale(TensorPointers tensors, size_t count, double factor) {

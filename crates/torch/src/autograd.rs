@@ -64,11 +64,50 @@ pub fn backward_with_grads<T: Borrow<Tensor>, G: Borrow<Tensor>>(
     }
 }
 
+/// Makes `grad` the place that backward passes add the gradient of `tensor` to.
+///
+/// It may be a view of a larger tensor, so that the gradients of many parameters are one vector.
+///
+/// # Shapes
+/// `tensor` a leaf that requires gradients; `grad` the same shape, kind and device.
+///
+/// # Errors
+/// A `grad` of another shape, or a failure of libtorch.
+pub fn set_grad(tensor: &Tensor, grad: &Tensor) -> Result<()> {
+    const OP: &str = "set_grad";
+    if tensor.size() != grad.size() || tensor.kind() != grad.kind() {
+        return Err(Error::Argument {
+            op: OP,
+            argument: "grad",
+            expected: format!("{:?} of shape {:?}", tensor.kind(), tensor.size()),
+            got: format!("{:?} of shape {:?}", grad.kind(), grad.size()),
+        });
+    }
+    let (tensor, grad) = (ffi::pointers(&[tensor]), ffi::pointers(&[grad]));
+    // SAFETY: both tensors live during the call; libtorch shares their memory by counting.
+    unsafe { ffi::check(OP, ffi::asyncthink_set_grad(tensor[0], grad[0])) }
+}
+
 #[cfg(test)]
 mod tests {
     use tch::{Device, Kind};
 
     use super::*;
+
+    #[test]
+    fn a_given_place_collects_gradients() {
+        let all = Tensor::zeros([6], (Kind::Float, Device::Cpu));
+        let x = Tensor::from_slice(&[1.0_f32, 2.0, 3.0]).set_requires_grad(true);
+        set_grad(&x, &all.narrow(0, 2, 3)).unwrap();
+        for _ in 0..2 {
+            (&x * &x).sum(Kind::Float).backward();
+        }
+        assert_eq!(
+            Vec::<f32>::try_from(&all).unwrap(),
+            [0.0, 0.0, 4.0, 8.0, 12.0, 0.0]
+        );
+        assert!(set_grad(&x, &all).is_err());
+    }
 
     #[test]
     fn gradient_is_the_vector_jacobian_product() {

@@ -5,7 +5,6 @@
 )]
 
 use std::ffi::{CStr, c_char, c_int};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW, Symbol};
@@ -56,25 +55,10 @@ impl Statistics {
         if LIBRARY_BYTES.is_empty() {
             return Err(failed("built without the CUDA headers".to_owned()));
         }
-        let mut descriptor: c_int = -1;
-        // SAFETY: the name is NUL-terminated, the bytes are static, and `descriptor` outlives the call.
-        unsafe {
-            let message = ffi::asyncthink_memory_file(
-                c"asyncthink_cuda".as_ptr(),
-                LIBRARY_BYTES.as_ptr(),
-                LIBRARY_BYTES.len(),
-                &raw mut descriptor,
-            );
-            ffi::check(OP, message)?;
-        }
-        // SAFETY: the call above succeeded, so this is an open file that nobody else owns.
-        let file = unsafe { OwnedFd::from_raw_fd(descriptor) };
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let library = open_carried(OP, c"asyncthink_cuda", LIBRARY_BYTES)?;
         let linker = |error: libloading::Error| failed(linker_message(&error));
-        // SAFETY: the bytes are the library that this crate's build script compiled; it has no initialisers of its
-        // own. The signatures below are those of `cpp/cuda_memory.cpp`.
+        // SAFETY: the signatures are those of `cpp/cuda_memory.cpp`.
         unsafe {
-            let library = Library::open(Some(path), RTLD_NOW | RTLD_LOCAL).map_err(linker)?;
             Ok(Statistics {
                 memory: library.get(b"asyncthink_cuda_memory\0").map_err(linker)?,
                 reset_peak: library
@@ -135,6 +119,29 @@ impl Statistics {
         unsafe { (self.free)(message) };
         Err(Error::torch(op, &text))
     }
+}
+
+/// Opens a library that this program carries as bytes, one that this crate's build script compiled.
+pub(crate) fn open_carried(op: &'static str, name: &CStr, bytes: &'static [u8]) -> Result<Library> {
+    let mut descriptor: c_int = -1;
+    // SAFETY: the name is NUL-terminated, the bytes are static, and `descriptor` outlives the call.
+    unsafe {
+        let message = ffi::asyncthink_memory_file(
+            name.as_ptr(),
+            bytes.as_ptr(),
+            bytes.len(),
+            &raw mut descriptor,
+        );
+        ffi::check(op, message)?;
+    }
+    // The file stays open: the linker knows libraries by their path, and would take another one opened under the same
+    // number for this one.
+    let path = format!("/proc/self/fd/{descriptor}");
+    // SAFETY: the initialisers of our own libraries fill constants of libtorch's headers and do no more.
+    unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| Error::Torch {
+        op,
+        message: linker_message(&error),
+    })
 }
 
 /// An index that does not fit is one that no GPU has.

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::collectives::{CollectiveFailure, Difference};
+
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -73,6 +75,44 @@ pub enum Error {
         /// First line of libtorch's message.
         message: String,
     },
+    /// A call on the store of the ranks ran out of time.
+    #[error("`{op}` on the store at `{address}` timed out: {message}")]
+    StoreTimeout {
+        /// Name of the call.
+        op: &'static str,
+        /// Host and port of the store.
+        address: String,
+        /// c10d's words.
+        message: String,
+    },
+    /// A call on the store of the ranks failed.
+    #[error("`{op}` on the store at `{address}` failed: {message}")]
+    Store {
+        /// Name of the call.
+        op: &'static str,
+        /// Host and port of the store.
+        address: String,
+        /// c10d's words.
+        message: String,
+    },
+    /// A collective ran out of time: a rank is dead, stuck, slow or at another operation.
+    #[error("`{op}` timed out after {timeout:?} {failure}", op = .0.op(), timeout = .0.timeout, failure = .0)]
+    CollectiveTimeout(Box<CollectiveFailure>),
+    /// A collective lost the connection to another rank, which is dead or has given up.
+    #[error("`{op}` lost a rank {failure}", op = .0.op(), failure = .0)]
+    PeerLost(Box<CollectiveFailure>),
+    /// A collective failed for another reason.
+    #[error("`{op}` failed {failure}", op = .0.op(), failure = .0)]
+    Collective(Box<CollectiveFailure>),
+    /// Something that all ranks must agree on is not the same on all.
+    #[error("{0}")]
+    RanksDiffer(Box<Difference>),
+    /// A callback on a gradient panicked.
+    #[error("the callback of `on_grad_ready` panicked: {message}")]
+    CallbackPanicked {
+        /// What it panicked with.
+        message: String,
+    },
     /// The number of threads was set after the threads were started.
     #[error("cannot use {requested} threads: {current} are already running")]
     ThreadsStarted {
@@ -103,6 +143,15 @@ impl Error {
             Error::NoSuchGpu { .. } => {
                 Some("GPUs are counted from 0; `CUDA_VISIBLE_DEVICES` hides some")
             }
+            Error::CollectiveTimeout(_) | Error::PeerLost(_) => Some(
+                "the logs of the ranks named tell what happened there; raise the timeout if a rank was only slow",
+            ),
+            Error::Store { .. } | Error::StoreTimeout { .. } => Some(
+                "check that the process that serves the store runs, and that host and port can be reached from here",
+            ),
+            Error::RanksDiffer(_) => Some(
+                "all ranks need the same recipe, data and program; compare what they were started with",
+            ),
             _ => None,
         }
     }

@@ -30,6 +30,10 @@ unsafe extern "C" {
         count: usize,
         norm: *mut f64,
     ) -> *mut c_char;
+    pub(crate) fn asyncthink_set_grad(
+        tensor: *const C_tensor,
+        grad: *const C_tensor,
+    ) -> *mut c_char;
     pub(crate) fn asyncthink_scale(
         tensors: *const *const C_tensor,
         count: usize,

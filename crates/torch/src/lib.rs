@@ -1,4 +1,4 @@
-//! The only crate with unsafe code and C++: devices, fused kernels, run-time CUDA loading.
+//! The only crate with unsafe code and C++: devices, fused kernels, collectives, run-time CUDA loading.
 //!
 //! Everything that the framework needs from libtorch and that `tch` does not offer is reached through a small C++
 //! library compiled by this crate's build script. A C++ exception never crosses into Rust: it becomes an [`Error`]
@@ -14,19 +14,27 @@
 mod attention;
 mod autograd;
 mod ceiling;
+mod collectives;
 mod cuda;
 mod device;
 mod error;
 mod ffi;
+mod grad_hooks;
 mod memory;
+mod nccl;
 mod optim;
 mod threads;
 
 pub use attention::{MAX_KERNEL_HEAD_DIM, decode_attention_, decode_attention_portable_};
-pub use autograd::{backward_with_grad, backward_with_grads};
+pub use autograd::{backward_with_grad, backward_with_grads, set_grad};
 pub use ceiling::matmul_flops_per_sec;
+pub use collectives::{
+    Backend, CollectiveFailure, Difference, FlightRecord, GroupOptions, Operation, ProcessGroup,
+    Reduction, Store, StoreOptions, Suspect, SuspectReason, Traffic, Work,
+};
 pub use device::{DeviceSpec, open_device, why_not_cuda};
 pub use error::{Error, Result};
+pub use grad_hooks::{HookGuard, on_grad_ready};
 pub use memory::{
     MemoryUse, allocated_bytes, empty_cache, keep_freed_memory, memory_use, peak_bytes,
     reset_peak_memory,

@@ -28,6 +28,32 @@ pub enum Error {
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] asyncthink_engine::Error),
+    /// Another rank has given up; this one is well.
+    #[error("rank {rank} failed: {message}")]
+    OtherRank {
+        /// The rank.
+        rank: usize,
+        /// What it said.
+        message: String,
+    },
+    /// Several ranks of a machine were given one GPU.
+    #[error("`device` is `{device}` for all {num_local_ranks} ranks of this machine")]
+    SharedGpu {
+        /// The recipe's device.
+        device: String,
+        /// Ranks of this machine.
+        num_local_ranks: usize,
+    },
+    /// A step has fewer things to share out than there are ranks.
+    #[error("`{key}` is {count}, fewer than the {world_size} ranks")]
+    TooManyRanks {
+        /// The recipe's key.
+        key: &'static str,
+        /// Its value.
+        count: usize,
+        /// How many ranks there are.
+        world_size: usize,
+    },
     /// A loss, a gradient or a weight stopped being a number.
     #[error("{what} is not finite at step {step}: {value}")]
     NonFinite {
@@ -240,6 +266,10 @@ impl Error {
                 "use float32, raise `grpo.max_logprob_mismatch`, or remove it to only measure the difference"
             }
             Self::MissingSection { .. } => "add the section to the recipe",
+            Self::TooManyRanks { .. } => "raise it, or start fewer ranks",
+            Self::SharedGpu { .. } => {
+                "write `cuda`: each rank then takes the GPU of its local rank"
+            }
             Self::NoRows { .. } => "run `asyncthink-train synth` with this recipe first",
             Self::RowTooLong { .. } => "raise the limit or shorten the budgets in `[protocol]`",
             Self::DamagedCheckpoint { .. } | Self::NoReadableCheckpoint { .. } => {
@@ -264,11 +294,18 @@ impl Error {
         })
     }
 
+    /// Whether every rank meets this error at the same place, so that they can still act together.
+    pub(crate) fn is_of_all_ranks(&self) -> bool {
+        matches!(self, Self::NonFinite { .. } | Self::LogprobMismatch { .. })
+    }
+
     /// Whether the user's input is at fault, rather than the run.
     pub fn is_input(&self) -> bool {
         matches!(
             self,
             Self::MissingSection { .. }
+                | Self::TooManyRanks { .. }
+                | Self::SharedGpu { .. }
                 | Self::NoRows { .. }
                 | Self::RowTooLong { .. }
                 | Self::DamagedCheckpoint { .. }

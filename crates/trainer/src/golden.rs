@@ -10,7 +10,7 @@ use tch::{Device, Tensor};
 use crate::advantage::{Advantage, Group};
 use crate::batch::{MicroBatch, to_host};
 use crate::head::{self, HeadSettings};
-use crate::loss::{Aggregation, Clip, RowCount, is_clipped};
+use crate::loss::{Aggregation, BatchTotals, Clip, RowCount, is_clipped};
 use crate::update::{Objective, chunk_loss};
 
 /// Largest difference that counts as equal: the reference is f64, the loss f32.
@@ -108,7 +108,7 @@ impl Golden {
                 tokens: case.constant_length_tokens,
             },
         }
-        .weights(&counts);
+        .weights(&counts, BatchTotals::of(&counts));
         let clip = Clip {
             low: case.clip_eps_low,
             high: case.clip_eps_high,

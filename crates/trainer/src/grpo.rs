@@ -8,10 +8,11 @@
 //! 2. All updates of a step use the whole batch of the rollout.
 //! 3. Advantages may be mean-centred only, the reward may gate its concurrency term, and a KL term is optional.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use asyncthink_data::TrainingRow;
-use asyncthink_data::parquet::write_episodes;
+use asyncthink_data::parquet::{read_episodes, write_episodes};
 use asyncthink_model::Decoder;
 use asyncthink_recipe::{self as recipes, GrpoSection, LossAggregation, Recipe, Stage};
 use asyncthink_rollout::{Episode, Query};
@@ -21,20 +22,23 @@ use tch::Kind;
 use crate::advantage::Advantage;
 use crate::card::ModelCard;
 use crate::checkpoint::model_identity;
+use crate::episode_figures::EpisodeFigures;
 use crate::episodes::{
-    EpisodeFigures, GradedEpisode, assign_advantages, episode_records, grade_episode, training_rows,
+    GradedEpisode, assign_advantages, episode_records, grade_episode, training_rows,
 };
 use crate::error::{Error, Result};
+use crate::figures::BatchFigures;
 use crate::fingerprint;
 use crate::grpo_line::{GrpoLine, UpdateFigures, report};
 use crate::layout::RunLayout;
 use crate::loss::{Aggregation, Clip};
 use crate::metrics::{Phase, StepClock};
 use crate::mismatch::mismatch_of_skipped_rows;
-use crate::models::{ModelFiles, grpo_initial_model, open_recipe_device};
+use crate::models::{ModelFiles, grpo_initial_model};
 use crate::observer::{Observer, RunStart, StopFlag};
 use crate::optimizer::AdamW;
 use crate::problems::train_problems;
+use crate::ranks::{Ranks, count_of};
 use crate::reward::{LambdaSchedule, RewardRule};
 use crate::run::{
     Origin, Resume, RunOptions, RunOutcome, SavePolicy, StageRun, check_finite, learning_rate,
@@ -43,7 +47,7 @@ use crate::run::{
 use crate::sampling::EpisodeSampler;
 use crate::schedule::LearningRate;
 use crate::streams::{DataOrder, Stream, derive_seed};
-use crate::update::{BatchFigures, BatchSettings, Objective, accumulate_gradient};
+use crate::update::{BatchSettings, Objective, accumulate_gradient};
 
 /// Optimises the model that `sft` left.
 ///
@@ -84,6 +88,14 @@ pub fn run_grpo(
             Err(_) => None,
         },
     };
+    let ranks = Arc::clone(&options.ranks);
+    if section.prompts_per_step < ranks.world_size() {
+        return Err(Error::TooManyRanks {
+            key: "grpo.prompts_per_step",
+            count: section.prompts_per_step,
+            world_size: ranks.world_size(),
+        });
+    }
     let (mut run, checkpoint) = StageRun::open(
         recipe,
         Stage::Grpo,
@@ -105,11 +117,13 @@ pub fn run_grpo(
             (initial.clone(), has_reference.then_some(initial))
         }
     };
-    let device = open_recipe_device(recipe)?;
+    let device = ranks.open_device(recipe)?;
     let mut model = ModelFiles::load_to_train(&begin, recipe, device)?;
-    let mut optimizer = new_optimizer(&mut model, &section.optimizer)?;
+    run.check_same_start(&model)?;
+    let bucket_bytes = recipe.distributed.bucket_bytes();
+    let mut optimizer = new_optimizer(&mut model, &section.optimizer, &ranks, bucket_bytes)?;
     if let Some(checkpoint) = &checkpoint {
-        restore_optimizer(&mut optimizer, checkpoint)?;
+        restore_optimizer(&mut optimizer, &ranks, checkpoint)?;
     }
     let reference = reference
         .map(|dir| Decoder::load(&dir, device, Kind::Float))
@@ -123,31 +137,25 @@ pub fn run_grpo(
         num_trained: model.num_trained(),
         num_items: problems.len(),
     });
-    let mut trainer = Trainer::new(recipe, section, &problems, reference)?;
+    let mut trainer = Trainer::new(recipe, section, &problems, reference, ranks)?;
     while !run.is_finished() {
         let num_updates = optimizer.num_updates();
         let clock = run.clock();
         model.refresh_sampler()?;
+        run.set_phase("sampling and updating");
         let result = trainer.step(run.step(), clock, &model, &mut optimizer, observer, stop);
         let result =
             result.map_err(|error| run.fail(error, &model, &optimizer, num_updates, observer))?;
         let Some(line) = result else {
-            return run.stop(
-                stop.requested().unwrap_or_default(),
-                &model,
-                &optimizer,
-                observer,
-            );
+            return run.stop(stop, &model, &optimizer, observer);
         };
         if line.step.is_multiple_of(section.log_every_steps as u64) || line.step == num_steps {
-            run.metrics.append(&line)?;
+            run.append_metrics(&line)?;
         }
         report(observer, &line, num_steps);
         run.finish_step(&model, &optimizer, observer)?;
-        if let Some(signal) = stop.requested()
-            && !run.is_finished()
-        {
-            return run.stop(signal, &model, &optimizer, observer);
+        if !run.is_finished() && run.stop_requested(stop)?.is_some() {
+            return run.stop(stop, &model, &optimizer, observer);
         }
     }
     Ok(run.finished())
@@ -166,6 +174,7 @@ struct Trainer<'a> {
     learning_rate: LearningRate,
     lambda: LambdaSchedule,
     layout: RunLayout,
+    ranks: Arc<Ranks>,
 }
 
 impl<'a> Trainer<'a> {
@@ -174,6 +183,7 @@ impl<'a> Trainer<'a> {
         section: &'a GrpoSection,
         problems: &'a [Problem],
         reference: Option<Decoder>,
+        ranks: Arc<Ranks>,
     ) -> Result<Self> {
         let num_steps = section.num_steps as u64;
         Ok(Self {
@@ -199,6 +209,7 @@ impl<'a> Trainer<'a> {
                 num_steps,
             },
             layout: RunLayout::new(&recipe.run_dir),
+            ranks,
         })
     }
 
@@ -218,6 +229,8 @@ impl<'a> Trainer<'a> {
             stop,
             clock,
         };
+        let identity = format!("step {}: problems {:?}", done + 1, self.prompts(done));
+        self.ranks.check_same("the prompts of a step", &identity)?;
         let queries = self.queries(done);
         let Some(episodes) = self.sample(&queries, model, &mut context)? else {
             return Ok(None);
@@ -225,19 +238,24 @@ impl<'a> Trainer<'a> {
         let lambda = self.lambda.at(done);
         let started = Instant::now();
         let mut episodes = self.grade(episodes, lambda);
+        // Groups are whole on every rank.
         let constant_groups =
             assign_advantages(&mut episodes, self.section.group_size, self.advantage);
         let rows = training_rows(&episodes)?;
+        let mut sums = [constant_groups as f64, rows.len() as f64];
+        self.ranks.sum(&mut sums)?;
+        let [constant_groups, num_rows] = sums.map(count_of);
         context.clock.book(Phase::Reward, started);
         let learning_rate = self.learning_rate.at(done);
         let Some(update) = self.update(&rows, learning_rate, model, optimizer, &mut context)?
         else {
             return Ok(None);
         };
+        let update = UpdateFigures { num_rows, ..update };
         let started = Instant::now();
         self.dump(context.step, &episodes, &queries, model)?;
         context.clock.book(Phase::Save, started);
-        let figures = EpisodeFigures::of(&episodes)?;
+        let figures = EpisodeFigures::over_ranks(&episodes, &self.ranks)?;
         let trained = update.num_tokens * self.section.num_updates_per_rollout;
         let timing = context.clock.timing(&[
             (Phase::Rollout, figures.decoded_tokens),
@@ -260,11 +278,20 @@ impl<'a> Trainer<'a> {
         done * self.section.prompts_per_step as u64
     }
 
-    /// Group after group, one query per episode.
+    /// The problems of a step, of all ranks.
+    fn prompts(&mut self, done: u64) -> Vec<usize> {
+        let first = self.position(done);
+        (0..self.section.prompts_per_step as u64)
+            .map(|slot| self.order.item(first + slot))
+            .collect()
+    }
+
+    /// This rank's share, group after group, one query per episode.
     fn queries(&mut self, done: u64) -> Vec<Query> {
         let group_size = self.section.group_size;
-        let mut queries = Vec::with_capacity(self.section.prompts_per_step * group_size);
-        for slot in 0..self.section.prompts_per_step {
+        let share = self.ranks.share_of(self.section.prompts_per_step);
+        let mut queries = Vec::with_capacity(share.len() * group_size);
+        for slot in share {
             let prompt_index = self.order.item(self.position(done) + slot as u64);
             for sample_index in 0..group_size {
                 // By slot, not by prompt: a step that spans two epochs may hold a prompt twice.
@@ -311,7 +338,10 @@ impl<'a> Trainer<'a> {
             )
             .map_err(|error| error.at_step(*step))?;
         context.clock.book(Phase::Rollout, started);
-        Ok((episodes.len() == queries.len()).then_some(episodes))
+        let is_cut_short = episodes.len() < queries.len();
+        let mut num_cut_short = [f64::from(u8::from(is_cut_short))];
+        self.ranks.sum(&mut num_cut_short)?;
+        Ok((num_cut_short[0] == 0.0).then_some(episodes))
     }
 
     fn grade(&self, episodes: Vec<Episode>, lambda: f64) -> Vec<GradedEpisode> {
@@ -341,10 +371,7 @@ impl<'a> Trainer<'a> {
         context: &mut StepContext<'_>,
     ) -> Result<Option<UpdateFigures>> {
         let num_updates = self.section.num_updates_per_rollout;
-        let mut means = UpdateFigures {
-            num_rows: rows.len(),
-            ..UpdateFigures::default()
-        };
+        let mut means = UpdateFigures::default();
         for index in 0..num_updates {
             optimizer.zero_grad();
             let started = Instant::now();
@@ -359,6 +386,7 @@ impl<'a> Trainer<'a> {
                 self.reference.as_ref(),
                 rows,
                 &self.batch,
+                &self.ranks,
                 &mut |done, total| {
                     observer.phase(Phase::Train, done as u64, total as u64);
                     index > 0 || stop.requested().is_none()
@@ -380,13 +408,14 @@ impl<'a> Trainer<'a> {
                 if self.section.max_logprob_mismatch.is_some() {
                     let started = Instant::now();
                     let skipped = mismatch_of_skipped_rows(&model.decoder, rows, &self.batch)?;
-                    figures.include_mismatch(&skipped);
+                    figures.include_mismatch(&skipped.over_ranks(&self.ranks)?);
                     context.clock.book(Phase::Score, started);
                 }
                 self.check_mismatch(step, &figures)?;
                 means.start(&figures);
             }
             let started = Instant::now();
+            optimizer.reduce_gradients()?;
             let grad_norm = optimizer.clip_grad_norm(self.section.optimizer.max_grad_norm)?;
             check_finite(step, "the gradient norm", grad_norm)?;
             optimizer.step(learning_rate)?;
@@ -430,12 +459,26 @@ impl<'a> Trainer<'a> {
             .section
             .dump_episodes_every_steps
             .is_some_and(|every| step.is_multiple_of(every as u64));
-        if is_due {
-            let texts: Vec<&str> = queries.iter().map(|query| query.text.as_str()).collect();
-            let records = episode_records(step, episodes, &texts, &model.tokenizer);
-            write_episodes(&self.layout.episodes(Stage::Grpo, step), &records)?;
+        if !is_due {
+            return Ok(());
         }
-        Ok(())
+        let texts: Vec<&str> = queries.iter().map(|query| query.text.as_str()).collect();
+        let mut records = episode_records(step, episodes, &texts, &model.tokenizer);
+        let path = self.layout.episodes(Stage::Grpo, step);
+        // Every rank leaves its episodes beside the file, and the first puts them together in the order of the prompts.
+        let part = |rank: usize| path.with_extension(format!("rank_{rank}"));
+        if !self.ranks.is_first() {
+            let written = write_episodes(&part(self.ranks.rank()), &records);
+            self.ranks.agree(written.map_err(Error::from))?;
+            return self.ranks.agree(Ok(()));
+        }
+        self.ranks.agree(Ok(()))?;
+        let gathered = (1..self.ranks.world_size()).try_for_each(|rank| -> Result<()> {
+            records.extend(read_episodes(&part(rank))?);
+            Ok(fs_err::remove_file(part(rank))?)
+        });
+        let written = gathered.and_then(|()| Ok(write_episodes(&path, &records)?));
+        self.ranks.agree(written)
     }
 }
 

@@ -2,10 +2,10 @@
 
 use serde::Serialize;
 
-use crate::episodes::EpisodeFigures;
+use crate::episode_figures::EpisodeFigures;
+use crate::figures::BatchFigures;
 use crate::metrics::{Phase, Timing};
 use crate::observer::{Observer, StepReport};
-use crate::update::BatchFigures;
 
 /// A line of `grpo/metrics.jsonl`.
 #[derive(Debug, Serialize)]

@@ -22,6 +22,27 @@ pub enum Aggregation {
     },
 }
 
+/// What a normaliser is made of: counts over the global batch, that is over all ranks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BatchTotals {
+    /// Trained tokens of all rows.
+    pub num_trained: usize,
+    /// Episodes that have a row.
+    pub num_episodes: usize,
+}
+
+impl BatchTotals {
+    /// Counts `rows`; no episode may have rows elsewhere too.
+    pub fn of(rows: &[RowCount]) -> Self {
+        let episodes: std::collections::BTreeSet<u32> =
+            rows.iter().map(|row| row.episode).collect();
+        Self {
+            num_trained: rows.iter().map(|row| row.num_trained).sum(),
+            num_episodes: episodes.len(),
+        }
+    }
+}
+
 /// What a row contributes to the normaliser.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowCount {
@@ -40,18 +61,18 @@ impl Aggregation {
     /// constant_length   w = 1 / (num_episodes * tokens)
     /// ```
     ///
-    /// `rows` is the global batch. Rows of one episode are an organizer and its workers; they need not be adjacent.
-    pub fn weights(self, rows: &[RowCount]) -> Vec<f64> {
+    /// The sums are over the global batch, which `totals` counts; `rows` may be a part of it, with whole episodes. Rows of
+    /// one episode are an organizer and its workers; they need not be adjacent.
+    pub fn weights(self, rows: &[RowCount], totals: BatchTotals) -> Vec<f64> {
         let mut per_episode = std::collections::BTreeMap::<u32, usize>::new();
         for row in rows {
             *per_episode.entry(row.episode).or_default() += row.num_trained;
         }
-        let num_episodes = per_episode.len() as f64;
-        let num_trained: usize = rows.iter().map(|row| row.num_trained).sum();
+        let num_episodes = totals.num_episodes as f64;
         let inverse = |count: f64| if count > 0.0 { 1.0 / count } else { 0.0 };
         rows.iter()
             .map(|row| match self {
-                Self::TokenMean => inverse(num_trained as f64),
+                Self::TokenMean => inverse(totals.num_trained as f64),
                 Self::EpisodeMean => inverse(num_episodes * per_episode[&row.episode] as f64),
                 Self::ConstantLength { tokens } => inverse(num_episodes * tokens as f64),
             })
@@ -175,15 +196,21 @@ mod tests {
 
     #[test]
     fn weights_by_hand() {
-        assert_eq!(Aggregation::TokenMean.weights(&ROWS), [0.125; 3]);
-        assert_eq!(Aggregation::EpisodeMean.weights(&ROWS), [0.125; 3]);
         assert_eq!(
-            Aggregation::ConstantLength { tokens: 10 }.weights(&ROWS),
+            Aggregation::TokenMean.weights(&ROWS, BatchTotals::of(&ROWS)),
+            [0.125; 3]
+        );
+        assert_eq!(
+            Aggregation::EpisodeMean.weights(&ROWS, BatchTotals::of(&ROWS)),
+            [0.125; 3]
+        );
+        assert_eq!(
+            Aggregation::ConstantLength { tokens: 10 }.weights(&ROWS, BatchTotals::of(&ROWS)),
             [0.05; 3]
         );
         let uneven = [ROWS[0], ROWS[1]];
         assert_eq!(
-            Aggregation::EpisodeMean.weights(&uneven),
+            Aggregation::EpisodeMean.weights(&uneven, BatchTotals::of(&uneven)),
             [1.0 / 6.0, 0.125]
         );
     }
@@ -191,7 +218,7 @@ mod tests {
     #[test]
     fn token_weights_sum_to_one() {
         for aggregation in [Aggregation::TokenMean, Aggregation::EpisodeMean] {
-            let weights = aggregation.weights(&ROWS);
+            let weights = aggregation.weights(&ROWS, BatchTotals::of(&ROWS));
             let total: f64 = ROWS
                 .iter()
                 .zip(&weights)

@@ -7,6 +7,7 @@ use asyncthink_torch::num_workers;
 use crate::batch::{MicroBatch, to_host};
 use crate::error::{Error, Result};
 use crate::head::{HeadSettings, chunk_tokens};
+use crate::ranks::{Ranks, count_of};
 use crate::update::{BatchSettings, has_gradient, score};
 
 /// Differences between trainer's and sampler's log-probabilities, in nats.
@@ -25,6 +26,20 @@ impl Mismatch {
         }
         self.sum_nats += other.sum_nats;
         self.num_tokens += other.num_tokens;
+    }
+
+    /// Puts the differences of all ranks together.
+    pub(crate) fn over_ranks(self, ranks: &Ranks) -> Result<Self> {
+        let own = [self.max_nats, self.sum_nats, self.num_tokens as f64];
+        let mut all = Self::default();
+        for values in ranks.gather_values(&own)? {
+            all.add(&Self {
+                max_nats: values[0],
+                sum_nats: values[1],
+                num_tokens: count_of(values[2]),
+            });
+        }
+        Ok(all)
     }
 }
 

@@ -42,6 +42,41 @@ pub fn open_recipe_device(recipe: &Recipe) -> Result<Device> {
     Ok(device)
 }
 
+/// As [`open_recipe_device`] for one of several ranks of a machine: each has a GPU of its own, and its part of the cores
+/// unless the recipe gives a number.
+pub(crate) fn open_device_of_rank(
+    recipe: &Recipe,
+    local_rank: usize,
+    num_local_ranks: usize,
+) -> Result<Device> {
+    let name = recipe.device.to_string();
+    let own_gpu = DeviceSpec::Cuda(local_rank);
+    let device = match name.parse()? {
+        DeviceSpec::Cuda(_) if name == "cuda" => open_device(&own_gpu)?,
+        DeviceSpec::Cuda(_) if num_local_ranks > 1 => {
+            return Err(Error::SharedGpu {
+                device: name,
+                num_local_ranks,
+            });
+        }
+        spec => match open_device(&spec)? {
+            Device::Cuda(_) if spec == DeviceSpec::Auto => open_device(&own_gpu)?,
+            device => device,
+        },
+    };
+    let num_threads = match recipe.num_threads {
+        0 => (available_cores() / num_local_ranks).max(1),
+        given => given,
+    };
+    set_num_threads(num_threads)?;
+    keep_freed_memory();
+    Ok(device)
+}
+
+fn available_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
 /// Loads a decoder without its tokenizer, and puts the process's threads to work as suits it.
 ///
 /// # Errors

@@ -1,12 +1,24 @@
-//! AdamW with savable state, and gradient clipping.
+//! AdamW with gradient clipping, its moments shared out among the ranks.
 //!
 //! Decoupled weight decay applies to the matrices of linear layers. Gains of norms and the token embedding (and with it
 //! a tied output head) are left out: shrinking a gain or the embedding of a rare token is not regularisation.
+//!
+//! Every rank holds all parameters and all gradients, and the moments of its own part only (`ZeRO`, stage 1): gradients are summed
+//! into the part of the rank that owns it, that rank updates it, and the updated parts are gathered again. Alone, a rank owns
+//! everything and nothing is exchanged.
 
-use asyncthink_torch::{AdamwSettings, AdamwState, clip_grad_norm_, fused_adamw_};
-use tch::Tensor;
+use std::ops::Range;
+use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use asyncthink_torch::{AdamwSettings, AdamwState, fused_adamw_, global_norm, scale_};
+use tch::{Kind, Tensor};
+
+use crate::error::Result;
+use crate::flat::{Cuts, FlatLayout, FlatParameters, Segment, segments, signed, stretch};
+use crate::ranks::Ranks;
+
+/// Elements whose squares are summed in f32; the sums are added in f64.
+const NORM_ELEMENTS: usize = 1 << 18;
 
 /// Constants of AdamW.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,22 +33,42 @@ pub struct AdamWSettings {
     pub weight_decay: f64,
 }
 
-/// Parameters that share a weight decay.
-#[derive(Debug, Default)]
-struct ParameterGroup {
-    names: Vec<String>,
-    parameters: Vec<Tensor>,
-    first_moments: Vec<Tensor>,
-    second_moments: Vec<Tensor>,
-    weight_decay: f64,
-}
-
 /// AdamW over the parameters of one model.
 #[derive(Debug)]
 pub struct AdamW {
     settings: AdamWSettings,
-    groups: [ParameterGroup; 2],
+    ranks: Arc<Ranks>,
+    cuts: Cuts,
+    parameters: FlatParameters,
+    owned: Owned,
     num_updates: u64,
+}
+
+/// What a rank holds of the optimizer: vectors of the elements that it owns, in order.
+#[derive(Debug)]
+pub(crate) struct Owned {
+    pub(crate) segments: Vec<Segment>,
+    /// First moments, f32 `[owned]`.
+    pub(crate) first_moments: Tensor,
+    /// Second moments, f32 `[owned]`.
+    pub(crate) second_moments: Tensor,
+    /// Gradients summed over ranks, f32 `[owned]`; alone, the gradients themselves.
+    gradients: Tensor,
+}
+
+/// The elements of a segment in a vector of what the rank owns.
+fn part(vector: &Tensor, segment: &Segment) -> Result<Tensor> {
+    let start = segment.owned_start;
+    stretch(vector, &(start..start + segment.elements.len()))
+}
+
+/// A vector in pieces that are short enough for a sum in f32.
+fn chunks(vector: &Tensor) -> Result<Vec<Tensor>> {
+    let num_elements = vector.numel();
+    (0..num_elements)
+        .step_by(NORM_ELEMENTS)
+        .map(|start| stretch(vector, &(start..num_elements.min(start + NORM_ELEMENTS))))
+        .collect()
 }
 
 /// Whether weight decay applies to a parameter.
@@ -45,32 +77,45 @@ pub fn is_decayed(name: &str, num_dims: usize) -> bool {
 }
 
 impl AdamW {
-    /// An optimizer with zero moments over `parameters`, which it shares with the model.
+    /// An optimizer with zero moments over `parameters`, which it lays out as one vector and shares with the model.
+    ///
+    /// All ranks must bring the same parameters. `bucket_bytes` is how much is exchanged at a time.
     ///
     /// # Errors
-    /// When the memory cannot be had.
-    pub fn new(parameters: &[(String, Tensor)], settings: AdamWSettings) -> Result<Self> {
-        let mut decayed = ParameterGroup {
-            weight_decay: settings.weight_decay,
-            ..Default::default()
-        };
-        let mut kept = ParameterGroup::default();
-        for (name, parameter) in parameters {
-            let group = if is_decayed(name, parameter.dim()) {
-                &mut decayed
+    /// When a parameter is not f32, or the memory cannot be had.
+    pub fn new(
+        parameters: &[(String, Tensor)],
+        settings: AdamWSettings,
+        ranks: Arc<Ranks>,
+        bucket_bytes: usize,
+    ) -> Result<Self> {
+        let layout = FlatLayout::of(parameters);
+        let num_ranks = ranks.world_size();
+        let cuts = Cuts::new(
+            layout.num_elements(),
+            num_ranks,
+            bucket_bytes / size_of::<f32>(),
+        );
+        let segments = segments(&layout, &cuts.owned(ranks.rank()));
+        let parameters = FlatParameters::take_over(layout, parameters, cuts.padded_elements())?;
+        let num_owned = signed(cuts.padded_elements() / num_ranks);
+        let zeros = || Tensor::f_zeros([num_owned], (Kind::Float, parameters.values.device()));
+        let owned = Owned {
+            segments,
+            first_moments: zeros()?,
+            second_moments: zeros()?,
+            gradients: if num_ranks == 1 {
+                parameters.gradients.shallow_clone()
             } else {
-                &mut kept
-            };
-            group.names.push(name.clone());
-            group.parameters.push(parameter.shallow_clone());
-            group.first_moments.push(parameter.detach().f_zeros_like()?);
-            group
-                .second_moments
-                .push(parameter.detach().f_zeros_like()?);
-        }
+                zeros()?
+            },
+        };
         Ok(Self {
             settings,
-            groups: [decayed, kept],
+            ranks,
+            cuts,
+            parameters,
+            owned,
             num_updates: 0,
         })
     }
@@ -80,126 +125,142 @@ impl AdamW {
         self.num_updates
     }
 
-    /// Forgets the gradients.
+    /// Bytes of moments that this rank holds.
+    pub fn moment_bytes(&self) -> usize {
+        2 * self.owned.first_moments.numel() * size_of::<f32>()
+    }
+
+    pub(crate) fn layout(&self) -> &FlatLayout {
+        &self.parameters.layout
+    }
+
+    pub(crate) fn owned(&self) -> &Owned {
+        &self.owned
+    }
+
+    /// The elements of the vector whose moments a rank holds.
+    pub(crate) fn owned_by(&self, rank: usize) -> Vec<Range<usize>> {
+        self.cuts.owned(rank)
+    }
+
+    pub(crate) fn set_num_updates(&mut self, num_updates: u64) {
+        self.num_updates = num_updates;
+    }
+
+    /// Sets the gradients to zero, in place.
     pub fn zero_grad(&mut self) {
-        for group in &mut self.groups {
-            for parameter in &mut group.parameters {
-                parameter.zero_grad();
-            }
+        let _ = self.parameters.gradients.zero_();
+    }
+
+    /// Sums the gradients over all ranks; every rank has the sum of what it owns. To be called once per update, before
+    /// [`AdamW::clip_grad_norm`].
+    ///
+    /// # Errors
+    /// When a rank is lost or too slow.
+    pub fn reduce_gradients(&self) -> Result<()> {
+        if self.ranks.world_size() == 1 {
+            return Ok(());
         }
+        let mut pending = Vec::new();
+        let mut start = 0;
+        for bucket in self.cuts.buckets() {
+            let part = start..start + bucket.len() / self.ranks.world_size();
+            start = part.end;
+            let sum = stretch(&self.owned.gradients, &part)?;
+            let gradients = stretch(&self.parameters.gradients, &bucket)?;
+            pending.push(self.ranks.reduce_scatter(&gradients, &sum)?);
+        }
+        pending
+            .into_iter()
+            .try_for_each(|work| self.ranks.finish(work))
     }
 
     /// Scales the gradients so that their joint norm is at most `max_norm`; returns the norm before.
     ///
-    /// # Errors
-    /// When libtorch refuses an operation.
-    pub fn clip_grad_norm(&self, max_norm: f64) -> Result<f64> {
-        let gradients: Vec<Tensor> = self
-            .groups
-            .iter()
-            .flat_map(|group| &group.parameters)
-            .map(Tensor::grad)
-            .filter(Tensor::defined)
-            .collect();
-        Ok(clip_grad_norm_(&gradients, max_norm)?)
-    }
-
-    /// One update from the accumulated gradients.
+    /// A norm that is not finite leaves the gradients as they are: the caller sees it in the value returned.
     ///
     /// # Errors
-    /// When libtorch refuses an operation.
+    /// When libtorch refuses an operation, or a rank is lost.
+    pub fn clip_grad_norm(&self, max_norm: f64) -> Result<f64> {
+        let own = global_norm(&chunks(&self.owned.gradients)?)?;
+        let norm = if self.ranks.world_size() == 1 {
+            own
+        } else {
+            let mut squares = [own * own];
+            self.ranks.sum(&mut squares)?;
+            squares[0].sqrt()
+        };
+        if norm.is_finite() && norm > max_norm {
+            scale_(&[&self.owned.gradients], max_norm / norm)?;
+        }
+        Ok(norm)
+    }
+
+    /// One update from the accumulated gradients; afterwards all ranks have the same parameters.
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation, or a rank is lost.
     pub fn step(&mut self, learning_rate: f64) -> Result<()> {
         self.num_updates += 1;
-        for group in &mut self.groups {
-            if group.parameters.is_empty() {
+        let _no_grad = tch::no_grad_guard();
+        for decays in [true, false] {
+            let mut parameters = Vec::new();
+            let mut gradients = Vec::new();
+            let mut first_moments = Vec::new();
+            let mut second_moments = Vec::new();
+            for segment in self
+                .owned
+                .segments
+                .iter()
+                .filter(|one| one.decays == decays)
+            {
+                parameters.push(stretch(&self.parameters.values, &segment.elements)?);
+                gradients.push(part(&self.owned.gradients, segment)?);
+                first_moments.push(part(&self.owned.first_moments, segment)?);
+                second_moments.push(part(&self.owned.second_moments, segment)?);
+            }
+            if parameters.is_empty() {
                 continue;
             }
-            let gradients = group
-                .parameters
-                .iter()
-                .map(gradient_or_zeros)
-                .collect::<Result<Vec<_>>>()?;
             fused_adamw_(
-                &group.parameters,
+                &parameters,
                 &gradients,
                 AdamwState {
-                    exp_avgs: &group.first_moments,
-                    exp_avg_sqs: &group.second_moments,
+                    exp_avgs: &first_moments,
+                    exp_avg_sqs: &second_moments,
                 },
                 self.num_updates,
                 &AdamwSettings {
                     learning_rate,
                     beta1: self.settings.beta1,
                     beta2: self.settings.beta2,
-                    weight_decay: group.weight_decay,
+                    weight_decay: if decays {
+                        self.settings.weight_decay
+                    } else {
+                        0.0
+                    },
                     eps: self.settings.eps,
                 },
             )?;
         }
-        Ok(())
+        self.gather_parameters()
     }
 
-    /// The moments under the names of their parameters: `exp_avg.NAME` and `exp_avg_sq.NAME`.
-    pub fn state(&self) -> Vec<(String, Tensor)> {
-        let mut state = Vec::new();
-        for group in &self.groups {
-            for (index, name) in group.names.iter().enumerate() {
-                state.push((
-                    format!("exp_avg.{name}"),
-                    group.first_moments[index].shallow_clone(),
-                ));
-                state.push((
-                    format!("exp_avg_sq.{name}"),
-                    group.second_moments[index].shallow_clone(),
-                ));
-            }
+    fn gather_parameters(&self) -> Result<()> {
+        if self.ranks.world_size() == 1 {
+            return Ok(());
         }
-        state
-    }
-
-    /// Takes over saved moments and the count of updates.
-    ///
-    /// # Errors
-    /// When a moment is missing or misshaped; the names are those of [`AdamW::state`].
-    pub fn restore(&mut self, state: Vec<(String, Tensor)>, num_updates: u64) -> Result<()> {
-        let state: std::collections::BTreeMap<String, Tensor> = state.into_iter().collect();
-        let refuse = |name: &str, reason: &str| {
-            Error::stage("restoring the optimizer", format!("`{name}` {reason}"))
-        };
-        for group in &mut self.groups {
-            let ParameterGroup {
-                names,
-                first_moments,
-                second_moments,
-                ..
-            } = group;
-            for (index, name) in names.iter().enumerate() {
-                for (prefix, moments) in [
-                    ("exp_avg", &mut *first_moments),
-                    ("exp_avg_sq", &mut *second_moments),
-                ] {
-                    let key = format!("{prefix}.{name}");
-                    let saved = state.get(&key).ok_or_else(|| refuse(&key, "is missing"))?;
-                    if saved.size() != moments[index].size() {
-                        return Err(refuse(&key, "has another shape"));
-                    }
-                    moments[index].f_copy_(saved)?;
-                }
-            }
+        let mut pending = Vec::new();
+        for bucket in self.cuts.buckets() {
+            let part: Range<usize> = self.cuts.part(&bucket, self.ranks.rank());
+            // A copy, because the part lies in what is written.
+            let own = stretch(&self.parameters.values, &part)?.f_detach_copy()?;
+            let all = stretch(&self.parameters.values, &bucket)?;
+            pending.push(self.ranks.all_gather(&own, &all)?);
         }
-        self.num_updates = num_updates;
-        Ok(())
-    }
-}
-
-/// A parameter that no loss has reached yet has a gradient of zero, as it has after [`AdamW::zero_grad`]: whether a process
-/// is fresh must not show in the numbers.
-fn gradient_or_zeros(parameter: &Tensor) -> Result<Tensor> {
-    let gradient = parameter.grad();
-    if gradient.defined() {
-        Ok(gradient)
-    } else {
-        Ok(parameter.detach().f_zeros_like()?)
+        pending
+            .into_iter()
+            .try_for_each(|work| self.ranks.finish(work))
     }
 }
 
@@ -207,6 +268,8 @@ fn gradient_or_zeros(parameter: &Tensor) -> Result<Tensor> {
 mod tests {
     use super::*;
     use tch::{Device, Kind};
+
+    use crate::optimizer_files;
 
     const SETTINGS: AdamWSettings = AdamWSettings {
         beta1: 0.9,
@@ -225,6 +288,10 @@ mod tests {
             ),
             ("model.norm.weight".into(), gain.set_requires_grad(true)),
         ]
+    }
+
+    fn optimizer_of(parameters: &[(String, Tensor)]) -> AdamW {
+        AdamW::new(parameters, SETTINGS, Arc::new(Ranks::single()), 64).unwrap()
     }
 
     fn set_gradients(parameters: &[(String, Tensor)], scale: f64) {
@@ -253,7 +320,7 @@ mod tests {
     #[test]
     fn two_updates_equal_the_formula_and_only_matrices_decay() {
         let parameters = parameters();
-        let mut optimizer = AdamW::new(&parameters, SETTINGS).unwrap();
+        let mut optimizer = optimizer_of(&parameters);
         let mut seen: Vec<Vec<f64>> = vec![Vec::new(); 2];
         for _ in 0..2 {
             optimizer.zero_grad();
@@ -272,7 +339,7 @@ mod tests {
     #[test]
     fn clipping_caps_the_joint_norm() {
         let parameters = parameters();
-        let optimizer = AdamW::new(&parameters, SETTINGS).unwrap();
+        let optimizer = optimizer_of(&parameters);
         set_gradients(&parameters, 0.5);
         let expected = (1.0_f64 + 4.0 + 9.0 + 0.25 + 1.0 + 4.0).sqrt();
         assert!((optimizer.clip_grad_norm(1.0).unwrap() - expected).abs() < 1e-5);
@@ -282,17 +349,20 @@ mod tests {
     #[test]
     fn restored_state_continues_bit_for_bit() {
         let straight = parameters();
-        let mut optimizer = AdamW::new(&straight, SETTINGS).unwrap();
+        let mut optimizer = optimizer_of(&straight);
         let broken = parameters();
-        let mut first_half = AdamW::new(&broken, SETTINGS).unwrap();
+        let mut first_half = optimizer_of(&broken);
         for step in 0..4 {
             optimizer.zero_grad();
             set_gradients(&straight, 0.5);
             optimizer.step(0.01).unwrap();
             if step == 2 {
-                let mut second_half = AdamW::new(&broken, SETTINGS).unwrap();
-                second_half
-                    .restore(first_half.state(), first_half.num_updates())
+                let mut second_half = optimizer_of(&broken);
+                let dir = tempfile::tempdir().unwrap();
+                let ranks = Ranks::single();
+                optimizer_files::write_share(&first_half, &ranks, dir.path()).unwrap();
+                let num_updates = first_half.num_updates();
+                optimizer_files::restore(&mut second_half, &ranks, dir.path(), num_updates)
                     .unwrap();
                 first_half = second_half;
             }

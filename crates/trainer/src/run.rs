@@ -1,30 +1,25 @@
-//! What both stages share: the stage's folder, resuming, saving.
+//! What both stages share: progress of a run, resuming and saving, by all ranks together.
 
-use std::path::{Path, PathBuf};
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
-use asyncthink_data::write_bytes_atomic;
 use asyncthink_recipe::{OptimizerSection, Recipe, Schedule, Stage};
-use fs_err as fs;
+use serde::Serialize;
 
-use crate::card::ModelCard;
-use crate::checkpoint::{Checkpoint, CheckpointStore, TrainerState, remove, sync};
+use crate::checkpoint::{Checkpoint, CheckpointStore, TrainerState};
 use crate::error::{Error, Result};
 use crate::fingerprint::recipe_keys;
 use crate::layout::RunLayout;
-use crate::lock::StageLock;
-use crate::metrics::{MetricsLog, StepClock};
+use crate::metrics::StepClock;
 use crate::models::ModelFiles;
-use crate::observer::Observer;
+use crate::observer::{Observer, StopFlag};
 use crate::optimizer::{AdamW, AdamWSettings};
-use crate::readme::{Contents, Readme};
+use crate::optimizer_files;
+use crate::ranks::Ranks;
 use crate::schedule::{Decay, LearningRate};
-use crate::tensors;
-
-const OPTIMIZER_FILE: &str = "trainer/optimizer.safetensors";
-
-/// Where the last checkpoint of a run with adapters holds the whole model, if the recipe asks for it.
-const MERGED_FOLDER: &str = "merged";
+use crate::stage_folder::StageFolder;
 
 /// Where a run begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,10 +34,12 @@ pub enum Resume {
 }
 
 /// How to run a stage.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct RunOptions {
     /// Where the run begins.
     pub resume: Resume,
+    /// The processes that run it together. All of them need the run's folder.
+    pub ranks: Arc<Ranks>,
 }
 
 /// How a run ended.
@@ -73,21 +70,20 @@ pub(crate) struct SavePolicy {
     pub(crate) keep: usize,
 }
 
-/// The open folder of a stage.
+/// A stage under way.
 #[derive(Debug)]
 pub(crate) struct StageRun {
+    ranks: Arc<Ranks>,
+    /// What the first rank alone reads and writes.
+    folder: Option<StageFolder>,
+    /// Where checkpoints lie; the first rank writes it, the others add their part.
     store: CheckpointStore,
-    pub(crate) metrics: MetricsLog,
     state: TrainerState,
-    card: ModelCard,
-    readme: Readme,
-    save_merged: bool,
     save: SavePolicy,
     num_steps: u64,
     saved: Option<(u64, PathBuf)>,
     /// Spent on checkpoints and not yet booked.
     save_seconds: f64,
-    _lock: StageLock,
 }
 
 /// What a run is made from, besides its recipe.
@@ -111,7 +107,7 @@ impl Origin {
 
 impl StageRun {
     /// Locks and opens the stage's folder and finds what to resume from. The recipe and the data must be those of the
-    /// checkpoint; nothing is changed before that is known.
+    /// checkpoint, and the same on all ranks; nothing is changed before that is known.
     pub(crate) fn open(
         recipe: &Recipe,
         stage: Stage,
@@ -121,11 +117,8 @@ impl StageRun {
         options: &RunOptions,
         observer: &mut dyn Observer,
     ) -> Result<(Self, Option<Checkpoint>)> {
-        let layout = RunLayout::new(&recipe.run_dir);
-        let lock = StageLock::acquire(&layout, stage)?;
-        let folder = layout.stage(stage);
-        let checkpoints = layout.checkpoints(stage);
-        recover_replacement(&folder)?;
+        let ranks = Arc::clone(&options.ranks);
+        ranks.set_phase(&format!("{}: opening the run", stage.name()));
         let mut state = TrainerState {
             stage: stage.name().to_owned(),
             step: 0,
@@ -136,63 +129,83 @@ impl StageRun {
             initial_model: origin.initial_model,
             recipe: recipe_keys(recipe, stage)?,
         };
-        let mut given = match &options.resume {
-            Resume::From(dir) => Some(open_given(dir, &state)?),
-            Resume::Never => {
-                move_aside(&folder, observer)?;
-                None
-            }
-            Resume::Auto => None,
-        };
-        if let Some(foreign) = given.take_if(|checkpoint| !is_inside(&checkpoint.dir, &checkpoints))
-        {
-            replace_by_copy(&folder, &foreign, observer)?;
-        }
-        let store = CheckpointStore::open(&checkpoints, save.keep)?;
-        let checkpoint = match given {
-            Some(given) => Some(given),
-            None => newest(&store, &state, observer)?,
-        };
+        ranks.check_same("recipe, data and initial model", &to_json(&state)?)?;
+        let opened = ranks.is_first().then(|| {
+            StageFolder::open(
+                recipe,
+                stage,
+                &state,
+                num_steps,
+                save.keep,
+                &options.resume,
+                observer,
+            )
+        });
+        let (folder, checkpoint) = ranks.agree(opened.transpose())?.unzip();
+        let checkpoint = of_first_rank(checkpoint.flatten(), &ranks)?;
         if let Some(checkpoint) = &checkpoint {
-            state.step = checkpoint.state.step;
-            state.num_updates = checkpoint.state.num_updates;
-            state.metrics_bytes = checkpoint.state.metrics_bytes;
-            if state.initial_model.is_none() {
-                state
-                    .initial_model
-                    .clone_from(&checkpoint.state.initial_model);
-            }
-            store.rewind_to(state.step)?;
+            state.take_progress_of(&checkpoint.state);
         }
-        remove_later_episodes(&layout.episodes_folder(stage), state.step)?;
-        write_bytes_atomic(&folder.join("recipe.toml"), recipe.to_toml().as_bytes())?;
-        layout.write_recipe(recipe)?;
-        let metrics = MetricsLog::open(&layout.metrics(stage), state.metrics_bytes)?;
-        if metrics.missing_bytes() > 0 {
-            observer.warning(&format!(
-                "`{}` lacks its last {} bytes: steps before step {} are missing in it",
-                metrics.path().display(),
-                metrics.missing_bytes(),
-                state.step + 1
-            ));
-        }
+        let checkpoints = RunLayout::new(&recipe.run_dir).checkpoints(stage);
+        let store = CheckpointStore::attach(&checkpoints, save.keep);
         let saved = checkpoint
             .as_ref()
             .map(|checkpoint| (state.step, store.dir_of(checkpoint.state.step)));
         let run = Self {
+            ranks,
+            folder,
             store,
-            metrics,
             state,
-            card: ModelCard::of(recipe),
-            readme: Readme::of(recipe, stage, num_steps),
-            save_merged: recipe.lora.as_ref().is_some_and(|lora| lora.save_merged),
             save,
             num_steps,
             saved,
             save_seconds: 0.0,
-            _lock: lock,
         };
         Ok((run, checkpoint))
+    }
+
+    /// Fails on every rank unless all have the same weights and begin at the same step.
+    pub(crate) fn check_same_start(&self, model: &ModelFiles) -> Result<()> {
+        if self.ranks.is_alone() {
+            return Ok(());
+        }
+        let mut text = format!("step {}", self.state.step);
+        for (name, parameter) in model.decoder.trained_parameters() {
+            let sum = parameter.detach().f_sum(tch::Kind::Double)?;
+            // Writing to a string cannot fail.
+            let _ = write!(text, " {name} {:e}", sum.f_double_value(&[])?);
+        }
+        self.ranks.check_same("the weights to begin with", &text)
+    }
+
+    /// Names what this rank does in the step under way.
+    pub(crate) fn set_phase(&self, what: &str) {
+        let step = self.state.step + 1;
+        self.ranks
+            .set_phase(&format!("{} step {step}: {what}", self.state.stage));
+    }
+
+    /// The signal that some rank was asked to stop by; the same answer on all.
+    pub(crate) fn stop_requested(&self, stop: &StopFlag) -> Result<Option<i32>> {
+        let own = stop.requested();
+        if self.ranks.is_alone() {
+            return Ok(own);
+        }
+        let signals = self.ranks.gather_values(&[own.map_or(0.0, f64::from)])?;
+        let first = signals
+            .iter()
+            .map(|of_rank| of_rank[0])
+            .find(|&signal| signal != 0.0);
+        #[expect(clippy::cast_possible_truncation, reason = "signals are small")]
+        Ok(first.map(|signal| signal as i32))
+    }
+
+    /// Appends a line to the metrics.
+    pub(crate) fn append_metrics(&mut self, line: &impl Serialize) -> Result<()> {
+        match &mut self.folder {
+            Some(folder) => folder.metrics.append(line),
+            None => Ok(()),
+        }
     }
 
     /// A clock for the next step, which the time of the last save is booked on.
@@ -224,7 +237,8 @@ impl StageRun {
         Ok(())
     }
 
-    /// Saves, unless the newest checkpoint is of this step.
+    /// Saves, unless the newest checkpoint is of this step: the first rank writes the model, every rank its moments, and
+    /// the first rank makes a checkpoint of it when all are done.
     pub(crate) fn save(
         &mut self,
         model: &ModelFiles,
@@ -239,36 +253,32 @@ impl StageRun {
             return Ok(());
         }
         let started = Instant::now();
+        self.ranks.set_phase(&format!(
+            "{}: saving step {}",
+            self.state.stage, self.state.step
+        ));
         self.state.num_updates = optimizer.num_updates();
-        self.state.metrics_bytes = self.metrics.sync()?;
-        let card = &self.card;
-        let latest = self.metrics.last_line()?;
-        let describe = |dir: &Path, contents| {
-            self.readme
-                .write(dir, &self.state, latest.as_ref(), contents)
-        };
-        let contents = match model.decoder.adapters() {
-            Some(_) => Contents::Adapters,
-            None => Contents::Model,
-        };
-        let writes_merged = self.save_merged && self.is_finished();
-        let dir = self.store.save(&self.state, &mut |dir| {
-            model.save(dir)?;
-            card.write(dir)?;
-            describe(dir, contents)?;
-            if writes_merged {
-                let merged = dir.join(MERGED_FOLDER);
-                fs::create_dir_all(&merged)?;
-                model.save_merged(&merged)?;
-                card.write(&merged)?;
-                describe(&merged, Contents::Model)?;
+        let dir = match &mut self.folder {
+            Some(folder) => {
+                let is_finished = self.state.step >= self.num_steps;
+                folder.save(&mut self.state, model, optimizer, &self.ranks, is_finished)?
             }
-            tensors::save(&dir.join(OPTIMIZER_FILE), &optimizer.state())
-        })?;
+            None => self.save_share(optimizer)?,
+        };
         self.save_seconds += started.elapsed().as_secs_f64();
         observer.saved(&dir, self.state.step);
         self.saved = Some((self.state.step, dir));
         Ok(())
+    }
+
+    /// The part of a rank that is not the first; it keeps step with [`StageFolder::save`].
+    fn save_share(&self, optimizer: &AdamW) -> Result<PathBuf> {
+        let step = self.state.step;
+        self.ranks.agree(Ok(()))?;
+        let written =
+            optimizer_files::write_share(optimizer, &self.ranks, &self.store.partial_dir(step));
+        self.ranks.agree(written)?;
+        self.ranks.agree(Ok(self.store.dir_of(step)))
     }
 
     /// Saves the last finished step of a run that fails, if the weights are still those of that step, and hands the
@@ -282,6 +292,7 @@ impl StageRun {
         observer: &mut dyn Observer,
     ) -> Error {
         let is_good = self.state.step > 0
+            && (self.ranks.is_alone() || error.is_of_all_ranks())
             && optimizer.num_updates() == num_updates_before
             && model.is_finite().unwrap_or(false);
         if is_good && let Err(error) = self.save(model, optimizer, observer) {
@@ -300,14 +311,15 @@ impl StageRun {
         }
     }
 
-    /// Saves and gives the outcome of a run that was asked to stop.
+    /// Saves and gives the outcome of a run that was asked to stop, on all ranks together.
     pub(crate) fn stop(
         &mut self,
-        signal: i32,
+        stop: &StopFlag,
         model: &ModelFiles,
         optimizer: &AdamW,
         observer: &mut dyn Observer,
     ) -> Result<RunOutcome> {
+        let signal = self.stop_requested(stop)?.unwrap_or_default();
         if self.state.step > 0 {
             self.save(model, optimizer, observer)?;
         }
@@ -320,14 +332,39 @@ impl StageRun {
     }
 }
 
+fn to_json(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|error| Error::stage("comparing ranks", error))
+}
+
+/// What the first rank found to resume from, on every rank.
+fn of_first_rank(found: Option<Checkpoint>, ranks: &Ranks) -> Result<Option<Checkpoint>> {
+    if ranks.is_alone() {
+        return Ok(found);
+    }
+    let told = found.map(|checkpoint| (checkpoint.dir, checkpoint.state));
+    let bytes = ranks.first_rank_bytes(to_json(&told)?.as_bytes())?;
+    let told: Option<(PathBuf, TrainerState)> = serde_json::from_slice(&bytes)
+        .map_err(|error| Error::stage("reading what the first rank found", error))?;
+    Ok(told.map(|(dir, state)| Checkpoint { dir, state }))
+}
+
 /// Restores the optimizer's moments from a checkpoint.
-pub(crate) fn restore_optimizer(optimizer: &mut AdamW, checkpoint: &Checkpoint) -> Result<()> {
-    let state = tensors::load(&checkpoint.dir.join(OPTIMIZER_FILE))?;
-    optimizer.restore(state, checkpoint.state.num_updates)
+pub(crate) fn restore_optimizer(
+    optimizer: &mut AdamW,
+    ranks: &Ranks,
+    checkpoint: &Checkpoint,
+) -> Result<()> {
+    let num_updates = checkpoint.state.num_updates;
+    optimizer_files::restore(optimizer, ranks, &checkpoint.dir, num_updates)
 }
 
 /// The optimizer that a recipe's section describes.
-pub(crate) fn new_optimizer(model: &mut ModelFiles, section: &OptimizerSection) -> Result<AdamW> {
+pub(crate) fn new_optimizer(
+    model: &mut ModelFiles,
+    section: &OptimizerSection,
+    ranks: &Arc<Ranks>,
+    bucket_bytes: usize,
+) -> Result<AdamW> {
     model.decoder.set_requires_grad(true);
     let settings = AdamWSettings {
         beta1: section.beta1,
@@ -335,7 +372,12 @@ pub(crate) fn new_optimizer(model: &mut ModelFiles, section: &OptimizerSection) 
         eps: section.eps,
         weight_decay: section.weight_decay,
     };
-    AdamW::new(model.decoder.trained_parameters(), settings)
+    AdamW::new(
+        model.decoder.trained_parameters(),
+        settings,
+        Arc::clone(ranks),
+        bucket_bytes,
+    )
 }
 
 /// The learning rate that a recipe's section describes.
@@ -360,105 +402,4 @@ pub(crate) fn check_finite(step: u64, what: &'static str, value: f64) -> Result<
     } else {
         Err(Error::NonFinite { step, what, value })
     }
-}
-
-fn open_given(dir: &Path, now: &TrainerState) -> Result<Checkpoint> {
-    let dir = fs::canonicalize(dir)?;
-    let checkpoint = Checkpoint::open(&dir)?;
-    checkpoint.state.check_same_run(now, &dir)?;
-    Ok(checkpoint)
-}
-
-fn newest(
-    store: &CheckpointStore,
-    now: &TrainerState,
-    observer: &mut dyn Observer,
-) -> Result<Option<Checkpoint>> {
-    let found = store.newest()?;
-    if let Some(checkpoint) = &found.checkpoint {
-        checkpoint.state.check_same_run(now, &checkpoint.dir)?;
-    }
-    for error in &found.passed_over {
-        observer.warning(&format!("{error}; going back to the checkpoint before it"));
-    }
-    Ok(found.checkpoint)
-}
-
-fn is_inside(dir: &Path, folder: &Path) -> bool {
-    folder
-        .canonicalize()
-        .is_ok_and(|folder| dir.parent() == Some(folder.as_path()))
-}
-
-/// Puts a copy of `given` in the place of what an earlier run left, which is moved aside.
-///
-/// The copy is complete before anything moves, under a name of its own. Killed between the two renames, the next start
-/// does the second one ([`recover_replacement`]); killed before, it removes the copy.
-fn replace_by_copy(folder: &Path, given: &Checkpoint, observer: &mut dyn Observer) -> Result<()> {
-    let next = replacement(folder);
-    let partial = next.with_extension("partial");
-    remove(&partial)?;
-    CheckpointStore::open(&partial.join("checkpoints"), 1)?.adopt(given)?;
-    sync(&partial)?;
-    fs::rename(&partial, &next)?;
-    move_aside(folder, observer)?;
-    fs::rename(&next, folder)?;
-    if let Some(parent) = folder.parent() {
-        sync(parent)?;
-    }
-    Ok(())
-}
-
-/// Finishes or undoes what [`replace_by_copy`] was killed in.
-fn recover_replacement(folder: &Path) -> Result<()> {
-    let next = replacement(folder);
-    if next.exists() && !folder.exists() {
-        fs::rename(&next, folder)?;
-    }
-    remove(&next)?;
-    remove(&next.with_extension("partial"))
-}
-
-fn replacement(folder: &Path) -> PathBuf {
-    let name = folder
-        .file_name()
-        .map_or_else(|| "stage".into(), |name| name.to_string_lossy());
-    folder.with_file_name(format!(".{name}.next"))
-}
-
-/// Removes episodes of steps that the run is going to do again, or never does: they are of another history.
-fn remove_later_episodes(folder: &Path, step: u64) -> Result<()> {
-    if !folder.is_dir() {
-        return Ok(());
-    }
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let later = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.strip_prefix("step_")?.strip_suffix(".parquet"))
-            .and_then(|number| number.parse::<u64>().ok());
-        if later.is_some_and(|later| later > step) {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-/// Renames what an earlier run left to the first free name, so that starting over loses nothing.
-fn move_aside(folder: &Path, observer: &mut dyn Observer) -> Result<()> {
-    if !folder.exists() {
-        return Ok(());
-    }
-    let mut number = 1;
-    let aside = loop {
-        let aside = folder.with_extension(format!("old-{number}"));
-        if !aside.exists() {
-            break aside;
-        }
-        number += 1;
-    };
-    fs::rename(folder, &aside)?;
-    observer.warning(&format!("moved the earlier run to `{}`", aside.display()));
-    Ok(())
 }

@@ -1,5 +1,6 @@
 //! Stage 1: cold-start format fine-tuning.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use asyncthink_data::TrainingRow;
@@ -8,20 +9,22 @@ use asyncthink_recipe::{Recipe, SftSection, Stage};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::figures::BatchFigures;
 use crate::fingerprint;
 use crate::layout::RunLayout;
 use crate::loss::Aggregation;
 use crate::metrics::{Phase, StepClock, Timing};
-use crate::models::{ModelFiles, open_recipe_device, sft_tokenizer};
+use crate::models::{ModelFiles, sft_tokenizer};
 use crate::observer::{Observer, RunStart, StepReport, StopFlag};
 use crate::optimizer::AdamW;
 use crate::problems::check_synth_is_complete;
+use crate::ranks::Ranks;
 use crate::run::{
     Origin, RunOptions, RunOutcome, SavePolicy, StageRun, check_finite, learning_rate,
     new_optimizer, restore_optimizer,
 };
 use crate::streams::DataOrder;
-use crate::update::{BatchFigures, BatchSettings, Objective, accumulate_gradient, score_rows};
+use crate::update::{BatchSettings, Objective, accumulate_gradient, score_rows};
 
 /// Most pairs that are held out to measure the loss on.
 const MAX_HELD_OUT: usize = 256;
@@ -68,6 +71,7 @@ pub fn run_sft(
         keep: section.keep_checkpoints,
     };
     let origin = Origin::of_data(fingerprint::of_rows(&rows));
+    let ranks = Arc::clone(&options.ranks);
     let (mut run, checkpoint) = StageRun::open(
         recipe,
         Stage::Sft,
@@ -80,15 +84,17 @@ pub fn run_sft(
     if run.is_finished() {
         return Ok(run.finished());
     }
-    let device = open_recipe_device(recipe)?;
+    let device = ranks.open_device(recipe)?;
     let mut model = match &checkpoint {
         Some(checkpoint) => ModelFiles::load_to_train(&checkpoint.dir, recipe, device)?,
         None => ModelFiles::for_sft(recipe, device)?,
     };
     check_lengths(&rows, &model)?;
-    let mut optimizer = new_optimizer(&mut model, &section.optimizer)?;
+    run.check_same_start(&model)?;
+    let bucket_bytes = recipe.distributed.bucket_bytes();
+    let mut optimizer = new_optimizer(&mut model, &section.optimizer, &ranks, bucket_bytes)?;
     if let Some(checkpoint) = &checkpoint {
-        restore_optimizer(&mut optimizer, checkpoint)?;
+        restore_optimizer(&mut optimizer, &ranks, checkpoint)?;
     }
     observer.started(&RunStart {
         stage: Stage::Sft,
@@ -108,24 +114,21 @@ pub fn run_sft(
             section,
             step: run.step() + 1,
             learning_rate,
+            ranks: &ranks,
         };
         let num_updates = optimizer.num_updates();
+        run.set_phase("updating the model");
         let result = update.run(&model, &mut optimizer, &batch, observer, stop, &mut clock);
         let result =
             result.map_err(|error| run.fail(error, &model, &optimizer, num_updates, observer))?;
         let Some((figures, grad_norm)) = result else {
-            return run.stop(
-                stop.requested().unwrap_or_default(),
-                &model,
-                &optimizer,
-                observer,
-            );
+            return run.stop(stop, &model, &optimizer, observer);
         };
         let is_last = run.step() + 1 == num_steps;
         let is_measured = section
             .eval_every_steps
             .is_some_and(|every| is_last || (run.step() + 1).is_multiple_of(every as u64));
-        let measure = || held_out_loss(&model, &held_out, section.micro_batch_tokens);
+        let measure = || held_out_loss(&model, &held_out, section.micro_batch_tokens, &ranks);
         let held_out_loss = is_measured.then(measure).transpose()?.flatten();
         let line = SftLine {
             step: run.step() + 1,
@@ -142,14 +145,12 @@ pub fn run_sft(
             timing: clock.timing(&[(Phase::Train, figures.num_tokens)]),
         };
         if is_measured || is_last || line.step.is_multiple_of(section.log_every_steps as u64) {
-            run.metrics.append(&line)?;
+            run.append_metrics(&line)?;
         }
         report(observer, &line, num_steps);
         run.finish_step(&model, &optimizer, observer)?;
-        if let Some(signal) = stop.requested()
-            && !run.is_finished()
-        {
-            return run.stop(signal, &model, &optimizer, observer);
+        if !run.is_finished() && run.stop_requested(stop)?.is_some() {
+            return run.stop(stop, &model, &optimizer, observer);
         }
     }
     Ok(run.finished())
@@ -214,14 +215,19 @@ fn first_held_out(pairs: &[SftPair]) -> usize {
     first
 }
 
-/// Mean loss of the trained tokens of rows that are never trained on; `None` without any.
+/// Mean loss of the trained tokens of rows that are never trained on; `None` without any. Every rank scores its share.
 fn held_out_loss(
     model: &ModelFiles,
     rows: &[TrainingRow],
     micro_batch_tokens: usize,
+    ranks: &Ranks,
 ) -> Result<Option<f64>> {
-    let scores = score_rows(&model.decoder, rows, 1.0, micro_batch_tokens)?.concat();
-    Ok((!scores.is_empty()).then(|| -scores.iter().sum::<f64>() / scores.len() as f64))
+    let share = &rows[ranks.share_of(rows.len())];
+    let scores = score_rows(&model.decoder, share, 1.0, micro_batch_tokens)?.concat();
+    let mut sums = [scores.iter().sum::<f64>(), scores.len() as f64];
+    ranks.sum(&mut sums)?;
+    let [sum, num_scores] = sums;
+    Ok((num_scores > 0.0).then(|| -sum / num_scores))
 }
 
 fn check_lengths(rows: &[TrainingRow], model: &ModelFiles) -> Result<()> {
@@ -247,6 +253,7 @@ struct Update<'a> {
     section: &'a SftSection,
     step: u64,
     learning_rate: f64,
+    ranks: &'a Ranks,
 }
 
 impl Update<'_> {
@@ -266,13 +273,16 @@ impl Update<'_> {
             temperature: 1.0,
             micro_batch_tokens: self.section.micro_batch_tokens,
         };
+        let ranks = self.ranks;
+        ranks.check_same("the batch of a step", &batch.identity(self.step))?;
         optimizer.zero_grad();
         let started = Instant::now();
         let figures = accumulate_gradient(
             &model.decoder,
             None,
-            &batch.rows,
+            &share_of(&batch.rows, ranks),
             &settings,
+            ranks,
             &mut |done, total| {
                 observer.phase(Phase::Train, done as u64, total as u64);
                 stop.requested().is_none()
@@ -284,6 +294,7 @@ impl Update<'_> {
         };
         check_finite(self.step, "the loss", figures.loss)?;
         let started = Instant::now();
+        optimizer.reduce_gradients()?;
         let grad_norm = optimizer.clip_grad_norm(self.section.optimizer.max_grad_norm)?;
         check_finite(self.step, "the gradient norm", grad_norm)?;
         optimizer.step(self.learning_rate)?;
@@ -295,8 +306,38 @@ impl Update<'_> {
 /// Rows of one step.
 struct Batch {
     rows: Vec<TrainingRow>,
+    /// Their indices among all rows.
+    indices: Vec<usize>,
     /// Epoch of its first row, counted from 0.
     epoch: u64,
+}
+
+impl Batch {
+    /// What all ranks must agree on before they share it out.
+    fn identity(&self, step: u64) -> String {
+        format!("step {step}: rows {:?}", self.indices)
+    }
+}
+
+/// This rank's rows of a batch that all ranks know: longest first, each to the rank with the fewest tokens so far.
+fn share_of(rows: &[TrainingRow], ranks: &Ranks) -> Vec<TrainingRow> {
+    if ranks.is_alone() {
+        return rows.to_vec();
+    }
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    order.sort_by_key(|&index| std::cmp::Reverse(rows[index].len()));
+    let mut loads = vec![0; ranks.world_size()];
+    let mut own = Vec::new();
+    for index in order {
+        let lightest = (0..loads.len())
+            .min_by_key(|&rank| loads[rank])
+            .unwrap_or(0);
+        loads[lightest] += rows[index].len();
+        if lightest == ranks.rank() {
+            own.push(rows[index].clone());
+        }
+    }
+    own
 }
 
 /// Cuts the endless sequence of rows into batches of at most `batch_tokens` tokens, at least one row each. A batch may
@@ -341,12 +382,16 @@ impl<'a> Batches<'a> {
 
     fn next_batch(&mut self) -> Batch {
         let epoch = self.order.epoch(self.position);
-        let rows = self
-            .next_indices()
-            .into_iter()
-            .map(|index| self.rows[index].clone())
+        let indices = self.next_indices();
+        let rows = indices
+            .iter()
+            .map(|&index| self.rows[index].clone())
             .collect();
-        Batch { rows, epoch }
+        Batch {
+            rows,
+            indices,
+            epoch,
+        }
     }
 }
 

@@ -12,9 +12,10 @@ use tch::{Kind, Tensor};
 
 use crate::batch::{MicroBatch, to_host};
 use crate::error::{Error, Result};
+use crate::figures::{BatchFigures, Totals};
 use crate::head::{self, HeadSettings, chunk_tokens};
-use crate::loss::{Aggregation, Clip, RowCount, is_clipped, k3, policy_loss, sft_loss};
-use crate::mismatch::Mismatch;
+use crate::loss::{Aggregation, BatchTotals, Clip, RowCount, k3, policy_loss, sft_loss};
+use crate::ranks::{Ranks, count_of};
 
 /// What is minimised.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,66 +44,22 @@ pub struct BatchSettings {
     pub micro_batch_tokens: usize,
 }
 
-/// What one pass over a batch measured. Means are 0 where no token was trained.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct BatchFigures {
-    /// The loss that was differentiated.
-    pub loss: f64,
-    /// Micro-batches.
-    pub num_micro_batches: usize,
-    /// Tokens computed.
-    pub num_tokens: usize,
-    /// Computed tokens that belong to no row, as a share of all computed ones.
-    pub padding_share: f64,
-    /// Trained tokens among them; the means below are over these.
-    pub num_trained: usize,
-    /// Mean entropy of the policy, in nats.
-    pub entropy: f64,
-    /// Mean k3 estimate of the KL from the sampler's distribution, which the tokens come from, to the policy.
-    pub kl_sampler: f64,
-    /// Mean k3 estimate of the KL to the reference; 0 without one.
-    pub kl_reference: f64,
-    /// Share of tokens whose gradient the clip took away.
-    pub clip_share: f64,
-    /// Largest difference between trainer's and sampler's log-probability, in nats.
-    pub mismatch_max_nats: f64,
-    /// Mean of that difference.
-    pub mismatch_mean_nats: f64,
-    /// Tokens that the mismatch is over.
-    pub num_compared: usize,
-    /// Seconds that the first worker spent on the reference model.
-    pub reference_seconds: f64,
-}
-
-impl BatchFigures {
-    /// Counts rows that were scored and not trained on into the mismatch with the sampler.
-    pub(crate) fn include_mismatch(&mut self, skipped: &Mismatch) {
-        let mut all = Mismatch {
-            max_nats: self.mismatch_max_nats,
-            sum_nats: self.mismatch_mean_nats * self.num_trained as f64,
-            num_tokens: self.num_trained,
-        };
-        all.add(skipped);
-        self.mismatch_max_nats = all.max_nats;
-        self.mismatch_mean_nats = all.sum_nats / all.num_tokens.max(1) as f64;
-        self.num_compared = all.num_tokens;
-    }
-}
-
-/// Adds the gradient of the batch's loss to the parameters of `decoder` and reports what it saw.
+/// Adds the gradient of this rank's `rows` to the parameters of `decoder` and reports what all ranks saw.
 ///
-/// The loss of `rows` is the same number, and its gradient the same up to rounding, for every `micro_batch_tokens`:
-/// weights come from all rows first. Policy rows whose advantage is zero have no gradient without a KL term; they count
-/// in the normaliser and are not computed. `on_micro_batch` is called with micro-batches done and in total; returning
-/// `false` abandons the batch, and `None` is returned with gradients in an undefined state.
+/// The loss is one number over the rows of all ranks. It is the same, and the sum over ranks of its gradient is the same up
+/// to rounding, for every `micro_batch_tokens` and every number of ranks: weights come from all rows first. The rows of an
+/// episode are on one rank. Policy rows whose advantage is zero have no gradient without a KL term; they count in the
+/// normaliser and are not computed. `on_micro_batch` is called with this rank's micro-batches done and in total; returning
+/// `false` on any rank abandons the batch on all, and `None` is returned with gradients in an undefined state.
 ///
 /// # Errors
-/// When libtorch refuses an operation.
+/// When libtorch refuses an operation, or a rank is lost.
 pub fn accumulate_gradient(
     decoder: &Decoder,
     reference: Option<&Decoder>,
     rows: &[TrainingRow],
     settings: &BatchSettings,
+    ranks: &Ranks,
     on_micro_batch: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Result<Option<BatchFigures>> {
     let counts: Vec<RowCount> = rows
@@ -112,9 +69,10 @@ pub fn accumulate_gradient(
             num_trained: row.num_trained(),
         })
         .collect();
+    let totals = totals_of_ranks(BatchTotals::of(&counts), ranks)?;
     let weights = match settings.objective {
-        Objective::Sft => Aggregation::TokenMean.weights(&counts),
-        Objective::Policy { .. } => settings.aggregation.weights(&counts),
+        Objective::Sft => Aggregation::TokenMean.weights(&counts, totals),
+        Objective::Policy { .. } => settings.aggregation.weights(&counts, totals),
     };
     let computed: Vec<usize> = (0..rows.len())
         .filter(|&row| has_gradient(&rows[row], settings.objective))
@@ -167,7 +125,21 @@ pub fn accumulate_gradient(
         totals.reference_seconds = reference_seconds;
         Ok(())
     })?;
-    Ok((!is_abandoned.into_inner()).then(|| totals.figures(micro_batches.len())))
+    totals.num_micro_batches = micro_batches.len();
+    let Some(totals) = totals.over_ranks(is_abandoned.into_inner(), ranks)? else {
+        return Ok(None);
+    };
+    Ok(Some(totals.figures()))
+}
+
+fn totals_of_ranks(own: BatchTotals, ranks: &Ranks) -> Result<BatchTotals> {
+    // Counts are exact in f64.
+    let mut sums = [own.num_trained as f64, own.num_episodes as f64];
+    ranks.sum(&mut sums)?;
+    Ok(BatchTotals {
+        num_trained: count_of(sums[0]),
+        num_episodes: count_of(sums[1]),
+    })
 }
 
 /// Rows of a micro-batch with the weight of each row's trained tokens.
@@ -371,120 +343,6 @@ pub(crate) fn chunk_loss(
                 losses = losses.f_add(&penalty.f_mul_scalar(kl_beta)?)?;
             }
             Ok(losses.f_mul(&weights)?.f_sum(Kind::Float)?)
-        }
-    }
-}
-
-/// Sums over trained tokens, in f64.
-#[derive(Clone, Copy, Debug, Default)]
-struct Totals {
-    loss: f64,
-    num_tokens: usize,
-    num_row_tokens: usize,
-    num_trained: usize,
-    entropy: f64,
-    kl_sampler: f64,
-    kl_reference: f64,
-    num_clipped: f64,
-    mismatch_max: f64,
-    mismatch_sum: f64,
-    reference_seconds: f64,
-}
-
-impl Totals {
-    fn measure_policy(
-        &mut self,
-        batch: &MicroBatch,
-        output: &head::HeadOutput,
-        logp_reference: Option<&Tensor>,
-        clip: Clip,
-    ) -> Result<()> {
-        let _no_grad = tch::no_grad_guard();
-        let logp = &output.logp;
-        let sum = |tensor: &Tensor| tensor.f_sum(Kind::Double);
-        let zero = Tensor::f_zeros([], (Kind::Double, logp.device()))?;
-        let mismatch = logp.f_sub(&batch.logp_old)?.f_abs()?;
-        // One transfer for all figures.
-        let figures = Tensor::f_stack(
-            &[
-                output
-                    .entropy
-                    .as_ref()
-                    .map_or_else(|| Ok(zero.shallow_clone()), sum)?,
-                // Tokens come from the sampler, so its log-probability is the first of the two.
-                sum(&k3(&batch.logp_old, logp)?)?,
-                logp_reference.map_or_else(
-                    || Ok(zero.shallow_clone()),
-                    |reference| sum(&k3(logp, reference)?),
-                )?,
-                sum(&is_clipped(logp, &batch.logp_old, &batch.advantages, clip)?)?,
-                mismatch.f_max()?.f_to_kind(Kind::Double)?,
-                sum(&mismatch)?,
-            ],
-            0,
-        )?;
-        if let [
-            entropy,
-            kl_sampler,
-            kl_reference,
-            num_clipped,
-            mismatch_max,
-            mismatch_sum,
-        ] = to_host(&figures)?[..]
-        {
-            *self = Self {
-                entropy,
-                kl_sampler,
-                kl_reference,
-                num_clipped,
-                mismatch_max,
-                mismatch_sum,
-                ..*self
-            };
-        }
-        Ok(())
-    }
-
-    fn add(&mut self, other: &Self) {
-        self.loss += other.loss;
-        self.num_tokens += other.num_tokens;
-        self.num_row_tokens += other.num_row_tokens;
-        self.num_trained += other.num_trained;
-        self.entropy += other.entropy;
-        self.kl_sampler += other.kl_sampler;
-        self.kl_reference += other.kl_reference;
-        self.num_clipped += other.num_clipped;
-        // `f64::max` would drop a NaN.
-        if other.mismatch_max > self.mismatch_max || other.mismatch_max.is_nan() {
-            self.mismatch_max = other.mismatch_max;
-        }
-        self.mismatch_sum += other.mismatch_sum;
-        self.reference_seconds += other.reference_seconds;
-    }
-
-    fn figures(&self, num_micro_batches: usize) -> BatchFigures {
-        let mean = |sum: f64| {
-            if self.num_trained == 0 {
-                0.0
-            } else {
-                sum / self.num_trained as f64
-            }
-        };
-        BatchFigures {
-            loss: self.loss,
-            num_micro_batches,
-            num_tokens: self.num_tokens,
-            padding_share: (self.num_tokens - self.num_row_tokens) as f64
-                / self.num_tokens.max(1) as f64,
-            num_trained: self.num_trained,
-            entropy: mean(self.entropy),
-            kl_sampler: mean(self.kl_sampler),
-            kl_reference: mean(self.kl_reference),
-            clip_share: mean(self.num_clipped),
-            mismatch_max_nats: self.mismatch_max,
-            mismatch_mean_nats: mean(self.mismatch_sum),
-            num_compared: self.num_trained,
-            reference_seconds: self.reference_seconds,
         }
     }
 }

@@ -7,8 +7,9 @@ use asyncthink_recipe::Stage;
 use asyncthink_torch::{Parallelism, set_parallelism};
 use asyncthink_trainer::{
     Advantage, Aggregation, BatchSettings, Clip, EpisodeSampler, Error, ModelCard, ModelFiles,
-    Objective, Phase, Resume, RewardRule, RunLayout, RunOutcome, StageLock, accumulate_gradient,
-    assign_advantages, grade_episode, score_rows, train_problems, training_rows,
+    Objective, Phase, Ranks, Resume, RewardRule, RunLayout, RunOutcome, StageLock,
+    accumulate_gradient, assign_advantages, grade_episode, score_rows, train_problems,
+    training_rows,
 };
 use common::{Watcher, alone, copy_folder, finish, metrics, recipe, run, weights};
 use fs_err as fs;
@@ -435,9 +436,17 @@ fn gradients(
     for parameter in &mut parameters {
         parameter.zero_grad();
     }
-    accumulate_gradient(&model.decoder, None, rows, &settings, &mut |_, _| true)
-        .unwrap()
-        .unwrap();
+    let ranks = Ranks::single();
+    accumulate_gradient(
+        &model.decoder,
+        None,
+        rows,
+        &settings,
+        &ranks,
+        &mut |_, _| true,
+    )
+    .unwrap()
+    .unwrap();
     parameters
         .iter()
         .map(|parameter| parameter.grad().copy())

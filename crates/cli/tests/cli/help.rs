@@ -2,11 +2,12 @@
 
 use crate::workspace::{Workspace, stdout};
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 12] = [
     "synth",
     "sft",
     "grpo",
     "eval",
+    "launch",
     "think",
     "trace",
     "grade",

@@ -4,6 +4,7 @@
 mod bad_input;
 mod chat;
 mod help;
+mod launch;
 mod lines;
 mod score;
 mod stages;

@@ -13,4 +13,4 @@ mod store;
 pub(crate) use manifest::model_identity;
 pub use state::TrainerState;
 pub use store::{Checkpoint, CheckpointStore, Found};
-pub(crate) use store::{remove, sync};
+pub(crate) use store::{PartialCheckpoint, remove, sync};

@@ -30,6 +30,16 @@ pub struct TrainerState {
 }
 
 impl TrainerState {
+    /// Goes on from where a checkpoint stands.
+    pub(crate) fn take_progress_of(&mut self, checkpoint: &Self) {
+        self.step = checkpoint.step;
+        self.num_updates = checkpoint.num_updates;
+        self.metrics_bytes = checkpoint.metrics_bytes;
+        if self.initial_model.is_none() {
+            self.initial_model.clone_from(&checkpoint.initial_model);
+        }
+    }
+
     /// Refuses to go on with another recipe, other data or another initial model than the checkpoint in `dir` was made with.
     ///
     /// An initial model that is not at hand any more is no difference: the run does not need it to go on.

@@ -38,6 +38,19 @@ pub struct Found {
     pub passed_over: Vec<Error>,
 }
 
+/// A checkpoint that is being written, under a hidden name; one that is never finished is swept up later.
+#[derive(Debug)]
+pub(crate) struct PartialCheckpoint {
+    dir: PathBuf,
+}
+
+impl PartialCheckpoint {
+    /// Where its files go.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
 impl Checkpoint {
     /// Reads a checkpoint's state after comparing every file with the manifest.
     ///
@@ -76,6 +89,14 @@ impl CheckpointStore {
             }
         }
         Ok(store)
+    }
+
+    /// The folder as a process sees it that does not own it: nothing is created or removed.
+    pub(crate) fn attach(folder: &Path, keep: usize) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            keep: keep.max(1),
+        }
     }
 
     /// Folder of the checkpoint of step `step`.
@@ -127,8 +148,12 @@ impl CheckpointStore {
         Ok(())
     }
 
-    /// Writes the checkpoint of `state.step`: `write_model` fills the model folder, `optimizer` the `trainer` folder.
-    /// Returns its folder.
+    /// Where the checkpoint of `step` is written until it is whole.
+    pub(crate) fn partial_dir(&self, step: u64) -> PathBuf {
+        self.folder.join(format!("{HIDDEN}step_{step}"))
+    }
+
+    /// Writes the checkpoint of `state.step`, whose files `write_files` puts into a folder. Returns its own folder.
     ///
     /// # Errors
     /// When anything cannot be written; the checkpoints that exist are then untouched.
@@ -137,11 +162,33 @@ impl CheckpointStore {
         state: &TrainerState,
         write_files: &mut dyn FnMut(&Path) -> Result<()>,
     ) -> Result<PathBuf> {
+        let partial = self.begin(state.step)?;
+        write_files(partial.dir())?;
+        self.commit(partial, state)
+    }
+
+    /// Makes an empty folder for the files of the checkpoint of `step`.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub(crate) fn begin(&self, step: u64) -> Result<PartialCheckpoint> {
+        let dir = self.partial_dir(step);
+        remove(&dir)?;
+        fs::create_dir_all(dir.join("trainer"))?;
+        Ok(PartialCheckpoint { dir })
+    }
+
+    /// Makes what was begun the newest checkpoint. Returns its folder.
+    ///
+    /// # Errors
+    /// When anything cannot be written; the checkpoints that exist are then untouched.
+    pub(crate) fn commit(
+        &self,
+        partial: PartialCheckpoint,
+        state: &TrainerState,
+    ) -> Result<PathBuf> {
+        let PartialCheckpoint { dir: partial } = partial;
         let final_dir = self.dir_of(state.step);
-        let partial = self.folder.join(format!("{HIDDEN}step_{}", state.step));
-        remove(&partial)?;
-        fs::create_dir_all(partial.join("trainer"))?;
-        write_files(&partial)?;
         let mut text = serde_json::to_string_pretty(state)
             .map_err(|error| Error::stage("writing a checkpoint's state", error))?;
         text.push('\n');

@@ -153,7 +153,10 @@ pub fn run(
     watcher: &mut Watcher,
 ) -> Result<RunOutcome, Error> {
     let stop = watcher.stop.clone();
-    let options = RunOptions { resume };
+    let options = RunOptions {
+        resume,
+        ..RunOptions::default()
+    };
     match stage {
         Stage::Sft => run_sft(recipe, &options, watcher, &stop),
         _ => run_grpo(recipe, &options, watcher, &stop),

@@ -1,0 +1,139 @@
+//! Meeting the other ranks on the store, and connecting to them.
+
+use std::ffi::CString;
+use std::net::IpAddr;
+use std::ptr::NonNull;
+use std::time::Duration;
+
+use super::failure::{CollectiveFailure, FailureKind, Suspect, SuspectReason};
+use super::ffi::{self, CGroup};
+use super::flight::FlightRecord;
+use super::group::{GroupOptions, NOT_ALL, into_error};
+use super::store::Store;
+use crate::error::{Error, Result};
+use crate::nccl;
+
+/// Checks that `rank` is a rank.
+pub(super) fn check_sizes(rank: usize, world_size: usize) -> Result<()> {
+    let error = |argument, expected: String, got: usize| Error::Argument {
+        op: "process_group",
+        argument,
+        expected,
+        got: got.to_string(),
+    };
+    // c10d counts in `int`.
+    if world_size == 0 || i32::try_from(world_size).is_err() {
+        return Err(error("world_size", "at least 1".to_owned(), world_size));
+    }
+    if rank >= world_size {
+        return Err(error("rank", format!("below {world_size}"), rank));
+    }
+    Ok(())
+}
+
+/// Waits on the store until all ranks are there.
+pub(super) fn join(control: &Store, options: &GroupOptions, record: FlightRecord) -> Result<()> {
+    let &GroupOptions {
+        rank,
+        world_size,
+        timeout,
+        ref name,
+    } = options;
+    if control.add(&format!("join/{rank}"), 1)? > 1 {
+        return Err(Error::Argument {
+            op: "process_group",
+            argument: "name",
+            expected: format!("one that rank {rank} has not joined on this store"),
+            got: format!("`{name}`"),
+        });
+    }
+    let missing = missing(control, "join", world_size, timeout)?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(into_error(
+        FailureKind::Timeout,
+        CollectiveFailure {
+            record,
+            rank,
+            world_size,
+            timeout,
+            message: NOT_ALL.to_owned(),
+            suspects: missing,
+        },
+    ))
+}
+
+/// The ranks that have not set their key at `place` within the time.
+pub(super) fn missing(
+    store: &Store,
+    place: &str,
+    world_size: usize,
+    timeout: Duration,
+) -> Result<Vec<Suspect>> {
+    let keys: Vec<String> = (0..world_size)
+        .map(|rank| format!("{place}/{rank}"))
+        .collect();
+    let all: Vec<&str> = keys.iter().map(String::as_str).collect();
+    match store.wait(&all, timeout) {
+        Ok(()) => return Ok(Vec::new()),
+        Err(Error::StoreTimeout { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    let mut missing = Vec::new();
+    for (rank, key) in all.iter().enumerate() {
+        if !store.has(&[key])? {
+            missing.push(Suspect {
+                rank,
+                reason: SuspectReason::Missing,
+                sequence: 0,
+                phase: String::new(),
+            });
+        }
+    }
+    Ok(missing)
+}
+
+/// A group of gloo's, once all ranks are there.
+pub(super) fn gloo(
+    store: &Store,
+    options: &GroupOptions,
+) -> Result<NonNull<CGroup>, nccl::GroupError> {
+    let address = gloo_address(store.host());
+    let (mut output, mut failure) = (std::ptr::null_mut(), 0);
+    // SAFETY: the store lives, the address is null or NUL-terminated, and the places outlive the call.
+    unsafe {
+        let message = ffi::asyncthink_group_gloo(
+            store.as_ptr(),
+            ffi::int(options.rank),
+            ffi::int(options.world_size),
+            ffi::milliseconds(options.timeout),
+            address
+                .as_ref()
+                .map_or(std::ptr::null(), |text| text.as_ptr()),
+            &raw mut output,
+            &raw mut failure,
+        );
+        ffi::check(message, failure)?;
+    }
+    Ok(ffi::handed_over(output)?)
+}
+
+/// The address that gloo listens at, where it should not choose: a store on the loopback means that all ranks are on
+/// this machine, whose own name need not resolve. `GLOO_SOCKET_IFNAME` goes before, as in PyTorch.
+fn gloo_address(host: &str) -> Option<CString> {
+    if std::env::var_os("GLOO_SOCKET_IFNAME").is_some() {
+        return None;
+    }
+    let host = if host == "localhost" {
+        "127.0.0.1"
+    } else {
+        host
+    };
+    let address: IpAddr = host.parse().ok()?;
+    if address.is_loopback() {
+        CString::new(host).ok()
+    } else {
+        None
+    }
+}

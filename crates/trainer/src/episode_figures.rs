@@ -1,0 +1,265 @@
+//! The figures of a step's episodes, over all ranks.
+
+use asyncthink_protocol::FormatError;
+use asyncthink_rollout::AgentRecord;
+
+use crate::episodes::GradedEpisode;
+use crate::error::{Error, Result};
+use crate::ranks::{Ranks, count_of};
+
+/// Means over the episodes of a step; the deterministic part of its metrics.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct EpisodeFigures {
+    /// Mean reward.
+    pub reward: f64,
+    /// Mean `R_A`; 0 counted for format errors.
+    pub reward_accuracy: f64,
+    /// Mean `R_eta` as paid; 0 counted for format errors.
+    pub reward_concurrency: f64,
+    /// Share of episodes that found everything asked for.
+    pub all_correct: f64,
+    /// Share of episodes without a format error.
+    pub valid: f64,
+    /// Mean `eta / c` of valid episodes.
+    pub eta_ratio: Option<f64>,
+    /// The same as the reward counts it.
+    pub eta_ratio_rewarded: Option<f64>,
+    /// Mean critical-path latency of valid episodes, in decoding steps.
+    pub latency_tokens: Option<f64>,
+    /// Mean Forks of valid episodes: one that ends at its first error has not made all of its own.
+    pub forks_per_query: Option<f64>,
+    /// Mean Joins of valid episodes.
+    pub joins_per_query: Option<f64>,
+    /// Mean number of workers without a complete RETURN, of valid episodes.
+    pub empty_returns_per_query: Option<f64>,
+    /// Mean number of workers that were still at work when the organizer ended, of valid episodes.
+    pub cancelled_workers_per_query: Option<f64>,
+    /// Mean tokens that all agents of a valid episode decoded.
+    pub decoded_tokens_per_query: Option<f64>,
+    /// Mean negative log-probability of all decoded tokens as sampled, in nats: an estimate of the policy's entropy that
+    /// costs nothing and leaves no row out.
+    pub sampled_nll_nats: f64,
+    /// Format errors by type, as counts.
+    pub format_errors: std::collections::BTreeMap<&'static str, usize>,
+    /// Episodes.
+    pub num_episodes: usize,
+    /// Tokens decoded by all agents of all episodes.
+    pub decoded_tokens: usize,
+}
+
+impl EpisodeFigures {
+    /// Summarises episodes.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn of(episodes: &[GradedEpisode]) -> Result<Self> {
+        let summaries: Vec<Summary> = episodes.iter().map(Summary::of).collect();
+        Self::of_summaries(&summaries)
+    }
+
+    /// Summarises the episodes of all ranks, each of which brings its own.
+    pub(crate) fn over_ranks(episodes: &[GradedEpisode], ranks: &Ranks) -> Result<Self> {
+        let mut bytes = Vec::with_capacity(episodes.len() * Summary::NUM_VALUES * size_of::<f64>());
+        for value in episodes
+            .iter()
+            .flat_map(|episode| Summary::of(episode).values())
+        {
+            bytes.extend(value.to_le_bytes());
+        }
+        // In the order of the ranks, and so in that of the prompts: the sums are those of a single rank, to the bit.
+        let all = ranks.gather_bytes(&bytes)?.concat();
+        let values: Vec<f64> = all
+            .as_chunks::<{ size_of::<f64>() }>()
+            .0
+            .iter()
+            .map(|bytes| f64::from_le_bytes(*bytes))
+            .collect();
+        let (summaries, _) = values.as_chunks::<{ Summary::NUM_VALUES }>();
+        let summaries: Vec<Summary> = summaries.iter().map(Summary::from_values).collect();
+        Self::of_summaries(&summaries)
+    }
+
+    fn of_summaries(episodes: &[Summary]) -> Result<Self> {
+        if episodes.is_empty() {
+            return Err(Error::stage("summarising a step", "no episodes"));
+        }
+        let mean = |value: &dyn Fn(&Summary) -> f64| {
+            episodes.iter().map(value).sum::<f64>() / episodes.len() as f64
+        };
+        let valid: Vec<&Summary> = episodes.iter().filter(|one| one.is_valid).collect();
+        let mean_valid = |value: &dyn Fn(&Summary) -> f64| {
+            let sum: f64 = valid.iter().map(|summary| value(summary)).sum();
+            (!valid.is_empty()).then(|| sum / valid.len() as f64)
+        };
+        // Every code is listed, so that lines of all steps have the same keys.
+        let format_errors = FormatError::CODES
+            .iter()
+            .enumerate()
+            .map(|(index, code)| {
+                let has_it = |summary: &&Summary| summary.format_error == Some(index);
+                (*code, episodes.iter().filter(has_it).count())
+            })
+            .collect();
+        let decoded_tokens: f64 = episodes.iter().map(|summary| summary.decoded_tokens).sum();
+        let logprobs: f64 = episodes.iter().map(|summary| summary.sum_of_logprobs).sum();
+        Ok(Self {
+            reward: mean(&|one| one.reward),
+            reward_accuracy: mean(&|one| one.reward_accuracy),
+            reward_concurrency: mean(&|one| one.reward_concurrency),
+            all_correct: mean(&|one| f64::from(u8::from(one.is_valid && one.is_complete))),
+            valid: valid.len() as f64 / episodes.len() as f64,
+            eta_ratio: mean_valid(&|one| one.eta_ratio),
+            eta_ratio_rewarded: mean_valid(&|one| one.eta_ratio_rewarded),
+            latency_tokens: mean_valid(&|one| one.latency_tokens),
+            forks_per_query: mean_valid(&|one| one.num_forks),
+            joins_per_query: mean_valid(&|one| one.num_joins),
+            empty_returns_per_query: mean_valid(&|one| one.num_empty_returns),
+            cancelled_workers_per_query: mean_valid(&|one| one.num_cancelled_workers),
+            decoded_tokens_per_query: mean_valid(&|one| one.decoded_tokens),
+            sampled_nll_nats: -logprobs / decoded_tokens.max(1.0),
+            format_errors,
+            num_episodes: episodes.len(),
+            decoded_tokens: count_of(decoded_tokens),
+        })
+    }
+}
+
+/// What the figures need of one episode, as ranks send it to each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Summary {
+    is_valid: bool,
+    /// Everything asked for was found.
+    is_complete: bool,
+    /// Index among [`FormatError::CODES`].
+    format_error: Option<usize>,
+    reward: f64,
+    reward_accuracy: f64,
+    reward_concurrency: f64,
+    eta_ratio: f64,
+    eta_ratio_rewarded: f64,
+    latency_tokens: f64,
+    num_forks: f64,
+    num_joins: f64,
+    num_empty_returns: f64,
+    num_cancelled_workers: f64,
+    decoded_tokens: f64,
+    sum_of_logprobs: f64,
+}
+
+impl Summary {
+    const NUM_VALUES: usize = 15;
+
+    fn of(graded: &GradedEpisode) -> Self {
+        let episode = &graded.episode;
+        let code = episode.format_error().map(FormatError::code);
+        let concurrency = graded.concurrency;
+        Self {
+            is_valid: concurrency.is_some(),
+            is_complete: graded.num_correct >= graded.num_required,
+            format_error: code
+                .and_then(|code| FormatError::CODES.iter().position(|one| *one == code)),
+            reward: graded.reward.total,
+            reward_accuracy: graded.reward.accuracy,
+            reward_concurrency: graded.reward.concurrency,
+            eta_ratio: concurrency.map_or(0.0, |concurrency| concurrency.eta_ratio),
+            eta_ratio_rewarded: graded.rewarded_eta_ratio.unwrap_or_default(),
+            latency_tokens: concurrency
+                .map_or(0.0, |concurrency| concurrency.latency_tokens as f64),
+            num_forks: episode.num_forks() as f64,
+            num_joins: episode.num_joins as f64,
+            num_empty_returns: episode.num_empty_returns() as f64,
+            num_cancelled_workers: episode.num_cancelled_workers() as f64,
+            decoded_tokens: episode.decoded_tokens() as f64,
+            sum_of_logprobs: sum_of_logprobs(graded),
+        }
+    }
+
+    fn values(&self) -> [f64; Self::NUM_VALUES] {
+        let flag = |value: bool| f64::from(u8::from(value));
+        [
+            flag(self.is_valid),
+            flag(self.is_complete),
+            // 0 for none.
+            self.format_error.map_or(0.0, |index| index as f64 + 1.0),
+            self.reward,
+            self.reward_accuracy,
+            self.reward_concurrency,
+            self.eta_ratio,
+            self.eta_ratio_rewarded,
+            self.latency_tokens,
+            self.num_forks,
+            self.num_joins,
+            self.num_empty_returns,
+            self.num_cancelled_workers,
+            self.decoded_tokens,
+            self.sum_of_logprobs,
+        ]
+    }
+
+    fn from_values(values: &[f64; Self::NUM_VALUES]) -> Self {
+        let &[
+            is_valid,
+            is_complete,
+            format_error,
+            reward,
+            reward_accuracy,
+            reward_concurrency,
+            eta_ratio,
+            eta_ratio_rewarded,
+            latency_tokens,
+            num_forks,
+            num_joins,
+            num_empty_returns,
+            num_cancelled_workers,
+            decoded_tokens,
+            sum_of_logprobs,
+        ] = values;
+        Self {
+            is_valid: is_valid != 0.0,
+            is_complete: is_complete != 0.0,
+            format_error: count_of(format_error).checked_sub(1),
+            reward,
+            reward_accuracy,
+            reward_concurrency,
+            eta_ratio,
+            eta_ratio_rewarded,
+            latency_tokens,
+            num_forks,
+            num_joins,
+            num_empty_returns,
+            num_cancelled_workers,
+            decoded_tokens,
+            sum_of_logprobs,
+        }
+    }
+}
+
+fn sum_of_logprobs(graded: &GradedEpisode) -> f64 {
+    let workers = graded.episode.workers.iter().map(|worker| &worker.record);
+    let agents = std::iter::once(&graded.episode.organizer).chain(workers);
+    // Ids that were not decoded have a log-probability of 0.
+    agents
+        .flat_map(AgentRecord::logprobs)
+        .map(|logprob| f64::from(*logprob))
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_survives_the_journey() {
+        let summary = Summary {
+            is_valid: true,
+            format_error: Some(2),
+            reward: 0.3,
+            num_forks: 3.0,
+            sum_of_logprobs: -1.25,
+            ..Summary::default()
+        };
+        assert_eq!(Summary::from_values(&summary.values()), summary);
+        let plain = Summary::default();
+        assert_eq!(Summary::from_values(&plain.values()), plain);
+    }
+}

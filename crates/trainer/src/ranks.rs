@@ -1,0 +1,280 @@
+//! The processes that train one model together, as one of them sees it.
+
+use std::time::Duration;
+
+use asyncthink_launch::World;
+use asyncthink_recipe::{Recipe, Stage};
+use asyncthink_torch::{Backend, GroupOptions, ProcessGroup, Reduction, Store, StoreOptions, Work};
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{Error, Result};
+use crate::models::{open_device_of_rank, open_recipe_device};
+
+/// Longest time that ranks wait for each other to appear.
+const MAX_MEETING: Duration = Duration::from_mins(5);
+
+/// Longest message of a failure that is told to the other ranks.
+const MAX_MESSAGE_BYTES: usize = 4096;
+
+/// All ranks of a run; alone, everything here is done at once and moves nothing.
+///
+/// Every method but the plain questions is a collective: all ranks call it, in the same order.
+#[derive(Debug)]
+pub struct Ranks {
+    group: ProcessGroup,
+    /// Kept for as long as the group: the first rank may be the one who serves it.
+    _store: Option<Store>,
+}
+
+impl Default for Ranks {
+    fn default() -> Self {
+        Self::single()
+    }
+}
+
+impl Ranks {
+    /// A run of one process.
+    pub fn single() -> Self {
+        Self::new(ProcessGroup::single())
+    }
+
+    /// The ranks of a group whose tensors are where the model is.
+    pub fn new(group: ProcessGroup) -> Self {
+        Self {
+            group,
+            _store: None,
+        }
+    }
+
+    /// Meets the other ranks of the world that a launcher made; opens this rank's device first. Alone, nothing is opened.
+    ///
+    /// # Errors
+    /// When the device is not there, or ranks do not come in time, which are named.
+    pub fn meet(world: &World, recipe: &Recipe, stage: Stage) -> Result<Self> {
+        let (Some(master), true) = (world.master(), world.world_size() > 1) else {
+            return Ok(Self::single());
+        };
+        let (local_rank, num_local_ranks) = (
+            world.local_rank().get() as usize,
+            world.local_world_size() as usize,
+        );
+        let device = open_device_of_rank(recipe, local_rank, num_local_ranks)?;
+        let timeout = Duration::from_secs(recipe.distributed.timeout_secs as u64);
+        let rank = world.rank().get() as usize;
+        let options = StoreOptions {
+            timeout: timeout.min(MAX_MEETING),
+            ..StoreOptions::default()
+        };
+        let store = if rank == 0 && !world.use_agent_store() {
+            Store::serve(&master.addr, master.port, &options)?
+        } else {
+            Store::connect(&master.addr, master.port, &options)?
+        };
+        let options = GroupOptions {
+            rank,
+            world_size: world.world_size() as usize,
+            timeout,
+            // A launcher's store outlives a restart.
+            name: format!("{} attempt {}", stage.name(), world.restart_count()),
+        };
+        Ok(Self {
+            group: ProcessGroup::new(&store, device, &options)?,
+            _store: Some(store),
+        })
+    }
+
+    /// The device of the ranks; alone, that of the recipe is opened.
+    pub(crate) fn open_device(&self, recipe: &Recipe) -> Result<Device> {
+        match self.group.device() {
+            Some(device) => Ok(device),
+            None => open_recipe_device(recipe),
+        }
+    }
+
+    /// Waits for the others before the end: whoever serves the store must be the last to go.
+    ///
+    /// # Errors
+    /// When a rank is lost.
+    pub fn part(&self) -> Result<()> {
+        Ok(self.group.barrier()?)
+    }
+
+    /// This process, from 0.
+    pub fn rank(&self) -> usize {
+        self.group.rank()
+    }
+
+    /// How many there are.
+    pub fn world_size(&self) -> usize {
+        self.group.world_size()
+    }
+
+    /// Whether this is the rank that owns the run's folder and speaks to the user.
+    pub fn is_first(&self) -> bool {
+        self.rank() == 0
+    }
+
+    /// Whether there is no other rank.
+    pub fn is_alone(&self) -> bool {
+        self.world_size() == 1
+    }
+
+    /// The group.
+    pub fn group(&self) -> &ProcessGroup {
+        &self.group
+    }
+
+    /// The share of `count` things that is this rank's: shares are contiguous, in the order of the ranks, and differ by
+    /// one at most.
+    pub fn share_of(&self, count: usize) -> std::ops::Range<usize> {
+        let cut = |rank: usize| rank * count / self.world_size();
+        cut(self.rank())..cut(self.rank() + 1)
+    }
+
+    /// Names what this rank does from now on, for the errors of those who wait for it. No collective.
+    pub(crate) fn set_phase(&self, phase: &str) {
+        self.group.set_phase(phase);
+    }
+
+    /// Starts to sum `input` over ranks; each rank gets its part of the sum in `output`.
+    ///
+    /// # Shapes
+    /// `input` `[world_size * n]`, `output` `[n]`, f32. Neither may be used before [`Ranks::finish`].
+    pub(crate) fn reduce_scatter(&self, input: &Tensor, output: &Tensor) -> Result<Work<'static>> {
+        let mut output = output.shallow_clone();
+        let work = self
+            .group
+            .reduce_scatter(input, &mut output, Reduction::Sum)?;
+        Ok(work.detached())
+    }
+
+    /// Starts to put the `input` of all ranks after one another into `output`.
+    ///
+    /// # Shapes
+    /// `input` `[n]`, `output` `[world_size * n]`. Neither may be used before [`Ranks::finish`].
+    pub(crate) fn all_gather(&self, input: &Tensor, output: &Tensor) -> Result<Work<'static>> {
+        let mut output = output.shallow_clone();
+        Ok(self.group.all_gather(input, &mut output)?.detached())
+    }
+
+    /// Waits until an operation is done.
+    #[expect(clippy::unused_self, reason = "reads as part of the group")]
+    pub(crate) fn finish(&self, work: Work<'_>) -> Result<()> {
+        Ok(work.wait()?)
+    }
+
+    /// The values of every rank, in the order of the ranks. All bring equally many.
+    pub(crate) fn gather_values(&self, values: &[f64]) -> Result<Vec<Vec<f64>>> {
+        if self.is_alone() || values.is_empty() {
+            return Ok(vec![values.to_vec(); self.world_size()]);
+        }
+        let own = Tensor::from_slice(values).f_to_device(self.device())?;
+        let size = [i64::try_from(values.len() * self.world_size()).unwrap_or(i64::MAX)];
+        let mut all = Tensor::f_empty(size, (Kind::Double, self.device()))?;
+        self.group.all_gather(&own, &mut all)?.wait()?;
+        let all = Vec::<f64>::try_from(all.f_to_device(Device::Cpu)?)?;
+        Ok(all.chunks(values.len()).map(<[f64]>::to_vec).collect())
+    }
+
+    /// Sums values over ranks, in the order of the ranks: all get the same bits.
+    pub(crate) fn sum(&self, values: &mut [f64]) -> Result<()> {
+        let all = self.gather_values(values)?;
+        for (index, value) in values.iter_mut().enumerate() {
+            *value = all.iter().map(|of_rank| of_rank[index]).sum();
+        }
+        Ok(())
+    }
+
+    /// The bytes of every rank, in the order of the ranks; lengths may differ.
+    pub(crate) fn gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        if self.is_alone() {
+            return Ok(vec![bytes.to_vec()]);
+        }
+        let lengths = self.gather_values(&[bytes.len() as f64])?;
+        let length_of = |rank: usize| count_of(lengths[rank][0]);
+        let longest = (0..self.world_size()).map(length_of).max().unwrap_or(0);
+        if longest == 0 {
+            return Ok(vec![Vec::new(); self.world_size()]);
+        }
+        let mut padded = bytes.to_vec();
+        padded.resize(longest, 0);
+        let own = Tensor::from_slice(&padded).f_to_device(self.device())?;
+        let size = [i64::try_from(longest * self.world_size()).unwrap_or(i64::MAX)];
+        let mut all = Tensor::f_empty(size, (Kind::Uint8, self.device()))?;
+        self.group.all_gather(&own, &mut all)?.wait()?;
+        let all = Vec::<u8>::try_from(all.f_to_device(Device::Cpu)?)?;
+        let of_rank = |(rank, chunk): (usize, &[u8])| chunk[..length_of(rank)].to_vec();
+        Ok(all.chunks(longest).enumerate().map(of_rank).collect())
+    }
+
+    /// The first rank's bytes, on every rank; those of the others are not looked at.
+    pub(crate) fn first_rank_bytes(&self, bytes: &[u8]) -> Result<Vec<u8>> {
+        let own = if self.is_first() { bytes } else { &[] };
+        Ok(self.gather_bytes(own)?.swap_remove(0))
+    }
+
+    /// Lets all ranks fail where one does, so that none waits for a rank that has given up. Whoever failed keeps its own
+    /// error; the others learn whose it was.
+    pub(crate) fn agree<T>(&self, result: Result<T>) -> Result<T> {
+        if self.is_alone() {
+            return result;
+        }
+        let failed = self.gather_values(&[f64::from(u8::from(result.is_err()))])?;
+        let Some(rank) = failed.iter().position(|values| values[0] != 0.0) else {
+            return result;
+        };
+        let mut message = match &result {
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        let end = message.floor_char_boundary(MAX_MESSAGE_BYTES);
+        message.truncate(end);
+        let messages = self.gather_bytes(message.as_bytes())?;
+        result.and_then(|_| {
+            Err(Error::OtherRank {
+                rank,
+                message: String::from_utf8_lossy(&messages[rank]).into_owned(),
+            })
+        })
+    }
+
+    /// Fails on every rank, naming those that differ, unless all bring the same text.
+    pub(crate) fn check_same(&self, label: &str, text: &str) -> Result<()> {
+        let digest =
+            u64::from(crc32fast::hash(text.as_bytes())) << 32 | (text.len() as u64 & 0xffff_ffff);
+        Ok(self.group.check_same(label, digest)?)
+    }
+
+    fn device(&self) -> Device {
+        match self.group.backend() {
+            Backend::Single => Device::Cpu,
+            _ => self.group.device().unwrap_or(Device::Cpu),
+        }
+    }
+}
+
+/// A count that was exchanged as a number.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "counts are whole, not negative, and exact in f64"
+)]
+pub(crate) fn count_of(value: f64) -> usize {
+    value as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alone_everything_is_its_own() {
+        let ranks = Ranks::single();
+        assert_eq!(ranks.share_of(7), 0..7);
+        assert_eq!(ranks.gather_values(&[1.0, 2.0]).unwrap(), [[1.0, 2.0]]);
+        assert_eq!(ranks.gather_bytes(b"abc").unwrap(), [b"abc"]);
+        assert_eq!(ranks.first_rank_bytes(b"abc").unwrap(), b"abc");
+        let error = ranks.agree::<()>(Err(Error::stage("a", "b"))).unwrap_err();
+        assert!(matches!(error, Error::Stage { .. }));
+    }
+}
