@@ -31,9 +31,14 @@ pub(crate) fn run(stage: Stage, args: &StageArgs, out: &mut dyn Write) -> Result
         out.write_all(recipe.to_toml().as_bytes())?;
         return Ok(());
     }
+    let world = World::from_env()?;
+    if matches!(stage, Stage::Synth | Stage::Eval) && world.rank().get() > 0 {
+        // Not shared out yet: the first rank does all of it.
+        return Ok(());
+    }
     match stage {
         Stage::Synth => synth(&recipe, &args.resume, out),
-        Stage::Sft | Stage::Grpo => train(stage, &recipe, &args.resume, out),
+        Stage::Sft | Stage::Grpo => train(stage, &recipe, &args.resume, &world, out),
         Stage::Eval => crate::evaluate::run(&recipe, &args.resume, out),
     }
 }
@@ -141,10 +146,10 @@ fn train(
     stage: Stage,
     recipe: &Recipe,
     resume: &ResumeArg,
+    world: &World,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
-    let world = World::from_env()?;
-    let ranks = Arc::new(Ranks::meet(&world, recipe, stage)?);
+    let ranks = Arc::new(Ranks::meet(world, recipe, stage)?);
     let options = RunOptions {
         ranks: Arc::clone(&ranks),
         resume: match resume {
