@@ -7,6 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::stream::VisitParameter;
 use crate::tensor_file::{self, TensorFile};
 
 const SINGLE_FILE: &str = "model.safetensors";
@@ -19,26 +20,39 @@ pub(crate) const MAX_SHARD_BYTES: usize = 5_000_000_000;
 const MAX_NAMED: usize = 8;
 
 /// Reads every parameter of `config` as `kind` on `device`; peak memory is that of the result and a chunk.
-///
-/// Names and shapes of all shards are compared with the configuration before the first tensor is read.
 pub(crate) fn load(
     dir: &Path,
     config: &ModelConfig,
     device: Device,
     kind: Kind,
 ) -> Result<Vec<(String, Tensor)>> {
+    let mut parameters = Vec::new();
+    read_each(dir, config, device, kind, &mut |name, tensor| {
+        parameters.push((name.to_owned(), tensor));
+        Ok(())
+    })?;
+    Ok(parameters)
+}
+
+/// Reads the parameters one after another, sorted by name.
+///
+/// Names and shapes of all shards are compared with the configuration before the first tensor is read.
+pub(crate) fn read_each(
+    dir: &Path,
+    config: &ModelConfig,
+    device: Device,
+    kind: Kind,
+    visit: VisitParameter<'_>,
+) -> Result<()> {
     let files = shard_names(dir)?
         .iter()
         .map(|name| TensorFile::open(&dir.join(name)))
         .collect::<Result<Vec<_>>>()?;
-    let places = place(dir, config, &files)?;
-    places
-        .into_iter()
-        .map(|(name, file)| {
-            let tensor = files[file].read(&name, device, kind)?;
-            Ok((name, tensor))
-        })
-        .collect()
+    for (name, file) in place(dir, config, &files)? {
+        let tensor = files[file].read(&name, device, kind)?;
+        visit(&name, tensor)?;
+    }
+    Ok(())
 }
 
 /// Which file holds which parameter; by name.

@@ -40,7 +40,7 @@ pub use schema::schema;
 pub use sections::{
     ChatSection, DistributedSection, EngineSection, LoraModule, LoraSection, McdGenerate,
     McdSection, McdSource, ModelInit, ModelSection, NumberTokens, PromptsSection, ProtocolSection,
-    TaskSection,
+    Shard, TaskSection,
 };
 pub use stages::{
     Advantage, EvalSection, GrpoSection, LossAggregation, OptimizerSection, RewardSection,

@@ -30,6 +30,7 @@ pub(crate) fn check(root: &Node, schema: &Json) -> Vec<RecipeError> {
     rules.reward();
     rules.eval();
     rules.engine();
+    rules.distributed();
     rules.synth();
     rules.errors
 }
@@ -299,6 +300,16 @@ impl Rules<'_> {
                     &format!("put `{{{name}}}` where it belongs"),
                 );
             }
+        }
+    }
+
+    fn distributed(&mut self) {
+        if self.text("distributed.shard") == Some("full") && self.has("model.lora") {
+            self.conflict(
+                "distributed.shard",
+                "adapters are small, and the model that they stand on is not shared out",
+                "use `shard = \"optimizer\"` with `[model.lora]`",
+            );
         }
     }
 

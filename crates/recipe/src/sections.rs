@@ -437,6 +437,15 @@ pub struct DistributedSection {
     #[serde(default = "count::<25>")]
     #[schemars(range(min = 1, max = 65_536))]
     pub bucket_mb: usize,
+    /// What the ranks share out. Default `optimizer`.
+    #[serde(default)]
+    pub shard: Shard,
+    /// With `shard = "full"`: how many micro-batches go through a layer each
+    /// time that it is gathered. More of them exchange less, and keep the
+    /// inputs of all layers of so many micro-batches in memory. Default 1.
+    #[serde(default = "count::<1>")]
+    #[schemars(range(min = 1, max = 65_536))]
+    pub micro_batches_per_gather: usize,
 }
 
 impl Default for DistributedSection {
@@ -444,8 +453,23 @@ impl Default for DistributedSection {
         Self {
             timeout_secs: 1800,
             bucket_mb: 25,
+            shard: Shard::default(),
+            micro_batches_per_gather: 1,
         }
     }
+}
+
+/// What the ranks share out between them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Shard {
+    /// The optimizer's moments (`ZeRO`, stage 1): every rank has all weights
+    /// and gradients.
+    #[default]
+    Optimizer,
+    /// Weights, gradients and moments (`ZeRO`, stage 3): a layer is gathered
+    /// when it is computed with. Sampling gathers the whole model.
+    Full,
 }
 
 impl DistributedSection {

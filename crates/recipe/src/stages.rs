@@ -100,6 +100,12 @@ pub struct SftSection {
     #[serde(default = "count::<16384>")]
     #[schemars(range(min = 16, max = MAX_COUNT))]
     pub micro_batch_tokens: usize,
+    /// Whether only the inputs of layers are kept for the backward pass, in
+    /// which each layer is computed again: a third more work for a fraction
+    /// of the memory. `distributed.shard = "full"` always does. Default
+    /// false.
+    #[serde(default)]
+    pub activation_checkpointing: bool,
     /// Steps between checkpoints; the last step always writes one.
     /// Default 200.
     #[serde(default = "count::<200>")]
@@ -238,6 +244,12 @@ pub struct GrpoSection {
     #[serde(default = "count::<16384>")]
     #[schemars(range(min = 16, max = MAX_COUNT))]
     pub micro_batch_tokens: usize,
+    /// Whether only the inputs of layers are kept for the backward pass, in
+    /// which each layer is computed again: a third more work for a fraction
+    /// of the memory. `distributed.shard = "full"` always does. Default
+    /// false.
+    #[serde(default)]
+    pub activation_checkpointing: bool,
     /// Steps between checkpoints; the last step always writes one.
     /// Default 20.
     #[serde(default = "count::<20>")]

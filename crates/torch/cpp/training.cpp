@@ -50,8 +50,12 @@ char* asyncthink_global_norm(TensorPointers tensors, size_t count, double* norm)
     c10::NoGradGuard no_grad;
     *norm = 0.0;
     if (count == 0) return;
-    std::vector<at::Tensor> norms = at::_foreach_norm(tensor_list(tensors, count), 2);
-    *norm = at::linalg_vector_norm(at::stack(norms).to(at::kDouble)).item<double>();
+    // In double: a sum of squares in float depends on how it is cut into parts, in its sixth digit.
+    std::vector<at::Tensor> norms;
+    for (const at::Tensor& tensor : tensor_list(tensors, count)) {
+      norms.push_back(at::linalg_vector_norm(tensor, 2, std::nullopt, false, at::kDouble));
+    }
+    *norm = at::linalg_vector_norm(at::stack(norms)).item<double>();
   });
 }
 

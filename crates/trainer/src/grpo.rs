@@ -8,20 +8,19 @@
 //! 2. All updates of a step use the whole batch of the rollout.
 //! 3. Advantages may be mean-centred only, the reward may gate its concurrency term, and a KL term is optional.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use asyncthink_data::TrainingRow;
 use asyncthink_data::parquet::{read_episodes, write_episodes};
-use asyncthink_model::Decoder;
 use asyncthink_recipe::{self as recipes, GrpoSection, LossAggregation, Recipe, Stage};
 use asyncthink_rollout::{Episode, Query};
 use asyncthink_tasks::Problem;
-use tch::Kind;
 
 use crate::advantage::Advantage;
 use crate::card::ModelCard;
-use crate::checkpoint::model_identity;
+use crate::checkpoint::{Checkpoint, model_identity};
 use crate::episode_figures::EpisodeFigures;
 use crate::episodes::{
     GradedEpisode, assign_advantages, episode_records, grade_episode, training_rows,
@@ -33,8 +32,8 @@ use crate::grpo_line::{GrpoLine, UpdateFigures, report};
 use crate::layout::RunLayout;
 use crate::loss::{Aggregation, Clip};
 use crate::metrics::{Phase, StepClock};
-use crate::mismatch::mismatch_of_skipped_rows;
-use crate::models::{ModelFiles, grpo_initial_model};
+use crate::mismatch::{Mismatch, mismatch_of_skipped_rows};
+use crate::models::grpo_initial_model;
 use crate::observer::{Observer, RunStart, StopFlag};
 use crate::optimizer::AdamW;
 use crate::problems::train_problems;
@@ -47,7 +46,8 @@ use crate::run::{
 use crate::sampling::EpisodeSampler;
 use crate::schedule::LearningRate;
 use crate::streams::{DataOrder, Stream, derive_seed};
-use crate::update::{BatchSettings, Objective, accumulate_gradient};
+use crate::trainee::{Trainee, load_reference};
+use crate::update::{BatchSettings, Objective, Weights, accumulate_gradient};
 
 /// Optimises the model that `sft` left.
 ///
@@ -108,32 +108,24 @@ pub fn run_grpo(
     if run.is_finished() {
         return Ok(run.finished());
     }
-    // A run that goes on needs the model that it began with for the KL term alone.
-    let (begin, reference) = match (&checkpoint, section.kl_beta > 0.0) {
-        (Some(checkpoint), false) => (checkpoint.dir.clone(), None),
-        (Some(checkpoint), true) => (checkpoint.dir.clone(), Some(initial?)),
-        (None, has_reference) => {
-            let initial = initial?;
-            (initial.clone(), has_reference.then_some(initial))
-        }
-    };
+    let (begin, reference) = model_folders(checkpoint.as_ref(), initial, section.kl_beta > 0.0)?;
     let device = ranks.open_device(recipe)?;
-    let mut model = ModelFiles::load_to_train(&begin, recipe, device)?;
+    let mut model = Trainee::load(&begin, recipe, &ranks, device)?;
     run.check_same_start(&model)?;
     let bucket_bytes = recipe.distributed.bucket_bytes();
-    let mut optimizer = new_optimizer(&mut model, &section.optimizer, &ranks, bucket_bytes)?;
+    let mut optimizer = new_optimizer(&mut model, &section.optimizer, bucket_bytes)?;
     if let Some(checkpoint) = &checkpoint {
         restore_optimizer(&mut optimizer, &ranks, checkpoint)?;
     }
     let reference = reference
-        .map(|dir| Decoder::load(&dir, device, Kind::Float))
+        .map(|dir| load_reference(&dir, recipe, &ranks, device))
         .transpose()?;
     observer.started(&RunStart {
         stage: Stage::Grpo,
         step: run.step(),
         num_steps,
         resumed_from: checkpoint.map(|checkpoint| checkpoint.dir),
-        num_parameters: model.decoder.config().num_parameters(),
+        num_parameters: model.config().num_parameters(),
         num_trained: model.num_trained(),
         num_items: problems.len(),
     });
@@ -141,9 +133,15 @@ pub fn run_grpo(
     while !run.is_finished() {
         let num_updates = optimizer.num_updates();
         let clock = run.clock();
-        model.refresh_sampler()?;
         run.set_phase("sampling and updating");
-        let result = trainer.step(run.step(), clock, &model, &mut optimizer, observer, stop);
+        let result = trainer.step(
+            run.step(),
+            clock,
+            &mut model,
+            &mut optimizer,
+            observer,
+            stop,
+        );
         let result =
             result.map_err(|error| run.fail(error, &model, &optimizer, num_updates, observer))?;
         let Some(line) = result else {
@@ -161,6 +159,23 @@ pub fn run_grpo(
     Ok(run.finished())
 }
 
+/// The folders of the model to begin with and of the reference. A run that goes on needs the model that it began with for the KL
+/// term alone.
+fn model_folders(
+    checkpoint: Option<&Checkpoint>,
+    initial: Result<PathBuf>,
+    has_reference: bool,
+) -> Result<(PathBuf, Option<PathBuf>)> {
+    Ok(match (checkpoint, has_reference) {
+        (Some(checkpoint), false) => (checkpoint.dir.clone(), None),
+        (Some(checkpoint), true) => (checkpoint.dir.clone(), Some(initial?)),
+        (None, has_reference) => {
+            let initial = initial?;
+            (initial.clone(), has_reference.then_some(initial))
+        }
+    })
+}
+
 /// Everything that stays the same from step to step.
 struct Trainer<'a> {
     section: &'a GrpoSection,
@@ -168,7 +183,7 @@ struct Trainer<'a> {
     problems: &'a [Problem],
     order: DataOrder,
     sampler: EpisodeSampler,
-    reference: Option<Decoder>,
+    reference: Option<Weights>,
     advantage: Advantage,
     batch: BatchSettings,
     learning_rate: LearningRate,
@@ -182,7 +197,7 @@ impl<'a> Trainer<'a> {
         recipe: &Recipe,
         section: &'a GrpoSection,
         problems: &'a [Problem],
-        reference: Option<Decoder>,
+        reference: Option<Weights>,
         ranks: Arc<Ranks>,
     ) -> Result<Self> {
         let num_steps = section.num_steps as u64;
@@ -218,7 +233,7 @@ impl<'a> Trainer<'a> {
         &mut self,
         done: u64,
         clock: StepClock,
-        model: &ModelFiles,
+        model: &mut Trainee,
         optimizer: &mut AdamW,
         observer: &mut dyn Observer,
         stop: &StopFlag,
@@ -232,6 +247,9 @@ impl<'a> Trainer<'a> {
         let identity = format!("step {}: problems {:?}", done + 1, self.prompts(done));
         self.ranks.check_same("the prompts of a step", &identity)?;
         let queries = self.queries(done);
+        let started = Instant::now();
+        model.begin_sampling()?;
+        context.clock.book(Phase::Rollout, started);
         let Some(episodes) = self.sample(&queries, model, &mut context)? else {
             return Ok(None);
         };
@@ -246,9 +264,18 @@ impl<'a> Trainer<'a> {
         self.ranks.sum(&mut sums)?;
         let [constant_groups, num_rows] = sums.map(count_of);
         context.clock.book(Phase::Reward, started);
+        let skipped = self.skipped(&rows, model, &mut context)?;
+        model.end_sampling();
         let learning_rate = self.learning_rate.at(done);
-        let Some(update) = self.update(&rows, learning_rate, model, optimizer, &mut context)?
-        else {
+        let update = self.update(
+            &rows,
+            skipped,
+            learning_rate,
+            model,
+            optimizer,
+            &mut context,
+        )?;
+        let Some(update) = update else {
             return Ok(None);
         };
         let update = UpdateFigures { num_rows, ..update };
@@ -311,7 +338,7 @@ impl<'a> Trainer<'a> {
     fn sample(
         &self,
         queries: &[Query],
-        model: &ModelFiles,
+        model: &Trainee,
         context: &mut StepContext<'_>,
     ) -> Result<Option<Vec<Episode>>> {
         let started = Instant::now();
@@ -324,7 +351,7 @@ impl<'a> Trainer<'a> {
         let episodes = self
             .sampler
             .run(
-                model.sampler(),
+                model.sampler()?,
                 &model.tokenizer,
                 queries,
                 &mut |progress| {
@@ -361,12 +388,30 @@ impl<'a> Trainer<'a> {
             .collect()
     }
 
+    /// Compares trainer and sampler on the rows that no gradient is computed for, if the recipe bounds the difference.
+    fn skipped(
+        &self,
+        rows: &[TrainingRow],
+        model: &Trainee,
+        context: &mut StepContext<'_>,
+    ) -> Result<Option<Mismatch>> {
+        if self.section.max_logprob_mismatch.is_none() {
+            return Ok(None);
+        }
+        let started = Instant::now();
+        let own = mismatch_of_skipped_rows(model.scorer()?, rows, &self.batch)?;
+        let all = own.over_ranks(&self.ranks)?;
+        context.clock.book(Phase::Score, started);
+        Ok(Some(all))
+    }
+
     /// All updates on one rollout; `None` if the stop flag was raised before the weights moved.
     fn update(
         &self,
         rows: &[TrainingRow],
+        skipped: Option<Mismatch>,
         learning_rate: f64,
-        model: &ModelFiles,
+        model: &Trainee,
         optimizer: &mut AdamW,
         context: &mut StepContext<'_>,
     ) -> Result<Option<UpdateFigures>> {
@@ -382,11 +427,11 @@ impl<'a> Trainer<'a> {
                 ..
             } = context;
             let figures = accumulate_gradient(
-                &model.decoder,
+                model.weights(),
                 self.reference.as_ref(),
                 rows,
                 &self.batch,
-                &self.ranks,
+                optimizer,
                 &mut |done, total| {
                     observer.phase(Phase::Train, done as u64, total as u64);
                     index > 0 || stop.requested().is_none()
@@ -405,17 +450,13 @@ impl<'a> Trainer<'a> {
             }
             check_finite(step, "the loss", figures.loss)?;
             if index == 0 {
-                if self.section.max_logprob_mismatch.is_some() {
-                    let started = Instant::now();
-                    let skipped = mismatch_of_skipped_rows(&model.decoder, rows, &self.batch)?;
-                    figures.include_mismatch(&skipped.over_ranks(&self.ranks)?);
-                    context.clock.book(Phase::Score, started);
+                if let Some(skipped) = &skipped {
+                    figures.include_mismatch(skipped);
                 }
                 self.check_mismatch(step, &figures)?;
                 means.start(&figures);
             }
             let started = Instant::now();
-            optimizer.reduce_gradients()?;
             let grad_norm = optimizer.clip_grad_norm(self.section.optimizer.max_grad_norm)?;
             check_finite(step, "the gradient norm", grad_norm)?;
             optimizer.step(learning_rate)?;
@@ -453,7 +494,7 @@ impl<'a> Trainer<'a> {
         step: u64,
         episodes: &[GradedEpisode],
         queries: &[Query],
-        model: &ModelFiles,
+        model: &Trainee,
     ) -> Result<()> {
         let is_due = self
             .section
@@ -516,5 +557,6 @@ fn batch_settings(section: &GrpoSection) -> Result<BatchSettings> {
         aggregation,
         temperature: section.temperature,
         micro_batch_tokens: section.micro_batch_tokens,
+        activation_checkpointing: section.activation_checkpointing,
     })
 }

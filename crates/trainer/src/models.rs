@@ -26,8 +26,6 @@ pub struct ModelFiles {
     pub decoder: Decoder,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
-    /// The decoder with its adapters added, to sample from; `None` where there are none, or nothing was sampled yet.
-    merged: Option<Decoder>,
 }
 
 /// Opens the recipe's device and sets the number of threads. To be called before any other use of libtorch.
@@ -133,11 +131,7 @@ impl ModelFiles {
     /// Also puts the process's threads to work as suits the model.
     fn new(decoder: Decoder, tokenizer: Tokenizer) -> Self {
         suit_threads_to(&decoder);
-        Self {
-            decoder,
-            tokenizer,
-            merged: None,
-        }
+        Self { decoder, tokenizer }
     }
 
     /// What `sft` starts from: the recipe's model folder, or random weights for the tokenizer that `synth` made.
@@ -156,26 +150,6 @@ impl ModelFiles {
         }
     }
 
-    /// Brings [`Self::sampler`] up to date with what training changed.
-    ///
-    /// # Errors
-    /// When libtorch refuses an operation.
-    pub(crate) fn refresh_sampler(&mut self) -> Result<()> {
-        match &mut self.merged {
-            Some(merged) => self.decoder.refresh_merged(merged)?,
-            // Made when first asked for: a stage that samples nothing has no use for a copy.
-            None if self.decoder.adapters().is_some() => self.merged = Some(self.decoder.merged()?),
-            None => {}
-        }
-        Ok(())
-    }
-
-    /// The decoder to sample from: the trained one itself, or, with adapters, a copy that has them added and is as fast as
-    /// a model without ([`Self::refresh_sampler`]).
-    pub(crate) fn sampler(&self) -> &Decoder {
-        self.merged.as_ref().unwrap_or(&self.decoder)
-    }
-
     /// Writes weights, configuration and tokenizer; of a model with adapters these in place of the weights.
     ///
     /// # Errors
@@ -184,38 +158,10 @@ impl ModelFiles {
         self.decoder.save(dir)?;
         Ok(self.tokenizer.save(dir)?)
     }
-
-    /// Writes the model with its adapters added, as a folder of its own.
-    ///
-    /// # Errors
-    /// When a file cannot be written.
-    pub(crate) fn save_merged(&self, dir: &Path) -> Result<()> {
-        self.decoder.merged()?.save(dir)?;
-        Ok(self.tokenizer.save(dir)?)
-    }
-
-    /// How many values training changes.
-    pub(crate) fn num_trained(&self) -> i64 {
-        let trained = self.decoder.trained_parameters();
-        trained
-            .iter()
-            .map(|(_, tensor)| tensor.size().iter().product::<i64>())
-            .sum()
-    }
-
-    /// Whether every trained value is a number.
-    pub(crate) fn is_finite(&self) -> Result<bool> {
-        for (_, parameter) in self.decoder.trained_parameters() {
-            if parameter.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
 }
 
 /// The tokenizer of a model folder, whose ids the model knows.
-fn fitting_tokenizer(dir: &Path) -> Result<Tokenizer> {
+pub(crate) fn fitting_tokenizer(dir: &Path) -> Result<Tokenizer> {
     let tokenizer = Tokenizer::from_dir(dir)?;
     let vocab_size = ModelConfig::from_dir(dir)?.vocab_size;
     // Found out here, or as a failed look-up in the middle of a step.
@@ -292,7 +238,7 @@ pub fn sft_tokenizer(recipe: &Recipe) -> Result<Tokenizer> {
     })
 }
 
-fn new_config(init: &ModelInit, tokenizer: &Tokenizer) -> Result<ModelConfig> {
+pub(crate) fn new_config(init: &ModelInit, tokenizer: &Tokenizer) -> Result<ModelConfig> {
     let size = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
     let eos = tokenizer.eos_id().map_or(0, |id| i64::from(id.0));
     Ok(ModelConfig::new(&ModelSizes {

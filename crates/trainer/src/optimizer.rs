@@ -3,21 +3,23 @@
 //! Decoupled weight decay applies to the matrices of linear layers. Gains of norms and the token embedding (and with it
 //! a tied output head) are left out: shrinking a gain or the embedding of a rare token is not regularisation.
 //!
-//! Every rank holds all parameters and all gradients, and the moments of its own part only (`ZeRO`, stage 1): gradients are summed
-//! into the part of the rank that owns it, that rank updates it, and the updated parts are gathered again. Alone, a rank owns
-//! everything and nothing is exchanged.
+//! A rank holds the moments of its own part only. Where every rank holds all parameters (`ZeRO`, stage 1), gradients are summed
+//! into the part of the rank that owns it, that rank updates it, and the updated parts are gathered again. Where parameters are
+//! shared out themselves (stage 3), each rank updates what it holds. Alone, a rank owns everything and nothing is exchanged.
 
-use std::ops::Range;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use asyncthink_torch::{AdamwSettings, AdamwState, fused_adamw_, global_norm, scale_};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
-use crate::flat::{Cuts, FlatLayout, FlatParameters, Segment, segments, signed, stretch};
+use crate::flat::{FlatLayout, Piece, Segment, segments, signed, stretch};
 use crate::ranks::Ranks;
+use crate::replicated::{BucketExchange, Replicated};
+use crate::sharded::ShardedDecoder;
 
-/// Elements whose squares are summed in f32; the sums are added in f64.
+/// Elements that are turned into f64 at a time, for the sum of their squares.
 const NORM_ELEMENTS: usize = 1 << 18;
 
 /// Constants of AdamW.
@@ -38,10 +40,55 @@ pub struct AdamWSettings {
 pub struct AdamW {
     settings: AdamWSettings,
     ranks: Arc<Ranks>,
-    cuts: Cuts,
-    parameters: FlatParameters,
+    parameters: Parameters,
     owned: Owned,
     num_updates: u64,
+}
+
+/// Where the parameters are.
+#[derive(Debug)]
+enum Parameters {
+    /// Whole on every rank.
+    Replicated(Replicated),
+    /// In parts.
+    Sharded(Rc<ShardedDecoder>),
+}
+
+impl Parameters {
+    fn layout(&self) -> &FlatLayout {
+        match self {
+            Self::Replicated(whole) => &whole.layout,
+            Self::Sharded(sharded) => sharded.layout(),
+        }
+    }
+
+    fn pieces(&self, rank: usize) -> Vec<Piece> {
+        match self {
+            Self::Replicated(whole) => whole.cuts.pieces(rank),
+            Self::Sharded(sharded) => sharded.cuts().pieces(rank),
+        }
+    }
+
+    fn owned_elements(&self) -> usize {
+        match self {
+            Self::Replicated(whole) => whole.cuts.owned_elements(),
+            Self::Sharded(sharded) => sharded.cuts().owned_elements(),
+        }
+    }
+
+    fn device(&self) -> Device {
+        match self {
+            Self::Replicated(whole) => whole.values.device(),
+            Self::Sharded(sharded) => sharded.own_values().device(),
+        }
+    }
+
+    fn values(&self, segment: &Segment) -> Result<Tensor> {
+        match self {
+            Self::Replicated(whole) => stretch(&whole.values, &segment.elements),
+            Self::Sharded(sharded) => part(sharded.own_values(), segment),
+        }
+    }
 }
 
 /// What a rank holds of the optimizer: vectors of the elements that it owns, in order.
@@ -52,7 +99,7 @@ pub(crate) struct Owned {
     pub(crate) first_moments: Tensor,
     /// Second moments, f32 `[owned]`.
     pub(crate) second_moments: Tensor,
-    /// Gradients summed over ranks, f32 `[owned]`; alone, the gradients themselves.
+    /// Gradients summed over ranks, f32 `[owned]`; those of the parameters themselves where these are.
     gradients: Tensor,
 }
 
@@ -62,7 +109,7 @@ fn part(vector: &Tensor, segment: &Segment) -> Result<Tensor> {
     stretch(vector, &(start..start + segment.elements.len()))
 }
 
-/// A vector in pieces that are short enough for a sum in f32.
+/// A vector in pieces whose copies in f64 are small.
 fn chunks(vector: &Tensor) -> Result<Vec<Tensor>> {
     let num_elements = vector.numel();
     (0..num_elements)
@@ -89,31 +136,46 @@ impl AdamW {
         ranks: Arc<Ranks>,
         bucket_bytes: usize,
     ) -> Result<Self> {
-        let layout = FlatLayout::of(parameters);
-        let num_ranks = ranks.world_size();
-        let cuts = Cuts::new(
-            layout.num_elements(),
-            num_ranks,
-            bucket_bytes / size_of::<f32>(),
-        );
-        let segments = segments(&layout, &cuts.owned(ranks.rank()));
-        let parameters = FlatParameters::take_over(layout, parameters, cuts.padded_elements())?;
-        let num_owned = signed(cuts.padded_elements() / num_ranks);
-        let zeros = || Tensor::f_zeros([num_owned], (Kind::Float, parameters.values.device()));
+        let bucket_elements = bucket_bytes / size_of::<f32>();
+        let whole = Replicated::take_over(parameters, bucket_elements, Arc::clone(&ranks))?;
+        let shared = ranks.is_alone().then(|| whole.gradients.shallow_clone());
+        Self::over(Parameters::Replicated(whole), shared, settings, ranks)
+    }
+
+    /// An optimizer with zero moments over parameters that the ranks share out.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub(crate) fn of_sharded(
+        decoder: &Rc<ShardedDecoder>,
+        settings: AdamWSettings,
+        ranks: Arc<Ranks>,
+    ) -> Result<Self> {
+        let gradients = decoder.own_gradients().shallow_clone();
+        let parameters = Parameters::Sharded(Rc::clone(decoder));
+        Self::over(parameters, Some(gradients), settings, ranks)
+    }
+
+    fn over(
+        parameters: Parameters,
+        gradients: Option<Tensor>,
+        settings: AdamWSettings,
+        ranks: Arc<Ranks>,
+    ) -> Result<Self> {
+        let num_owned = signed(parameters.owned_elements());
+        let zeros = || Tensor::f_zeros([num_owned], (Kind::Float, parameters.device()));
         let owned = Owned {
-            segments,
+            segments: segments(parameters.layout(), &parameters.pieces(ranks.rank())),
             first_moments: zeros()?,
             second_moments: zeros()?,
-            gradients: if num_ranks == 1 {
-                parameters.gradients.shallow_clone()
-            } else {
-                zeros()?
+            gradients: match gradients {
+                Some(gradients) => gradients,
+                None => zeros()?,
             },
         };
         Ok(Self {
             settings,
             ranks,
-            cuts,
             parameters,
             owned,
             num_updates: 0,
@@ -130,8 +192,12 @@ impl AdamW {
         2 * self.owned.first_moments.numel() * size_of::<f32>()
     }
 
+    pub(crate) fn ranks(&self) -> &Ranks {
+        &self.ranks
+    }
+
     pub(crate) fn layout(&self) -> &FlatLayout {
-        &self.parameters.layout
+        self.parameters.layout()
     }
 
     pub(crate) fn owned(&self) -> &Owned {
@@ -139,8 +205,8 @@ impl AdamW {
     }
 
     /// The elements of the vector whose moments a rank holds.
-    pub(crate) fn owned_by(&self, rank: usize) -> Vec<Range<usize>> {
-        self.cuts.owned(rank)
+    pub(crate) fn pieces(&self, rank: usize) -> Vec<Piece> {
+        self.parameters.pieces(rank)
     }
 
     pub(crate) fn set_num_updates(&mut self, num_updates: u64) {
@@ -149,30 +215,30 @@ impl AdamW {
 
     /// Sets the gradients to zero, in place.
     pub fn zero_grad(&mut self) {
-        let _ = self.parameters.gradients.zero_();
+        if let Parameters::Replicated(whole) = &mut self.parameters {
+            let _ = whole.gradients.zero_();
+        }
+        let _ = self.owned.gradients.zero_();
     }
 
-    /// Sums the gradients over all ranks; every rank has the sum of what it owns. To be called once per update, before
-    /// [`AdamW::clip_grad_norm`].
+    /// The exchange of one update's gradients, where every rank has all of them.
+    pub(crate) fn exchange(&self) -> Option<BucketExchange<'_>> {
+        match &self.parameters {
+            Parameters::Replicated(whole) => Some(whole.exchange(&self.owned.gradients)),
+            Parameters::Sharded(_) => None,
+        }
+    }
+
+    /// Sums gradients over all ranks that were computed without [`accumulate_gradient`](crate::accumulate_gradient), which does
+    /// it itself; every rank then has the sum of what it owns.
     ///
     /// # Errors
     /// When a rank is lost or too slow.
     pub fn reduce_gradients(&self) -> Result<()> {
-        if self.ranks.world_size() == 1 {
-            return Ok(());
+        match self.exchange() {
+            Some(exchange) => exchange.finish(),
+            None => Ok(()),
         }
-        let mut pending = Vec::new();
-        let mut start = 0;
-        for bucket in self.cuts.buckets() {
-            let part = start..start + bucket.len() / self.ranks.world_size();
-            start = part.end;
-            let sum = stretch(&self.owned.gradients, &part)?;
-            let gradients = stretch(&self.parameters.gradients, &bucket)?;
-            pending.push(self.ranks.reduce_scatter(&gradients, &sum)?);
-        }
-        pending
-            .into_iter()
-            .try_for_each(|work| self.ranks.finish(work))
     }
 
     /// Scales the gradients so that their joint norm is at most `max_norm`; returns the norm before.
@@ -214,7 +280,7 @@ impl AdamW {
                 .iter()
                 .filter(|one| one.decays == decays)
             {
-                parameters.push(stretch(&self.parameters.values, &segment.elements)?);
+                parameters.push(self.parameters.values(segment)?);
                 gradients.push(part(&self.owned.gradients, segment)?);
                 first_moments.push(part(&self.owned.first_moments, segment)?);
                 second_moments.push(part(&self.owned.second_moments, segment)?);
@@ -243,24 +309,10 @@ impl AdamW {
                 },
             )?;
         }
-        self.gather_parameters()
-    }
-
-    fn gather_parameters(&self) -> Result<()> {
-        if self.ranks.world_size() == 1 {
-            return Ok(());
+        match &self.parameters {
+            Parameters::Replicated(whole) => whole.gather_values(),
+            Parameters::Sharded(_) => Ok(()),
         }
-        let mut pending = Vec::new();
-        for bucket in self.cuts.buckets() {
-            let part: Range<usize> = self.cuts.part(&bucket, self.ranks.rank());
-            // A copy, because the part lies in what is written.
-            let own = stretch(&self.parameters.values, &part)?.f_detach_copy()?;
-            let all = stretch(&self.parameters.values, &bucket)?;
-            pending.push(self.ranks.all_gather(&own, &all)?);
-        }
-        pending
-            .into_iter()
-            .try_for_each(|work| self.ranks.finish(work))
     }
 }
 

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
+use tch::Tensor;
 
 use crate::error::{Error, Result};
-use crate::flat::{FlatLayout, Place, stretch};
+use crate::flat::{FlatLayout, Piece, Place, signed, stretch};
 use crate::optimizer::AdamW;
 use crate::ranks::Ranks;
 use crate::tensors;
@@ -43,20 +44,20 @@ pub(crate) fn write_share(optimizer: &AdamW, ranks: &Ranks, dir: &Path) -> Resul
         let index = Index {
             parameters: optimizer.layout().places().to_vec(),
             files: (0..world_size)
-                .map(|rank| optimizer.owned_by(rank))
+                .map(|rank| elements_of(&optimizer.pieces(rank)))
                 .collect(),
         };
         let text = serde_json::to_string(&index)
             .map_err(|error| Error::stage("writing the optimizer's index", error))?;
         fs::write(folder.join(INDEX_FILE), text)?;
     }
-    let moments = optimizer.owned();
+    let (moments, pieces) = (optimizer.owned(), optimizer.pieces(ranks.rank()));
     let path = file_of(&folder, ranks.rank(), world_size);
     tensors::save(
         &path,
         &[
-            (FIRST.to_owned(), moments.first_moments.shallow_clone()),
-            (SECOND.to_owned(), moments.second_moments.shallow_clone()),
+            (FIRST.to_owned(), packed(&moments.first_moments, &pieces)?),
+            (SECOND.to_owned(), packed(&moments.second_moments, &pieces)?),
         ],
     )?;
     // Its owner alone knows when it is on the disk.
@@ -76,7 +77,7 @@ pub(crate) fn restore(
 ) -> Result<()> {
     let folder = dir.join(FOLDER);
     let index = read_index(&folder.join(INDEX_FILE), optimizer.layout())?;
-    let wanted = optimizer.owned_by(ranks.rank());
+    let wanted = optimizer.pieces(ranks.rank());
     let moments = optimizer.owned();
     let _no_grad = tch::no_grad_guard();
     let mut num_restored = 0;
@@ -93,7 +94,7 @@ pub(crate) fn restore(
                 _ => continue,
             };
             let num_saved: usize = elements.iter().map(Range::len).sum();
-            if saved.size() != [crate::flat::signed(num_saved)] {
+            if saved.size() != [signed(num_saved)] {
                 return Err(Error::stage(
                     format!("reading `{}`", path.display()),
                     format!("`{name}` has another size than the index says"),
@@ -106,16 +107,7 @@ pub(crate) fn restore(
             }
         }
     }
-    // The padding at the end depends on the number of ranks and holds nothing.
-    let needed: usize = wanted
-        .iter()
-        .map(|range| {
-            range
-                .end
-                .min(optimizer.layout().num_elements())
-                .saturating_sub(range.start)
-        })
-        .sum();
+    let needed: usize = wanted.iter().map(|piece| piece.elements.len()).sum();
     if num_restored < 2 * needed {
         return Err(Error::stage(
             format!("reading `{}`", folder.display()),
@@ -127,6 +119,27 @@ pub(crate) fn restore(
     }
     optimizer.set_num_updates(num_updates);
     Ok(())
+}
+
+fn elements_of(pieces: &[Piece]) -> Vec<Range<usize>> {
+    pieces.iter().map(|piece| piece.elements.clone()).collect()
+}
+
+/// A vector of what a rank owns without its padding.
+fn packed(owned: &Tensor, pieces: &[Piece]) -> Result<Tensor> {
+    let part = |piece: &Piece| {
+        let start = piece.owned_start;
+        stretch(owned, &(start..start + piece.elements.len()))
+    };
+    if let [piece] = pieces {
+        return part(piece);
+    }
+    let parts = pieces.iter().map(part).collect::<Result<Vec<_>>>()?;
+    if parts.is_empty() {
+        // A vector may have fewer elements than there are ranks.
+        return stretch(owned, &(0..0));
+    }
+    Ok(Tensor::f_cat(&parts, 0)?)
 }
 
 fn file_of(folder: &Path, rank: usize, world_size: usize) -> PathBuf {
@@ -158,22 +171,24 @@ struct Overlap {
     length: usize,
 }
 
-/// Where two lists of stretches of one vector meet; positions count through each list.
-fn overlaps(saved: &[Range<usize>], wanted: &[Range<usize>]) -> Vec<Overlap> {
+/// Where what is saved, stretch after stretch, meets what is wanted.
+fn overlaps(saved: &[Range<usize>], wanted: &[Piece]) -> Vec<Overlap> {
     let mut copies = Vec::new();
     let mut from_start = 0;
     for from in saved {
-        let mut to_start = 0;
-        for to in wanted {
+        for Piece {
+            elements: to,
+            owned_start,
+        } in wanted
+        {
             let (start, end) = (from.start.max(to.start), from.end.min(to.end));
             if start < end {
                 copies.push(Overlap {
                     from: from_start + start - from.start,
-                    to: to_start + start - to.start,
+                    to: owned_start + start - to.start,
                     length: end - start,
                 });
             }
-            to_start += to.len();
         }
         from_start += from.len();
     }
@@ -183,34 +198,77 @@ fn overlaps(saved: &[Range<usize>], wanted: &[Range<usize>]) -> Vec<Overlap> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use tch::{Device, Kind};
 
     use super::*;
-    use crate::flat::Cuts;
+    use crate::flat::{BucketCuts, UnitCuts};
+
+    fn layout(layers: &[i64]) -> FlatLayout {
+        let of_layer = |(index, &size): (usize, &i64)| {
+            let name = format!("model.layers.{index}.mlp.up_proj.weight");
+            (name, vec![size, 3])
+        };
+        let root = ("model.embed_tokens.weight".to_owned(), vec![7, 3]);
+        let layers = layers.iter().enumerate().map(of_layer);
+        FlatLayout::new(&layers.chain([root]).collect::<Vec<_>>())
+    }
+
+    /// The pieces of all ranks and the elements that each owns; with buckets, or without, in units.
+    fn shares(
+        layout: &FlatLayout,
+        num_ranks: usize,
+        bucket_elements: Option<usize>,
+    ) -> (Vec<Vec<Piece>>, usize) {
+        let ranks = 0..num_ranks;
+        if let Some(size) = bucket_elements {
+            let cuts = BucketCuts::new(layout.num_elements(), num_ranks, size);
+            let pieces = ranks.map(|rank| cuts.pieces(rank)).collect();
+            return (pieces, cuts.owned_elements());
+        }
+        let cuts = UnitCuts::new(layout, num_ranks);
+        let pieces = ranks.map(|rank| cuts.pieces(rank)).collect();
+        (pieces, cuts.owned_elements())
+    }
 
     proptest! {
         #[test]
         fn every_element_finds_its_way(
-            num_elements in 1_usize..2000,
-            before in (1_usize..6, 1_usize..900),
-            after in (1_usize..6, 1_usize..900),
+            layers in prop::collection::vec(1_i64..200, 1..5),
+            before in (1_usize..6, prop::option::of(1_usize..900)),
+            after in (1_usize..6, prop::option::of(1_usize..900)),
         ) {
-            let old = Cuts::new(num_elements, before.0, before.1);
-            let new = Cuts::new(num_elements, after.0, after.1);
-            for rank in 0..after.0 {
-                let wanted: Vec<usize> = new.owned(rank).into_iter().flatten().collect();
-                let mut got = vec![None; wanted.len()];
-                for saver in 0..before.0 {
-                    let saved: Vec<usize> = old.owned(saver).into_iter().flatten().collect();
-                    for Overlap { from, to, length } in overlaps(&old.owned(saver), &new.owned(rank)) {
+            let layout = layout(&layers);
+            let (old, num_owned) = shares(&layout, before.0, before.1);
+            let (new, _) = shares(&layout, after.0, after.1);
+            for wanted in &new {
+                let mut missing: usize = wanted.iter().map(|piece| piece.elements.len()).sum();
+                for saver in &old {
+                    // What the saver owns holds the number of each element.
+                    let owned = Tensor::full(signed(num_owned), -1, (Kind::Int64, Device::Cpu));
+                    for Piece { elements, owned_start } in saver {
+                        let numbers = Tensor::arange_start(
+                            signed(elements.start),
+                            signed(elements.end),
+                            (Kind::Int64, Device::Cpu),
+                        );
+                        let place = *owned_start..owned_start + elements.len();
+                        stretch(&owned, &place).unwrap().copy_(&numbers);
+                    }
+                    let file = Vec::<i64>::try_from(packed(&owned, saver).unwrap()).unwrap();
+                    for Overlap { from, to, length } in overlaps(&elements_of(saver), wanted) {
                         for offset in 0..length {
-                            prop_assert_eq!(got[to + offset], None);
-                            got[to + offset] = Some(saved[from + offset]);
+                            let place = |piece: &&Piece| {
+                                let start = piece.owned_start;
+                                (start..start + piece.elements.len()).contains(&(to + offset))
+                            };
+                            let piece = wanted.iter().find(place).unwrap();
+                            let element = piece.elements.start + to + offset - piece.owned_start;
+                            prop_assert_eq!(file[from + offset], signed(element));
+                            missing -= 1;
                         }
                     }
                 }
-                for (element, got) in wanted.iter().zip(got) {
-                    prop_assert!(got == Some(*element) || *element >= num_elements);
-                }
+                prop_assert_eq!(missing, 0);
             }
         }
     }

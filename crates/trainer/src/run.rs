@@ -1,6 +1,5 @@
 //! What both stages share: progress of a run, resuming and saving, by all ranks together.
 
-use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,13 +12,13 @@ use crate::error::{Error, Result};
 use crate::fingerprint::recipe_keys;
 use crate::layout::RunLayout;
 use crate::metrics::StepClock;
-use crate::models::ModelFiles;
 use crate::observer::{Observer, StopFlag};
 use crate::optimizer::{AdamW, AdamWSettings};
 use crate::optimizer_files;
 use crate::ranks::Ranks;
 use crate::schedule::{Decay, LearningRate};
-use crate::stage_folder::StageFolder;
+use crate::stage_folder::{SavedModel, StageFolder};
+use crate::trainee::Trainee;
 
 /// Where a run begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -165,16 +164,11 @@ impl StageRun {
     }
 
     /// Fails on every rank unless all have the same weights and begin at the same step.
-    pub(crate) fn check_same_start(&self, model: &ModelFiles) -> Result<()> {
+    pub(crate) fn check_same_start(&self, model: &Trainee) -> Result<()> {
         if self.ranks.is_alone() {
             return Ok(());
         }
-        let mut text = format!("step {}", self.state.step);
-        for (name, parameter) in model.decoder.trained_parameters() {
-            let sum = parameter.detach().f_sum(tch::Kind::Double)?;
-            // Writing to a string cannot fail.
-            let _ = write!(text, " {name} {:e}", sum.f_double_value(&[])?);
-        }
+        let text = format!("step {}{}", self.state.step, model.digest()?);
         self.ranks.check_same("the weights to begin with", &text)
     }
 
@@ -226,7 +220,7 @@ impl StageRun {
     /// Books a finished step; saves if one is due.
     pub(crate) fn finish_step(
         &mut self,
-        model: &ModelFiles,
+        model: &Trainee,
         optimizer: &AdamW,
         observer: &mut dyn Observer,
     ) -> Result<()> {
@@ -241,7 +235,7 @@ impl StageRun {
     /// the first rank makes a checkpoint of it when all are done.
     pub(crate) fn save(
         &mut self,
-        model: &ModelFiles,
+        model: &Trainee,
         optimizer: &AdamW,
         observer: &mut dyn Observer,
     ) -> Result<()> {
@@ -258,12 +252,17 @@ impl StageRun {
             self.state.stage, self.state.step
         ));
         self.state.num_updates = optimizer.num_updates();
-        let dir = match &mut self.folder {
-            Some(folder) => {
+        let decoder = model.for_saving()?;
+        let dir = match (&mut self.folder, decoder) {
+            (Some(folder), Some(decoder)) => {
+                let files = SavedModel {
+                    decoder: &decoder,
+                    tokenizer: &model.tokenizer,
+                };
                 let is_finished = self.state.step >= self.num_steps;
-                folder.save(&mut self.state, model, optimizer, &self.ranks, is_finished)?
+                folder.save(&mut self.state, files, optimizer, &self.ranks, is_finished)?
             }
-            None => self.save_share(optimizer)?,
+            _ => self.save_share(optimizer)?,
         };
         self.save_seconds += started.elapsed().as_secs_f64();
         observer.saved(&dir, self.state.step);
@@ -286,7 +285,7 @@ impl StageRun {
     pub(crate) fn fail(
         &mut self,
         error: Error,
-        model: &ModelFiles,
+        model: &Trainee,
         optimizer: &AdamW,
         num_updates_before: u64,
         observer: &mut dyn Observer,
@@ -315,7 +314,7 @@ impl StageRun {
     pub(crate) fn stop(
         &mut self,
         stop: &StopFlag,
-        model: &ModelFiles,
+        model: &Trainee,
         optimizer: &AdamW,
         observer: &mut dyn Observer,
     ) -> Result<RunOutcome> {
@@ -360,24 +359,17 @@ pub(crate) fn restore_optimizer(
 
 /// The optimizer that a recipe's section describes.
 pub(crate) fn new_optimizer(
-    model: &mut ModelFiles,
+    model: &mut Trainee,
     section: &OptimizerSection,
-    ranks: &Arc<Ranks>,
     bucket_bytes: usize,
 ) -> Result<AdamW> {
-    model.decoder.set_requires_grad(true);
     let settings = AdamWSettings {
         beta1: section.beta1,
         beta2: section.beta2,
         eps: section.eps,
         weight_decay: section.weight_decay,
     };
-    AdamW::new(
-        model.decoder.trained_parameters(),
-        settings,
-        Arc::clone(ranks),
-        bucket_bytes,
-    )
+    model.new_optimizer(settings, bucket_bytes)
 }
 
 /// The learning rate that a recipe's section describes.

@@ -14,7 +14,7 @@ use crate::fingerprint;
 use crate::layout::RunLayout;
 use crate::loss::Aggregation;
 use crate::metrics::{Phase, StepClock, Timing};
-use crate::models::{ModelFiles, sft_tokenizer};
+use crate::models::sft_tokenizer;
 use crate::observer::{Observer, RunStart, StepReport, StopFlag};
 use crate::optimizer::AdamW;
 use crate::problems::check_synth_is_complete;
@@ -24,6 +24,7 @@ use crate::run::{
     new_optimizer, restore_optimizer,
 };
 use crate::streams::DataOrder;
+use crate::trainee::Trainee;
 use crate::update::{BatchSettings, Objective, accumulate_gradient, score_rows};
 
 /// Most pairs that are held out to measure the loss on.
@@ -86,13 +87,13 @@ pub fn run_sft(
     }
     let device = ranks.open_device(recipe)?;
     let mut model = match &checkpoint {
-        Some(checkpoint) => ModelFiles::load_to_train(&checkpoint.dir, recipe, device)?,
-        None => ModelFiles::for_sft(recipe, device)?,
+        Some(checkpoint) => Trainee::load(&checkpoint.dir, recipe, &ranks, device)?,
+        None => Trainee::for_sft(recipe, &ranks, device)?,
     };
     check_lengths(&rows, &model)?;
     run.check_same_start(&model)?;
     let bucket_bytes = recipe.distributed.bucket_bytes();
-    let mut optimizer = new_optimizer(&mut model, &section.optimizer, &ranks, bucket_bytes)?;
+    let mut optimizer = new_optimizer(&mut model, &section.optimizer, bucket_bytes)?;
     if let Some(checkpoint) = &checkpoint {
         restore_optimizer(&mut optimizer, &ranks, checkpoint)?;
     }
@@ -101,7 +102,7 @@ pub fn run_sft(
         step: run.step(),
         num_steps,
         resumed_from: checkpoint.map(|checkpoint| checkpoint.dir),
-        num_parameters: model.decoder.config().num_parameters(),
+        num_parameters: model.config().num_parameters(),
         num_trained: model.num_trained(),
         num_items: rows.len(),
     });
@@ -217,22 +218,22 @@ fn first_held_out(pairs: &[SftPair]) -> usize {
 
 /// Mean loss of the trained tokens of rows that are never trained on; `None` without any. Every rank scores its share.
 fn held_out_loss(
-    model: &ModelFiles,
+    model: &Trainee,
     rows: &[TrainingRow],
     micro_batch_tokens: usize,
     ranks: &Ranks,
 ) -> Result<Option<f64>> {
     let share = &rows[ranks.share_of(rows.len())];
-    let scores = score_rows(&model.decoder, share, 1.0, micro_batch_tokens)?.concat();
+    let scores = score_rows(&*model.gathered()?, share, 1.0, micro_batch_tokens)?.concat();
     let mut sums = [scores.iter().sum::<f64>(), scores.len() as f64];
     ranks.sum(&mut sums)?;
     let [sum, num_scores] = sums;
     Ok((num_scores > 0.0).then(|| -sum / num_scores))
 }
 
-fn check_lengths(rows: &[TrainingRow], model: &ModelFiles) -> Result<()> {
+fn check_lengths(rows: &[TrainingRow], model: &Trainee) -> Result<()> {
     let limit_tokens =
-        usize::try_from(model.decoder.config().max_position_embeddings).unwrap_or(usize::MAX);
+        usize::try_from(model.config().max_position_embeddings).unwrap_or(usize::MAX);
     match rows
         .iter()
         .enumerate()
@@ -260,7 +261,7 @@ impl Update<'_> {
     /// Returns the batch's figures and gradient norm; `None` if the stop flag was raised before the weights moved.
     fn run(
         &self,
-        model: &ModelFiles,
+        model: &Trainee,
         optimizer: &mut AdamW,
         batch: &Batch,
         observer: &mut dyn Observer,
@@ -272,17 +273,18 @@ impl Update<'_> {
             aggregation: Aggregation::TokenMean,
             temperature: 1.0,
             micro_batch_tokens: self.section.micro_batch_tokens,
+            activation_checkpointing: self.section.activation_checkpointing,
         };
         let ranks = self.ranks;
         ranks.check_same("the batch of a step", &batch.identity(self.step))?;
         optimizer.zero_grad();
         let started = Instant::now();
         let figures = accumulate_gradient(
-            &model.decoder,
+            model.weights(),
             None,
             &share_of(&batch.rows, ranks),
             &settings,
-            ranks,
+            optimizer,
             &mut |done, total| {
                 observer.phase(Phase::Train, done as u64, total as u64);
                 stop.requested().is_none()
@@ -294,7 +296,6 @@ impl Update<'_> {
         };
         check_finite(self.step, "the loss", figures.loss)?;
         let started = Instant::now();
-        optimizer.reduce_gradients()?;
         let grad_norm = optimizer.clip_grad_norm(self.section.optimizer.max_grad_norm)?;
         check_finite(self.step, "the gradient norm", grad_norm)?;
         optimizer.step(self.learning_rate)?;

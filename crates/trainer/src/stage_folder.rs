@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use asyncthink_data::write_bytes_atomic;
+use asyncthink_data::{Tokenizer, write_bytes_atomic};
+use asyncthink_model::Decoder;
 use asyncthink_recipe::{Recipe, Stage};
 use fs_err as fs;
 
@@ -14,7 +15,6 @@ use crate::error::Result;
 use crate::layout::RunLayout;
 use crate::lock::StageLock;
 use crate::metrics::MetricsLog;
-use crate::models::ModelFiles;
 use crate::observer::Observer;
 use crate::optimizer::AdamW;
 use crate::optimizer_files;
@@ -24,6 +24,13 @@ use crate::run::Resume;
 
 /// Where the last checkpoint of a run with adapters holds the whole model, if the recipe asks for it.
 const MERGED_FOLDER: &str = "merged";
+
+/// What a checkpoint holds of the model.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SavedModel<'a> {
+    pub(crate) decoder: &'a Decoder,
+    pub(crate) tokenizer: &'a Tokenizer,
+}
 
 /// The open folder of a stage.
 #[derive(Debug)]
@@ -104,7 +111,7 @@ impl StageFolder {
     pub(crate) fn save(
         &mut self,
         state: &mut TrainerState,
-        model: &ModelFiles,
+        model: SavedModel<'_>,
         optimizer: &AdamW,
         ranks: &Ranks,
         is_finished: bool,
@@ -122,7 +129,7 @@ impl StageFolder {
     fn begin(
         &mut self,
         state: &mut TrainerState,
-        model: &ModelFiles,
+        model: SavedModel<'_>,
         is_finished: bool,
     ) -> Result<PartialCheckpoint> {
         state.metrics_bytes = self.metrics.sync()?;
@@ -136,13 +143,15 @@ impl StageFolder {
         };
         let partial = self.store.begin(state.step)?;
         let dir = partial.dir();
-        model.save(dir)?;
+        model.decoder.save(dir)?;
+        model.tokenizer.save(dir)?;
         self.card.write(dir)?;
         describe(dir, contents)?;
         if self.save_merged && is_finished {
             let merged = dir.join(MERGED_FOLDER);
             fs::create_dir_all(&merged)?;
-            model.save_merged(&merged)?;
+            model.decoder.merged()?.save(&merged)?;
+            model.tokenizer.save(&merged)?;
             self.card.write(&merged)?;
             describe(&merged, Contents::Model)?;
         }

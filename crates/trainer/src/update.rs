@@ -1,21 +1,27 @@
 //! The gradient of one batch, micro-batch by micro-batch.
 
 use std::ops::Range;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ScopedJoinHandle;
 use std::time::Instant;
 
 use asyncthink_data::{TrainingRow, pack};
-use asyncthink_model::Decoder;
+use asyncthink_model::{Decoder, DecoderEnds, ModelConfig};
 use asyncthink_torch::num_workers;
 use tch::{Kind, Tensor};
 
 use crate::batch::{MicroBatch, to_host};
 use crate::error::{Error, Result};
 use crate::figures::{BatchFigures, Totals};
+use crate::gathered::GatheredUnits;
 use crate::head::{self, HeadSettings, chunk_tokens};
+use crate::layerwise::{self, Keep};
 use crate::loss::{Aggregation, BatchTotals, Clip, RowCount, k3, policy_loss, sft_loss};
+use crate::optimizer::AdamW;
 use crate::ranks::{Ranks, count_of};
+use crate::sharded::ShardedDecoder;
+use crate::units::{Units, WholeUnits};
 
 /// What is minimised.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,9 +48,41 @@ pub struct BatchSettings {
     pub temperature: f64,
     /// Most tokens in memory at a time.
     pub micro_batch_tokens: usize,
+    /// Whether layers are computed again in the backward pass, so that only their inputs are kept.
+    pub activation_checkpointing: bool,
 }
 
-/// Adds the gradient of this rank's `rows` to the parameters of `decoder` and reports what all ranks saw.
+impl BatchSettings {
+    fn keep(&self) -> Keep {
+        if self.activation_checkpointing {
+            Keep::Inputs
+        } else {
+            Keep::Graphs
+        }
+    }
+}
+
+/// A decoder as a rank holds it.
+#[derive(Debug)]
+pub enum Weights {
+    /// All of it.
+    Whole(Box<Decoder>),
+    /// A part; the other ranks have the rest.
+    Sharded(Rc<ShardedDecoder>),
+}
+
+impl Weights {
+    /// The configuration.
+    pub fn config(&self) -> &ModelConfig {
+        match self {
+            Self::Whole(decoder) => decoder.config(),
+            Self::Sharded(decoder) => decoder.config(),
+        }
+    }
+}
+
+/// Adds the gradient of this rank's `rows` to that of `weights`, sums it over all ranks into what `optimizer` owns, and reports
+/// what all ranks saw.
 ///
 /// The loss is one number over the rows of all ranks. It is the same, and the sum over ranks of its gradient is the same up
 /// to rounding, for every `micro_batch_tokens` and every number of ranks: weights come from all rows first. The rows of an
@@ -55,13 +93,14 @@ pub struct BatchSettings {
 /// # Errors
 /// When libtorch refuses an operation, or a rank is lost.
 pub fn accumulate_gradient(
-    decoder: &Decoder,
-    reference: Option<&Decoder>,
+    weights: &Weights,
+    reference: Option<&Weights>,
     rows: &[TrainingRow],
     settings: &BatchSettings,
-    ranks: &Ranks,
+    optimizer: &AdamW,
     on_micro_batch: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Result<Option<BatchFigures>> {
+    let ranks = optimizer.ranks();
     let counts: Vec<RowCount> = rows
         .iter()
         .map(|row| RowCount {
@@ -69,62 +108,55 @@ pub fn accumulate_gradient(
             num_trained: row.num_trained(),
         })
         .collect();
-    let totals = totals_of_ranks(BatchTotals::of(&counts), ranks)?;
-    let weights = match settings.objective {
-        Objective::Sft => Aggregation::TokenMean.weights(&counts, totals),
-        Objective::Policy { .. } => settings.aggregation.weights(&counts, totals),
+    let batch_totals = totals_of_ranks(BatchTotals::of(&counts), ranks)?;
+    let row_weights = match settings.objective {
+        Objective::Sft => Aggregation::TokenMean.weights(&counts, batch_totals),
+        Objective::Policy { .. } => settings.aggregation.weights(&counts, batch_totals),
     };
     let computed: Vec<usize> = (0..rows.len())
         .filter(|&row| has_gradient(&rows[row], settings.objective))
         .collect();
     let lengths: Vec<usize> = computed.iter().map(|&row| rows[row].len()).collect();
-    let num_workers = num_workers().min(computed.len()).max(1);
+    let num_workers = match weights {
+        Weights::Whole(_) => num_workers().min(computed.len()).max(1),
+        Weights::Sharded(_) => 1,
+    };
     let micro_batches: Vec<Members<'_>> =
         pack(&lengths, share_of_budget(&lengths, num_workers, settings))
             .iter()
             .map(|members| {
                 members
                     .iter()
-                    .map(|&m| (&rows[computed[m]], weights[computed[m]]))
+                    .map(|&m| (&rows[computed[m]], row_weights[computed[m]]))
                     .collect()
             })
             .collect();
     let is_abandoned = AtomicBool::new(false);
-    let worker = Worker {
+    let batch = Batch {
         settings,
         micro_batches: &micro_batches,
-        num_workers,
         is_abandoned: &is_abandoned,
     };
-    let mut totals = Totals::default();
-    std::thread::scope(|scope| -> Result<()> {
-        // The first share is computed here, on the decoder itself; the others on replicas, whose gradients are added in
-        // a fixed order, so that a run repeats bit for bit.
-        let others: Vec<_> = (1..num_workers)
-            .map(|share| {
-                let replica = decoder.replica()?;
-                let reference = reference.map(Decoder::replica).transpose()?;
-                Ok(scope.spawn(move || {
-                    let totals =
-                        worker.run(share, &replica, reference.as_ref(), &mut |_, _| true)?;
-                    Ok::<_, Error>((totals, replica))
-                }))
-            })
-            .collect::<Result<_>>()?;
-        let own = worker.run(0, decoder, reference, on_micro_batch);
-        let others: Vec<_> = others.into_iter().map(ScopedJoinHandle::join).collect();
-        totals.add(&own?);
-        // All workers score at the same time: the first one's seconds stand for all.
-        let reference_seconds = totals.reference_seconds;
-        for other in others {
-            let (part, replica) =
-                other.map_err(|_| Error::stage("computing a gradient", "a thread panicked"))??;
-            totals.add(&part);
-            add_gradients(decoder, &replica)?;
+    let mut exchange = optimizer.exchange();
+    let mut totals = match weights {
+        Weights::Whole(decoder) if num_workers == 1 => {
+            let mut units = WholeUnits::new(decoder, exchange.as_mut());
+            let rounds = (0..micro_batches.len()).map(|index| index..index + 1);
+            let keep = settings.keep();
+            batch.run(rounds, &mut units, keep, reference, on_micro_batch)?
         }
-        totals.reference_seconds = reference_seconds;
-        Ok(())
-    })?;
+        Weights::Whole(decoder) => {
+            batch.run_in_threads(num_workers, decoder, reference, on_micro_batch)?
+        }
+        Weights::Sharded(decoder) => {
+            let mut units = GatheredUnits::new(decoder)?;
+            let rounds = rounds_of_ranks(&micro_batches, decoder)?;
+            batch.run(rounds, &mut units, Keep::Inputs, reference, on_micro_batch)?
+        }
+    };
+    if let Some(exchange) = exchange {
+        exchange.finish()?;
+    }
     totals.num_micro_batches = micro_batches.len();
     let Some(totals) = totals.over_ranks(is_abandoned.into_inner(), ranks)? else {
         return Ok(None);
@@ -145,6 +177,24 @@ fn totals_of_ranks(own: BatchTotals, ranks: &Ranks) -> Result<BatchTotals> {
 /// Rows of a micro-batch with the weight of each row's trained tokens.
 type Members<'a> = Vec<(&'a TrainingRow, f64)>;
 
+/// Which micro-batches go through the layers together. All ranks have equally many rounds, because all take part in gathering
+/// the layers; the last ones of a rank may be empty.
+fn rounds_of_ranks(
+    micro_batches: &[Members<'_>],
+    decoder: &ShardedDecoder,
+) -> Result<impl Iterator<Item = Range<usize>> + use<>> {
+    let length = decoder.micro_batches_per_gather();
+    let num_own = micro_batches.len();
+    let all = decoder
+        .ranks()
+        .gather_values(&[num_own.div_ceil(length) as f64])?;
+    let num_rounds = all.iter().map(|of_rank| count_of(of_rank[0])).max();
+    Ok((0..num_rounds.unwrap_or(0)).map(move |round| {
+        let start = (round * length).min(num_own);
+        start..(start + length).min(num_own)
+    }))
+}
+
 /// The micro-batch budget at which all workers get the same number of micro-batches, as few as memory allows.
 fn share_of_budget(lengths: &[usize], num_workers: usize, settings: &BatchSettings) -> usize {
     if num_workers == 1 {
@@ -160,45 +210,164 @@ fn share_of_budget(lengths: &[usize], num_workers: usize, settings: &BatchSettin
     share.max(longest).min(settings.micro_batch_tokens)
 }
 
-/// One thread's part of a batch: every `num_workers`-th micro-batch.
+/// The micro-batches of a rank.
 #[derive(Clone, Copy)]
-struct Worker<'a> {
+struct Batch<'a> {
     settings: &'a BatchSettings,
     micro_batches: &'a [Members<'a>],
-    num_workers: usize,
     is_abandoned: &'a AtomicBool,
 }
 
-impl Worker<'_> {
+impl Batch<'_> {
+    /// Sends `rounds` of micro-batches through the layers. A batch that is abandoned goes on without micro-batches: other ranks
+    /// wait for this one's part of the layers.
     fn run(
         &self,
-        share: usize,
-        decoder: &Decoder,
-        reference: Option<&Decoder>,
+        rounds: impl Iterator<Item = Range<usize>>,
+        units: &mut dyn Units,
+        keep: Keep,
+        reference: Option<&Weights>,
         on_micro_batch: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Totals> {
         let mut totals = Totals::default();
-        for index in (share..self.micro_batches.len()).step_by(self.num_workers) {
-            if !on_micro_batch(index, self.micro_batches.len()) {
-                self.is_abandoned.store(true, Ordering::SeqCst);
+        let mut reference = match reference {
+            None => None,
+            Some(Weights::Whole(decoder)) => {
+                Some(Box::new(WholeUnits::new(decoder, None)) as Box<dyn Units>)
             }
-            if self.is_abandoned.load(Ordering::SeqCst) {
-                break;
+            Some(Weights::Sharded(decoder)) => Some(Box::new(GatheredUnits::new(decoder)?) as _),
+        };
+        let mut rounds = rounds.peekable();
+        while let Some(round) = rounds.next() {
+            let mut batches = Vec::with_capacity(round.len());
+            for index in round {
+                if !on_micro_batch(index, self.micro_batches.len()) {
+                    self.is_abandoned.store(true, Ordering::SeqCst);
+                }
+                if !self.is_abandoned.load(Ordering::SeqCst) {
+                    let members = &self.micro_batches[index];
+                    batches.push(MicroBatch::assemble(members, units.device())?);
+                }
             }
-            let batch = MicroBatch::assemble(&self.micro_batches[index], decoder.device())?;
-            totals.add(&micro_batch_gradient(
-                decoder,
-                reference,
-                &batch,
-                self.settings,
-            )?);
+            let is_last = rounds.peek().is_none();
+            let reference = reference.as_deref_mut();
+            totals.add(&self.round_gradient(units, reference, &batches, keep, is_last)?);
         }
+        Ok(totals)
+    }
+
+    /// The same in several threads, each with a replica of the decoder.
+    fn run_in_threads(
+        &self,
+        num_workers: usize,
+        decoder: &Decoder,
+        reference: Option<&Weights>,
+        on_micro_batch: &mut dyn FnMut(usize, usize) -> bool,
+    ) -> Result<Totals> {
+        let keep = self.settings.keep();
+        let rounds_of = |share: usize| {
+            let all = share..self.micro_batches.len();
+            all.step_by(num_workers).map(|index| index..index + 1)
+        };
+        let reference_decoder = match reference {
+            Some(Weights::Whole(decoder)) => Some(&**decoder),
+            _ => None,
+        };
+        std::thread::scope(|scope| -> Result<Totals> {
+            // The first share is computed here, on the decoder itself; the others on replicas, whose gradients are added in
+            // a fixed order, so that a run repeats bit for bit.
+            let others: Vec<_> = (1..num_workers)
+                .map(|share| {
+                    let replica = decoder.replica()?;
+                    let reference = reference_decoder.map(Decoder::replica).transpose()?;
+                    let batch = *self;
+                    let rounds = rounds_of(share);
+                    Ok(scope.spawn(move || {
+                        let reference = reference.map(|decoder| Weights::Whole(Box::new(decoder)));
+                        let mut units = WholeUnits::new(&replica, None);
+                        let totals = batch.run(
+                            rounds,
+                            &mut units,
+                            keep,
+                            reference.as_ref(),
+                            &mut |_, _| true,
+                        )?;
+                        Ok::<_, Error>((totals, replica))
+                    }))
+                })
+                .collect::<Result<_>>()?;
+            let mut units = WholeUnits::new(decoder, None);
+            let own = self.run(rounds_of(0), &mut units, keep, reference, on_micro_batch);
+            let others: Vec<_> = others.into_iter().map(ScopedJoinHandle::join).collect();
+            let mut totals = own?;
+            // All workers score at the same time: the first one's seconds stand for all.
+            let reference_seconds = totals.reference_seconds;
+            for other in others {
+                let (part, replica) = other
+                    .map_err(|_| Error::stage("computing a gradient", "a thread panicked"))??;
+                totals.add(&part);
+                add_gradients_of(decoder, &replica)?;
+            }
+            totals.reference_seconds = reference_seconds;
+            Ok(totals)
+        })
+    }
+
+    fn round_gradient(
+        &self,
+        units: &mut dyn Units,
+        reference: Option<&mut (dyn Units + '_)>,
+        batches: &[MicroBatch],
+        keep: Keep,
+        is_last: bool,
+    ) -> Result<Totals> {
+        let head_settings = HeadSettings {
+            temperature: self.settings.temperature,
+            chunk_tokens: chunk_tokens(units.config().vocab_size),
+            entropy: self.settings.objective != Objective::Sft,
+        };
+        let mut totals = Totals::default();
+        let logp_reference = match reference {
+            Some(reference) => {
+                let started = Instant::now();
+                let scores = layerwise::score(reference, batches, &mut |batch, ends, hidden| {
+                    score_hidden(ends, batch, hidden, head_settings)
+                })?;
+                totals.reference_seconds = started.elapsed().as_secs_f64();
+                Some(scores)
+            }
+            None => None,
+        };
+        let objective = self.settings.objective;
+        layerwise::add_gradients(units, batches, keep, is_last, &mut |index, ends, hidden| {
+            let batch = &batches[index];
+            let logp_reference = logp_reference.as_ref().map(|scores| &scores[index]);
+            let output = head::backward(
+                &|hidden: &Tensor| Ok(ends.lm_head(hidden)?),
+                hidden,
+                &batch.targets,
+                head_settings,
+                &mut |range, logp| chunk_loss(batch, logp_reference, objective, &range, logp),
+            )?;
+            let mut part = Totals {
+                loss: output.loss,
+                num_tokens: batch.num_tokens(),
+                num_row_tokens: batch.num_row_tokens(),
+                num_trained: batch.num_trained(),
+                ..Totals::default()
+            };
+            if let Objective::Policy { clip, .. } = objective {
+                part.measure_policy(batch, &output, logp_reference, clip)?;
+            }
+            totals.add(&part);
+            Ok(())
+        })?;
         Ok(totals)
     }
 }
 
 /// Adds the gradients of a replica to those of the decoder.
-fn add_gradients(decoder: &Decoder, replica: &Decoder) -> Result<()> {
+fn add_gradients_of(decoder: &Decoder, replica: &Decoder) -> Result<()> {
     for ((_, parameter), (_, copy)) in decoder
         .trained_parameters()
         .iter()
@@ -220,59 +389,6 @@ pub(crate) fn has_gradient(row: &TrainingRow, objective: Objective) -> bool {
     row.num_trained() > 0 && is_weighed
 }
 
-fn micro_batch_gradient(
-    decoder: &Decoder,
-    reference: Option<&Decoder>,
-    batch: &MicroBatch,
-    settings: &BatchSettings,
-) -> Result<Totals> {
-    let head_settings = HeadSettings {
-        temperature: settings.temperature,
-        chunk_tokens: chunk_tokens(decoder.config().vocab_size),
-        entropy: settings.objective != Objective::Sft,
-    };
-    let started = Instant::now();
-    let logp_reference = match reference {
-        Some(reference) => Some(score(reference, batch, head_settings)?),
-        None => None,
-    };
-    let reference_seconds = if reference.is_some() {
-        started.elapsed().as_secs_f64()
-    } else {
-        0.0
-    };
-    let hidden = batch.select_trained(&decoder.hidden_packed(&batch.ids, &batch.segment_lens)?)?;
-    let lm_head = |hidden: &Tensor| Ok(decoder.lm_head(hidden)?);
-    let mut chunk_loss = |range: Range<i64>, logp: &Tensor| {
-        chunk_loss(
-            batch,
-            logp_reference.as_ref(),
-            settings.objective,
-            &range,
-            logp,
-        )
-    };
-    let output = head::backward(
-        &lm_head,
-        &hidden,
-        &batch.targets,
-        head_settings,
-        &mut chunk_loss,
-    )?;
-    let mut totals = Totals {
-        loss: output.loss,
-        num_tokens: batch.num_tokens(),
-        num_row_tokens: batch.num_row_tokens(),
-        num_trained: batch.num_trained(),
-        reference_seconds,
-        ..Totals::default()
-    };
-    if let Objective::Policy { clip, .. } = settings.objective {
-        totals.measure_policy(batch, &output, logp_reference.as_ref(), clip)?;
-    }
-    Ok(totals)
-}
-
 /// Log-probabilities of a micro-batch's trained tokens, without gradients; f32 `[trained]`.
 pub(crate) fn score(
     decoder: &Decoder,
@@ -281,12 +397,18 @@ pub(crate) fn score(
 ) -> Result<Tensor> {
     let _no_grad = tch::no_grad_guard();
     let hidden = batch.select_trained(&decoder.hidden_packed(&batch.ids, &batch.segment_lens)?)?;
-    head::score(
-        &|hidden: &Tensor| Ok(decoder.lm_head(hidden)?),
-        &hidden,
-        &batch.targets,
-        settings,
-    )
+    score_hidden(decoder.ends(), batch, &hidden, settings)
+}
+
+/// The same of hidden states at the trained positions, `[trained, hidden]`.
+fn score_hidden(
+    ends: &DecoderEnds,
+    batch: &MicroBatch,
+    hidden: &Tensor,
+    settings: HeadSettings,
+) -> Result<Tensor> {
+    let lm_head = |hidden: &Tensor| Ok(ends.lm_head(hidden)?);
+    head::score(&lm_head, hidden, &batch.targets, settings)
 }
 
 /// Log-probabilities of the trained tokens of `rows`, row by row, without gradients.

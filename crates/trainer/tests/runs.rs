@@ -3,12 +3,14 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use asyncthink_recipe::Stage;
 use asyncthink_torch::{Parallelism, set_parallelism};
 use asyncthink_trainer::{
-    Advantage, Aggregation, BatchSettings, Clip, EpisodeSampler, Error, ModelCard, ModelFiles,
-    Objective, Phase, Ranks, Resume, RewardRule, RunLayout, RunOutcome, StageLock,
-    accumulate_gradient, assign_advantages, grade_episode, score_rows, train_problems,
+    AdamW, AdamWSettings, Advantage, Aggregation, BatchSettings, Clip, EpisodeSampler, Error,
+    ModelCard, ModelFiles, Objective, Phase, Resume, RewardRule, RunLayout, RunOutcome, StageLock,
+    Weights, accumulate_gradient, assign_advantages, grade_episode, score_rows, train_problems,
     training_rows,
 };
 use common::{Watcher, alone, copy_folder, finish, metrics, recipe, run, weights};
@@ -410,11 +412,12 @@ fn a_stage_in_use_and_files_of_two_models_are_refused() {
 
 /// Gradients of all parameters under one cutting of the batch.
 fn gradients(
-    model: &mut ModelFiles,
+    weights: &Weights,
+    optimizer: &mut AdamW,
     rows: &[asyncthink_data::TrainingRow],
     micro_batch_tokens: usize,
+    activation_checkpointing: bool,
 ) -> Vec<Tensor> {
-    model.decoder.set_requires_grad(true);
     let settings = BatchSettings {
         objective: Objective::Policy {
             clip: Clip {
@@ -426,30 +429,19 @@ fn gradients(
         aggregation: Aggregation::EpisodeMean,
         temperature: 0.8,
         micro_batch_tokens,
+        activation_checkpointing,
     };
-    let mut parameters: Vec<Tensor> = model
-        .decoder
+    optimizer.zero_grad();
+    accumulate_gradient(weights, None, rows, &settings, optimizer, &mut |_, _| true)
+        .unwrap()
+        .unwrap();
+    let Weights::Whole(decoder) = weights else {
+        unreachable!("the test made it whole");
+    };
+    decoder
         .named_parameters()
         .iter()
-        .map(|(_, tensor)| tensor.shallow_clone())
-        .collect();
-    for parameter in &mut parameters {
-        parameter.zero_grad();
-    }
-    let ranks = Ranks::single();
-    accumulate_gradient(
-        &model.decoder,
-        None,
-        rows,
-        &settings,
-        &ranks,
-        &mut |_, _| true,
-    )
-    .unwrap()
-    .unwrap();
-    parameters
-        .iter()
-        .map(|parameter| parameter.grad().copy())
+        .map(|(_, parameter)| parameter.grad().copy())
         .collect()
 }
 
@@ -510,12 +502,35 @@ fn trainer_and_sampler_agree_and_gradients_do_not_depend_on_packing() {
     }
     assert!(num_compared > 500);
 
+    model.decoder.set_requires_grad(true);
+    let settings = AdamWSettings {
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.0,
+    };
+    let parameters = model.decoder.trained_parameters();
+    let mut optimizer = AdamW::new(parameters, settings, Arc::default(), 1 << 20).unwrap();
+    let weights = Weights::Whole(Box::new(model.decoder));
+    let mut of = |micro_batch_tokens, activation_checkpointing| {
+        gradients(
+            &weights,
+            &mut optimizer,
+            &rows,
+            micro_batch_tokens,
+            activation_checkpointing,
+        )
+    };
     // One thread at a time on a batch, then several, each with a part of it.
     set_parallelism(Parallelism::WithinOperations);
-    let whole = gradients(&mut model, &rows, 1_000_000);
+    let whole = of(1_000_000, false);
+    // Layers that are computed again give the same bits.
+    assert_eq!(of(1_000_000, true), whole);
     set_parallelism(Parallelism::AcrossBatch);
-    for micro_batch_tokens in [1, 150, 700, 1_000_000] {
-        let cut = gradients(&mut model, &rows, micro_batch_tokens);
+    for (micro_batch_tokens, checkpointing) in
+        [(1, false), (150, true), (700, false), (1_000_000, true)]
+    {
+        let cut = of(micro_batch_tokens, checkpointing);
         for (a, b) in whole.iter().zip(&cut) {
             let difference = (a - b).norm().double_value(&[]);
             let norm = a.norm().double_value(&[]);

@@ -1,0 +1,96 @@
+//! Where tokens stand in their sequences, as the layers need it.
+
+use tch::{Device, Kind, TchError, Tensor};
+
+use crate::config::ModelConfig;
+use crate::error::Result;
+
+/// Turns positions into rotations, for one model on one device.
+#[derive(Debug)]
+pub struct Positions {
+    /// Radians per position, f32 `[head_dim / 2]`.
+    frequencies: Tensor,
+    /// What cosines and sines are multiplied by.
+    attention_factor: Option<f64>,
+    kind: Kind,
+}
+
+/// Cosines and sines `[tokens, 1, head_dim / 2]` of one forward pass, shared by all layers.
+pub(crate) struct Rotary {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+/// Sequences laid end to end: what a layer needs to know of a packed batch besides its hidden states.
+pub struct Packing {
+    pub(crate) rotary: Rotary,
+    pub(crate) segment_lens: Vec<i64>,
+}
+
+impl Positions {
+    /// Of a model whose activations have the type `kind`.
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation.
+    pub fn new(config: &ModelConfig, device: Device, kind: Kind) -> Result<Self> {
+        let frequencies = config.rope.frequencies(config.head_dim)?;
+        Ok(Self {
+            frequencies: frequencies.f_to_device(device)?,
+            attention_factor: config.rope.attention_factor(),
+            kind,
+        })
+    }
+
+    /// Of sequences of these lengths, each of which starts at position 0.
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation.
+    pub fn packing(&self, segment_lens: &[i64]) -> Result<Packing> {
+        let positions: Vec<i64> = segment_lens.iter().flat_map(|&len| 0..len).collect();
+        Ok(Packing {
+            rotary: self.rotary(&positions)?,
+            segment_lens: segment_lens.to_vec(),
+        })
+    }
+
+    pub(crate) fn rotary(&self, positions: &[i64]) -> Result<Rotary, TchError> {
+        let positions = Tensor::from_slice(positions)
+            .f_to_device(self.frequencies.device())?
+            .f_to_kind(Kind::Float)?;
+        let angles = positions.f_outer(&self.frequencies)?.f_unsqueeze(1)?;
+        let scaled = |values: Tensor| {
+            match self.attention_factor {
+                Some(factor) => values * factor,
+                None => values,
+            }
+            .f_to_kind(self.kind)
+        };
+        Ok(Rotary {
+            cos: scaled(angles.f_cos()?)?,
+            sin: scaled(angles.f_sin()?)?,
+        })
+    }
+}
+
+impl Rotary {
+    /// Rotates `[tokens, heads, head_dim]` by position, halves paired as in Hugging Face's `rotate_half`.
+    pub(crate) fn apply(&self, heads: &Tensor) -> Result<Tensor, TchError> {
+        let halves = heads.f_chunk(2, -1)?;
+        let (first, second) = (&halves[0], &halves[1]);
+        Tensor::f_cat(
+            &[
+                first.f_mul(&self.cos)?.f_sub(&second.f_mul(&self.sin)?)?,
+                second.f_mul(&self.cos)?.f_add(&first.f_mul(&self.sin)?)?,
+            ],
+            -1,
+        )
+    }
+}
+
+impl std::fmt::Debug for Packing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Packing")
+            .field("segment_lens", &self.segment_lens)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,84 @@
+//! Parameters one at a time, for a model that no single process holds whole.
+
+use std::path::Path;
+use std::sync::PoisonError;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::config::ModelConfig;
+use crate::decoder::GENERATOR;
+use crate::error::Result;
+use crate::lora::{self, Adapters};
+use crate::weights;
+
+/// Standard deviation of freshly drawn weights (Qwen's `initializer_range`).
+const INIT_STD: f64 = 0.02;
+
+/// Takes a parameter under its Hugging Face name.
+pub type VisitParameter<'a> = &'a mut dyn FnMut(&str, Tensor) -> Result<()>;
+
+/// The configuration of a model folder; of a PEFT adapter folder that of its base model.
+///
+/// # Errors
+/// When it cannot be read or is not supported.
+pub fn read_config(dir: &Path) -> Result<ModelConfig> {
+    match lora::base_of(dir)? {
+        Some(base) => ModelConfig::from_dir(&base),
+        None => ModelConfig::from_dir(dir),
+    }
+}
+
+/// Hands every parameter of a model folder to `visit`, sorted by name, converted to `kind` on `device`; adapters of a PEFT
+/// folder are merged into their base. One parameter is in memory at a time.
+///
+/// # Errors
+/// When the weights are missing, misshaped or unreadable, or `visit` fails.
+pub fn read_parameters(
+    dir: &Path,
+    device: Device,
+    kind: Kind,
+    visit: VisitParameter<'_>,
+) -> Result<()> {
+    let Some(base) = lora::base_of(dir)? else {
+        let config = ModelConfig::from_dir(dir)?;
+        return weights::read_each(dir, &config, device, kind, visit);
+    };
+    let config = ModelConfig::from_dir(&base)?;
+    let adapters = Adapters::load(dir, &config, device, kind)?;
+    weights::read_each(&base, &config, device, kind, &mut |name, tensor| {
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        let Some(adapter) = adapters.of_module(module) else {
+            return visit(name, tensor);
+        };
+        let mut merged = tensor.f_empty_like()?;
+        adapter.merge_into(&tensor, &mut merged)?;
+        visit(name, merged)
+    })
+}
+
+/// Hands every parameter of a new model to `visit`, sorted by name, f32 on the CPU: weights normal with deviation 0.02, the
+/// two projections that write to the residual stream scaled down by `sqrt(2 * layers)`, norms at one. Equal seeds give
+/// equal weights on one machine.
+///
+/// # Errors
+/// When the memory cannot be had, or `visit` fails.
+pub fn draw_parameters(config: &ModelConfig, seed: u64, visit: VisitParameter<'_>) -> Result<()> {
+    let residual_std = INIT_STD / (2.0 * config.num_hidden_layers as f64).sqrt();
+    let options = (Kind::Float, Device::Cpu);
+    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    tch::manual_seed(seed.cast_signed());
+    for (name, shape) in config.parameter_shapes() {
+        let is_bias = shape.len() == 1;
+        let tensor = if name.ends_with("norm.weight") {
+            Tensor::f_ones(&shape, options)?
+        } else if is_bias {
+            Tensor::f_zeros(&shape, options)?
+        } else if name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") {
+            Tensor::f_randn(&shape, options)? * residual_std
+        } else {
+            Tensor::f_randn(&shape, options)? * INIT_STD
+        };
+        visit(&name, tensor)?;
+    }
+    Ok(())
+}

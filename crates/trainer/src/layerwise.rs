@@ -1,0 +1,309 @@
+//! Forward and backward pass of micro-batches, layer by layer.
+//!
+//! The graph is cut between layers: each layer starts from a leaf, whose gradient the layer before goes back from. So gradients of a
+//! layer are complete at a known moment, when the exchange between ranks can begin with them, and a layer's parameters are needed for
+//! a known time, which is when they are gathered. What is computed is what one backward pass through all layers would compute.
+//!
+//! Layers are the outer loop and micro-batches the inner one, so that what is gathered serves a whole round.
+
+use asyncthink_model::{DecoderEnds, DecoderLayer, Packing};
+use asyncthink_torch::backward_with_grad;
+use tch::Tensor;
+
+use crate::batch::MicroBatch;
+use crate::error::{Error, Result};
+use crate::units::{Pass, Round, Units};
+
+/// A micro-batch on its way through the layers.
+struct Flow<'a> {
+    batch: &'a MicroBatch,
+    packing: Packing,
+    /// What the embedding gave, with its graph.
+    embedded: Tensor,
+    /// Hidden states after the layers so far, `[tokens, hidden]`, without a graph.
+    hidden: Tensor,
+    /// What the layers so far need for their backward pass.
+    saved: Vec<Saved>,
+    /// Gradient of `hidden` on the way back; `None` where nothing below is trained.
+    gradient: Option<Tensor>,
+}
+
+/// What a layer's backward pass needs.
+struct Saved {
+    input: Tensor,
+    /// With its graph; `None` if it is computed again.
+    output: Option<Tensor>,
+}
+
+/// What is kept of the forward pass for the backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// Every layer's graph.
+    Graphs,
+    /// Every layer's input; the layer is computed again (activation checkpointing).
+    Inputs,
+    /// Nothing: there is no backward pass.
+    Nothing,
+}
+
+impl<'a> Flow<'a> {
+    fn new(units: &dyn Units, ends: &DecoderEnds, batch: &'a MicroBatch) -> Result<Self> {
+        let embedded = ends.embed(&batch.ids)?;
+        Ok(Self {
+            packing: units.packing(&batch.segment_lens)?,
+            hidden: embedded.f_detach()?,
+            embedded,
+            batch,
+            saved: Vec::new(),
+            gradient: None,
+        })
+    }
+
+    /// A leaf for the next layer to start from. Below the first layer of a model whose embedding is not trained, nothing
+    /// asks for a gradient.
+    fn leaf(&self, layer: usize, hidden: &Tensor) -> Result<Tensor> {
+        let is_needed = layer > 0 || self.embedded.requires_grad();
+        Ok(hidden.f_detach()?.f_set_requires_grad(is_needed)?)
+    }
+
+    fn forward(&mut self, index: usize, layer: &DecoderLayer, keep: Keep) -> Result<()> {
+        if keep == Keep::Graphs {
+            let input = self.leaf(index, &self.hidden)?;
+            let output = layer.forward_packed(&input, &self.packing)?;
+            self.hidden = output.f_detach()?;
+            self.saved.push(Saved {
+                input,
+                output: Some(output),
+            });
+            return Ok(());
+        }
+        let _no_grad = tch::no_grad_guard();
+        let output = layer.forward_packed(&self.hidden, &self.packing)?;
+        let input = std::mem::replace(&mut self.hidden, output);
+        if keep == Keep::Inputs {
+            self.saved.push(Saved {
+                input,
+                output: None,
+            });
+        }
+        Ok(())
+    }
+
+    fn backward(&mut self, index: usize, layer: &DecoderLayer) -> Result<()> {
+        let (Some(Saved { input, output }), Some(gradient)) =
+            (self.saved.pop(), self.gradient.take())
+        else {
+            return Err(Error::stage(
+                "going back through the layers",
+                format!("nothing was kept of layer {index}"),
+            ));
+        };
+        let (leaf, output) = if let Some(output) = output {
+            (input, output)
+        } else {
+            let leaf = self.leaf(index, &input)?;
+            let output = layer.forward_packed(&leaf, &self.packing)?;
+            (leaf, output)
+        };
+        backward_with_grad(&output, &gradient)?;
+        self.gradient = leaf.requires_grad().then(|| leaf.grad());
+        Ok(())
+    }
+
+    /// Hidden states at the trained positions, after the final norm, `[trained, hidden]`.
+    fn selected(&self, ends: &DecoderEnds, hidden: &Tensor) -> Result<Tensor> {
+        self.batch.select_trained(&ends.norm(hidden)?)
+    }
+}
+
+/// Adds the gradients of micro-batches to those of the parameters.
+///
+/// `head` gets the place of a micro-batch, the ends, and its hidden states at the trained positions with a graph; it computes
+/// the loss and its backward pass down to them.
+///
+/// # Errors
+/// When libtorch refuses an operation, a rank is lost, or `head` fails.
+pub(crate) fn add_gradients(
+    units: &mut dyn Units,
+    batches: &[MicroBatch],
+    keep: Keep,
+    is_last: bool,
+    head: &mut dyn FnMut(usize, &DecoderEnds, &Tensor) -> Result<()>,
+) -> Result<()> {
+    let ends = units.begin(Round::Train { is_last })?;
+    let num_layers = units.config().num_hidden_layers;
+    let mut flows = flows_of(units, &ends, batches)?;
+    for index in 0..num_layers {
+        units.with_layer(index, Pass::Forward, &mut |layer| {
+            let mut flows = flows.iter_mut();
+            flows.try_for_each(|flow| flow.forward(index, layer, keep))
+        })?;
+    }
+    for (index, flow) in flows.iter_mut().enumerate() {
+        let leaf = flow.hidden.f_detach()?.f_set_requires_grad(true)?;
+        head(index, &ends, &flow.selected(&ends, &leaf)?)?;
+        flow.gradient = Some(leaf.grad());
+    }
+    for index in (0..num_layers).rev() {
+        units.with_layer(index, Pass::Backward, &mut |layer| {
+            let mut flows = flows.iter_mut();
+            flows.try_for_each(|flow| flow.backward(index, layer))
+        })?;
+    }
+    for flow in &flows {
+        if let (Some(gradient), true) = (&flow.gradient, flow.embedded.requires_grad()) {
+            backward_with_grad(&flow.embedded, gradient)?;
+        }
+    }
+    units.end()
+}
+
+/// What `head` makes of the hidden states of each micro-batch at the trained positions, `[trained, hidden]`; without gradients.
+///
+/// # Errors
+/// As [`add_gradients`].
+pub(crate) fn score<T>(
+    units: &mut dyn Units,
+    batches: &[MicroBatch],
+    head: &mut dyn FnMut(&MicroBatch, &DecoderEnds, &Tensor) -> Result<T>,
+) -> Result<Vec<T>> {
+    let _no_grad = tch::no_grad_guard();
+    let ends = units.begin(Round::Score)?;
+    let mut flows = flows_of(units, &ends, batches)?;
+    for index in 0..units.config().num_hidden_layers {
+        units.with_layer(index, Pass::Forward, &mut |layer| {
+            let mut flows = flows.iter_mut();
+            flows.try_for_each(|flow| flow.forward(index, layer, Keep::Nothing))
+        })?;
+    }
+    let scores = flows
+        .iter()
+        .map(|flow| head(flow.batch, &ends, &flow.selected(&ends, &flow.hidden)?))
+        .collect();
+    units.end()?;
+    scores
+}
+
+fn flows_of<'a>(
+    units: &dyn Units,
+    ends: &DecoderEnds,
+    batches: &'a [MicroBatch],
+) -> Result<Vec<Flow<'a>>> {
+    batches
+        .iter()
+        .map(|batch| Flow::new(units, ends, batch))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use asyncthink_data::{TokenId, TrainingRow};
+    use asyncthink_model::{Decoder, ModelConfig, ModelSizes};
+    use tch::{Device, Kind};
+
+    use super::*;
+    use crate::units::WholeUnits;
+
+    fn decoder(tie_word_embeddings: bool) -> Decoder {
+        let config = ModelConfig::new(&ModelSizes {
+            vocab_size: 40,
+            hidden_size: 24,
+            intermediate_size: 48,
+            num_layers: 3,
+            num_heads: 2,
+            num_kv_heads: 1,
+            head_dim: 12,
+            rope_theta: 10_000.0,
+            max_position_embeddings: 64,
+            tie_word_embeddings,
+            eos_token_id: 0,
+        });
+        let mut decoder = Decoder::init(&config.unwrap(), Device::Cpu, 3).unwrap();
+        decoder.set_requires_grad(true);
+        decoder
+    }
+
+    fn batches() -> Vec<MicroBatch> {
+        let ids = |range: std::ops::Range<u32>| range.map(TokenId).collect::<Vec<_>>();
+        let row = |start: u32, length: u32| {
+            TrainingRow::sft(&ids(start..start + 2), &ids(start + 2..start + length)).unwrap()
+        };
+        let rows = [row(1, 7), row(11, 5), row(20, 9)];
+        let batch = |rows: &[TrainingRow]| {
+            let weighed: Vec<_> = rows.iter().map(|row| (row, 1.0)).collect();
+            MicroBatch::assemble(&weighed, Device::Cpu).unwrap()
+        };
+        vec![batch(&rows[..2]), batch(&rows[2..])]
+    }
+
+    fn loss(ends: &DecoderEnds, batch: &MicroBatch, hidden: &Tensor) -> Tensor {
+        let logits = ends.lm_head(hidden).unwrap();
+        logits.cross_entropy_for_logits(&batch.targets)
+    }
+
+    fn gradients(decoder: &Decoder) -> Vec<Tensor> {
+        let parameters = decoder.named_parameters().iter();
+        parameters.map(|(_, tensor)| tensor.grad().copy()).collect()
+    }
+
+    #[test]
+    fn gradients_are_those_of_one_backward_pass() {
+        for tied in [true, false] {
+            let batches = batches();
+            let plain = decoder(tied);
+            for batch in &batches {
+                let hidden = plain
+                    .hidden_packed(&batch.ids, &batch.segment_lens)
+                    .unwrap();
+                let selected = batch.select_trained(&hidden).unwrap();
+                loss(plain.ends(), batch, &selected).backward();
+            }
+            let expected = gradients(&plain);
+            for keep in [Keep::Graphs, Keep::Inputs] {
+                for round in [1, 2] {
+                    let decoder = decoder(tied);
+                    let mut units = WholeUnits::new(&decoder, None);
+                    for batches in batches.chunks(round) {
+                        add_gradients(
+                            &mut units,
+                            batches,
+                            keep,
+                            true,
+                            &mut |index, ends, hidden| {
+                                loss(ends, &batches[index], hidden).backward();
+                                Ok(())
+                            },
+                        )
+                        .unwrap();
+                    }
+                    for (a, b) in gradients(&decoder).iter().zip(&expected) {
+                        assert!(a.allclose(b, 1e-5, 1e-7, false), "{keep:?} {round}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn scores_are_those_of_the_decoder() {
+        let (decoder, batches) = (decoder(true), batches());
+        let mut units = WholeUnits::new(&decoder, None);
+        let scores = score(&mut units, &batches, &mut |batch, ends, hidden| {
+            Ok(loss(ends, batch, hidden).f_double_value(&[])?)
+        })
+        .unwrap();
+        for (batch, score) in batches.iter().zip(scores) {
+            let hidden = decoder
+                .hidden_packed(&batch.ids, &batch.segment_lens)
+                .unwrap();
+            let selected = batch.select_trained(&hidden).unwrap();
+            let expected = loss(decoder.ends(), batch, &selected).double_value(&[]);
+            assert!((score - expected).abs() < 1e-9);
+        }
+        let kind = decoder.named_parameters()[0].1.grad();
+        assert!(
+            !kind.defined()
+                || kind.kind() == Kind::Float && kind.abs().max().double_value(&[]) == 0.0
+        );
+    }
+}

@@ -1,0 +1,331 @@
+//! A decoder whose parameters the ranks share out (`ZeRO`, stage 3).
+//!
+//! Every rank holds a part of each unit: of what lies before and after the layers, and of every layer. A unit is gathered when it
+//! is computed with and let go afterwards ([`GatheredUnits`](crate::gathered::GatheredUnits)), its gradient is summed into the parts.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use asyncthink_model::{
+    Decoder, DecoderEnds, DecoderLayer, ModelConfig, Positions, VisitParameter, draw_parameters,
+    read_config, read_parameters,
+};
+use asyncthink_torch::{Work, set_grad};
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{Error, Result};
+use crate::flat::{FlatLayout, Piece, Place, ROOT, UnitCuts, signed, stretch, unit_of_layer};
+use crate::ranks::Ranks;
+
+/// A decoder in parts, f32.
+#[derive(Debug)]
+pub struct ShardedDecoder {
+    config: ModelConfig,
+    device: Device,
+    positions: Positions,
+    layout: FlatLayout,
+    cuts: UnitCuts,
+    /// f32 `[owned]`.
+    own_values: Tensor,
+    /// Gradients summed over ranks, f32 `[owned]`; empty for a model that is not trained.
+    own_gradients: Tensor,
+    ranks: Arc<Ranks>,
+    micro_batches_per_gather: usize,
+    /// What ranks compare, because none of them sees what the others hold.
+    digest: String,
+}
+
+/// What a decoder in parts is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// It gets gradients.
+    Training,
+    /// It is scored with only.
+    Reference,
+}
+
+/// How the ranks hold a decoder in parts.
+#[derive(Clone, Debug)]
+pub(crate) struct Sharding {
+    pub(crate) ranks: Arc<Ranks>,
+    pub(crate) device: Device,
+    /// How many micro-batches a gathered layer is used for.
+    pub(crate) micro_batches_per_gather: usize,
+}
+
+impl ShardedDecoder {
+    /// Reads this rank's part of a model folder; one parameter is whole at a time.
+    ///
+    /// # Errors
+    /// When the folder cannot be read, or the memory cannot be had.
+    pub(crate) fn load(dir: &Path, sharding: Sharding, purpose: Purpose) -> Result<Self> {
+        let config = read_config(dir)?;
+        let device = sharding.device;
+        Self::fill(config, sharding, purpose, &mut |visit| {
+            read_parameters(dir, device, Kind::Float, visit)
+        })
+    }
+
+    /// Draws this rank's part of a new model, the same that [`Decoder::init`] draws.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub(crate) fn init(config: &ModelConfig, seed: u64, sharding: Sharding) -> Result<Self> {
+        Self::fill(config.clone(), sharding, Purpose::Training, &mut |visit| {
+            draw_parameters(config, seed, visit)
+        })
+    }
+
+    fn fill(
+        config: ModelConfig,
+        sharding: Sharding,
+        purpose: Purpose,
+        source: &mut dyn FnMut(VisitParameter<'_>) -> asyncthink_model::Result<()>,
+    ) -> Result<Self> {
+        let Sharding {
+            ranks,
+            device,
+            micro_batches_per_gather,
+        } = sharding;
+        let layout = FlatLayout::new(&config.parameter_shapes());
+        let cuts = UnitCuts::new(&layout, ranks.world_size());
+        let zeros = |count| Tensor::f_zeros([signed(count)], (Kind::Float, device));
+        let own_values = zeros(cuts.owned_elements())?;
+        let own_gradients = match purpose {
+            Purpose::Training => zeros(cuts.owned_elements())?,
+            Purpose::Reference => zeros(0)?,
+        };
+        let pieces = cuts.pieces(ranks.rank());
+        let mut digest = String::new();
+        let mut failed = None;
+        source(&mut |name, tensor| {
+            let copied = layout
+                .places()
+                .iter()
+                .find(|place| place.name == name)
+                .ok_or_else(|| {
+                    Error::stage("sharing out the weights", format!("`{name}` is unknown"))
+                })
+                .and_then(|place| {
+                    let sum = tensor.f_sum(Kind::Double)?.f_double_value(&[])?;
+                    // Writing to a string cannot fail.
+                    let _ = write!(digest, " {name} {sum:e}");
+                    copy_own_part(place, &tensor, &pieces, &own_values)
+                });
+            // The visitor's errors are of another crate.
+            if let (Err(error), None) = (copied, &failed) {
+                failed = Some(error);
+            }
+            Ok(())
+        })?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        Ok(Self {
+            positions: Positions::new(&config, device, Kind::Float)?,
+            config,
+            device,
+            layout,
+            cuts,
+            own_values,
+            own_gradients,
+            ranks,
+            micro_batches_per_gather,
+            digest,
+        })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Where the parts are, and where units are gathered.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Bytes of weights that this rank holds while it computes nothing.
+    pub fn held_bytes(&self) -> usize {
+        self.own_values.numel() * size_of::<f32>()
+    }
+
+    pub(crate) fn positions(&self) -> &Positions {
+        &self.positions
+    }
+
+    pub(crate) fn layout(&self) -> &FlatLayout {
+        &self.layout
+    }
+
+    pub(crate) fn cuts(&self) -> &UnitCuts {
+        &self.cuts
+    }
+
+    pub(crate) fn own_values(&self) -> &Tensor {
+        &self.own_values
+    }
+
+    pub(crate) fn own_gradients(&self) -> &Tensor {
+        &self.own_gradients
+    }
+
+    pub(crate) fn ranks(&self) -> &Ranks {
+        &self.ranks
+    }
+
+    pub(crate) fn micro_batches_per_gather(&self) -> usize {
+        self.micro_batches_per_gather
+    }
+
+    /// What must be the same on all ranks when training begins.
+    pub(crate) fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Starts to gather a unit.
+    ///
+    /// # Shapes
+    /// `buffer` f32, at least as long as the unit with its padding.
+    pub(crate) fn start_gather(&self, unit: usize, buffer: &Tensor) -> Result<Work<'static>> {
+        let own = stretch(&self.own_values, &self.cuts.owned(unit))?;
+        let whole = stretch(buffer, &(0..self.cuts.padded_elements(unit)))?;
+        self.ranks.all_gather(&own, &whole)
+    }
+
+    /// The parameters of a unit as views of the buffer that it was gathered in; with gradients, as leaves that collect them in
+    /// a buffer of the same layout.
+    fn parameters(
+        &self,
+        unit: usize,
+        values: &Tensor,
+        gradients: Option<&Tensor>,
+    ) -> Result<Vec<(&Place, Tensor)>> {
+        let origin = self.layout.units()[unit].elements.start;
+        self.layout
+            .places_of(unit)
+            .iter()
+            .map(|place| {
+                let mut parameter = place.view(values, origin)?.f_detach()?;
+                if let Some(gradients) = gradients {
+                    parameter = parameter.f_set_requires_grad(true)?;
+                    set_grad(&parameter, &place.view(gradients, origin)?)?;
+                }
+                Ok((place, parameter))
+            })
+            .collect()
+    }
+
+    /// A layer over what was gathered.
+    pub(crate) fn layer(
+        &self,
+        index: usize,
+        values: &Tensor,
+        gradients: Option<&Tensor>,
+    ) -> Result<DecoderLayer> {
+        let parameters = self.parameters(unit_of_layer(index), values, gradients)?;
+        Ok(DecoderLayer::new(&self.config, index, None, &|name| {
+            find(&parameters, name)
+        })?)
+    }
+
+    /// Embedding, norm and head over what was gathered.
+    pub(crate) fn ends(&self, values: &Tensor, gradients: Option<&Tensor>) -> Result<DecoderEnds> {
+        let parameters = self.parameters(ROOT, values, gradients)?;
+        Ok(DecoderEnds::new(&self.config, &|name| {
+            find(&parameters, name)
+        })?)
+    }
+
+    /// The whole model, on every rank: to sample from, which needs all layers for every token.
+    ///
+    /// # Errors
+    /// When the memory cannot be had, or a rank is lost.
+    pub(crate) fn gather(&self) -> Result<Decoder> {
+        let mut parameters = Vec::new();
+        let mut pending = Vec::new();
+        for unit in 0..self.layout.units().len() {
+            let size = [signed(self.cuts.padded_elements(unit))];
+            let buffer = Tensor::f_empty(size, (Kind::Float, self.device))?;
+            pending.push(self.start_gather(unit, &buffer)?);
+            parameters.extend(named(self.parameters(unit, &buffer, None)?));
+        }
+        for work in pending {
+            self.ranks.finish(work)?;
+        }
+        Ok(Decoder::from_parameters(&self.config, parameters)?)
+    }
+
+    /// The whole model in the first rank's host memory, unit by unit: to be written.
+    ///
+    /// # Errors
+    /// When the memory cannot be had, or a rank is lost.
+    pub(crate) fn gather_on_first_rank(&self) -> Result<Option<Decoder>> {
+        let mut parameters = Vec::new();
+        for unit in 0..self.layout.units().len() {
+            let size = [signed(self.cuts.padded_elements(unit))];
+            let buffer = Tensor::f_empty(size, (Kind::Float, self.device))?;
+            self.ranks.finish(self.start_gather(unit, &buffer)?)?;
+            if self.ranks.is_first() {
+                let on_host = buffer.f_to_device(Device::Cpu)?;
+                parameters.extend(named(self.parameters(unit, &on_host, None)?));
+            }
+        }
+        if !self.ranks.is_first() {
+            return Ok(None);
+        }
+        Ok(Some(Decoder::from_parameters(&self.config, parameters)?))
+    }
+
+    /// Whether all weights of all ranks are numbers.
+    ///
+    /// # Errors
+    /// When a rank is lost.
+    pub(crate) fn is_finite(&self) -> Result<bool> {
+        let is_finite = self.own_values.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0;
+        let mut num_bad = [f64::from(u8::from(!is_finite))];
+        self.ranks.sum(&mut num_bad)?;
+        Ok(num_bad[0] == 0.0)
+    }
+}
+
+fn find(parameters: &[(&Place, Tensor)], name: &str) -> Option<Tensor> {
+    let found = parameters.iter().find(|(place, _)| place.name == name);
+    found.map(|(_, tensor)| tensor.shallow_clone())
+}
+
+fn named(parameters: Vec<(&Place, Tensor)>) -> impl Iterator<Item = (String, Tensor)> {
+    let own_name = |(place, tensor): (&Place, Tensor)| (place.name.clone(), tensor);
+    parameters
+        .into_iter()
+        .map(own_name)
+        .collect::<Vec<_>>()
+        .into_iter()
+}
+
+/// Copies what a rank owns of a parameter.
+fn copy_own_part(
+    place: &Place,
+    parameter: &Tensor,
+    pieces: &[Piece],
+    own_values: &Tensor,
+) -> Result<()> {
+    let _no_grad = tch::no_grad_guard();
+    let whole = place.elements();
+    let flat = parameter.f_reshape([-1])?;
+    for Piece {
+        elements,
+        owned_start,
+    } in pieces
+    {
+        let start = whole.start.max(elements.start);
+        let end = whole.end.min(elements.end);
+        if start < end {
+            let from = stretch(&flat, &(start - whole.start..end - whole.start))?;
+            let to = owned_start + start - elements.start;
+            stretch(own_values, &(to..to + end - start))?.f_copy_(&from)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,256 @@
+//! The model that a stage trains, as its ranks hold it.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use asyncthink_data::Tokenizer;
+use asyncthink_model::{Decoder, ModelConfig};
+use asyncthink_recipe::{ModelSection, Recipe, Shard};
+use tch::{Device, Kind};
+
+use crate::error::{Error, Result};
+use crate::models::{ModelFiles, fitting_tokenizer, new_config, sft_tokenizer};
+use crate::optimizer::{AdamW, AdamWSettings};
+use crate::ranks::Ranks;
+use crate::sharded::{Purpose, ShardedDecoder, Sharding};
+use crate::streams::{Stream, derive_seed};
+use crate::update::Weights;
+
+/// Weights under training, and the tokenizer that belongs to them.
+#[derive(Debug)]
+pub(crate) struct Trainee {
+    weights: Weights,
+    pub(crate) tokenizer: Tokenizer,
+    ranks: Arc<Ranks>,
+    /// What episodes are sampled from where it is not the trained decoder itself: that with its adapters added, which is kept
+    /// from step to step, or all of a decoder in parts, which is let go.
+    sampler: Option<Decoder>,
+}
+
+/// A decoder that is whole for a while.
+pub(crate) enum WholeDecoder<'a> {
+    Own(&'a Decoder),
+    Gathered(Box<Decoder>),
+}
+
+impl std::ops::Deref for WholeDecoder<'_> {
+    type Target = Decoder;
+
+    fn deref(&self) -> &Decoder {
+        match self {
+            Self::Own(decoder) => decoder,
+            Self::Gathered(decoder) => decoder,
+        }
+    }
+}
+
+/// How the recipe wants the ranks to hold weights; `None` if each holds all of them.
+fn sharding(recipe: &Recipe, ranks: &Arc<Ranks>, device: Device) -> Option<Sharding> {
+    (recipe.distributed.shard == Shard::Full).then(|| Sharding {
+        ranks: Arc::clone(ranks),
+        device,
+        micro_batches_per_gather: recipe.distributed.micro_batches_per_gather,
+    })
+}
+
+/// A decoder that is scored with and not trained.
+pub(crate) fn load_reference(
+    dir: &Path,
+    recipe: &Recipe,
+    ranks: &Arc<Ranks>,
+    device: Device,
+) -> Result<Weights> {
+    Ok(match sharding(recipe, ranks, device) {
+        Some(sharding) => {
+            let decoder = ShardedDecoder::load(dir, sharding, Purpose::Reference)?;
+            Weights::Sharded(Rc::new(decoder))
+        }
+        None => Weights::Whole(Box::new(Decoder::load(dir, device, Kind::Float)?)),
+    })
+}
+
+impl Trainee {
+    /// The model of a folder: a checkpoint, or what another stage or somebody else left.
+    pub(crate) fn load(
+        dir: &Path,
+        recipe: &Recipe,
+        ranks: &Arc<Ranks>,
+        device: Device,
+    ) -> Result<Self> {
+        let Some(sharding) = sharding(recipe, ranks, device) else {
+            return Ok(Self::whole(
+                ModelFiles::load_to_train(dir, recipe, device)?,
+                ranks,
+            ));
+        };
+        let tokenizer = fitting_tokenizer(dir)?;
+        let decoder = ShardedDecoder::load(dir, sharding, Purpose::Training)?;
+        Ok(Self::sharded(decoder, tokenizer, ranks))
+    }
+
+    /// What `sft` starts from: the recipe's model folder, or random weights.
+    pub(crate) fn for_sft(recipe: &Recipe, ranks: &Arc<Ranks>, device: Device) -> Result<Self> {
+        let init = match &recipe.model {
+            ModelSection::Path(dir) => return Self::load(dir, recipe, ranks, device),
+            ModelSection::Init(init) => init,
+        };
+        let Some(sharding) = sharding(recipe, ranks, device) else {
+            return Ok(Self::whole(ModelFiles::for_sft(recipe, device)?, ranks));
+        };
+        let tokenizer = sft_tokenizer(recipe)?;
+        let seed = derive_seed(recipe.seed, Stream::Initialisation, 0, 0);
+        let decoder = ShardedDecoder::init(&new_config(init, &tokenizer)?, seed, sharding)?;
+        Ok(Self::sharded(decoder, tokenizer, ranks))
+    }
+
+    fn whole(files: ModelFiles, ranks: &Arc<Ranks>) -> Self {
+        let ModelFiles { decoder, tokenizer } = files;
+        Self {
+            weights: Weights::Whole(Box::new(decoder)),
+            tokenizer,
+            ranks: Arc::clone(ranks),
+            sampler: None,
+        }
+    }
+
+    fn sharded(decoder: ShardedDecoder, tokenizer: Tokenizer, ranks: &Arc<Ranks>) -> Self {
+        Self {
+            weights: Weights::Sharded(Rc::new(decoder)),
+            tokenizer,
+            ranks: Arc::clone(ranks),
+            sampler: None,
+        }
+    }
+
+    /// An optimizer over what is trained, which gets gradients from now on.
+    pub(crate) fn new_optimizer(
+        &mut self,
+        settings: AdamWSettings,
+        bucket_bytes: usize,
+    ) -> Result<AdamW> {
+        let ranks = Arc::clone(&self.ranks);
+        match &mut self.weights {
+            Weights::Whole(decoder) => {
+                decoder.set_requires_grad(true);
+                AdamW::new(decoder.trained_parameters(), settings, ranks, bucket_bytes)
+            }
+            Weights::Sharded(decoder) => AdamW::of_sharded(decoder, settings, ranks),
+        }
+    }
+
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    pub(crate) fn config(&self) -> &ModelConfig {
+        self.weights.config()
+    }
+
+    /// How many values training changes.
+    pub(crate) fn num_trained(&self) -> i64 {
+        match &self.weights {
+            Weights::Whole(decoder) => {
+                let trained = decoder.trained_parameters().iter();
+                trained
+                    .map(|(_, tensor)| tensor.size().iter().product::<i64>())
+                    .sum()
+            }
+            Weights::Sharded(decoder) => decoder.config().num_parameters(),
+        }
+    }
+
+    /// Whether every trained value is a number; the same answer on all ranks, which all ask.
+    pub(crate) fn is_finite(&self) -> Result<bool> {
+        let decoder = match &self.weights {
+            Weights::Whole(decoder) => decoder,
+            Weights::Sharded(decoder) => return decoder.is_finite(),
+        };
+        for (_, parameter) in decoder.trained_parameters() {
+            if parameter.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// What tells the weights that training begins with from others.
+    pub(crate) fn digest(&self) -> Result<Cow<'_, str>> {
+        let decoder = match &self.weights {
+            Weights::Whole(decoder) => decoder,
+            Weights::Sharded(decoder) => return Ok(Cow::Borrowed(decoder.digest())),
+        };
+        let mut text = String::new();
+        for (name, parameter) in decoder.trained_parameters() {
+            let sum = parameter
+                .detach()
+                .f_sum(Kind::Double)?
+                .f_double_value(&[])?;
+            // Writing to a string cannot fail.
+            let _ = write!(text, " {name} {sum:e}");
+        }
+        Ok(Cow::Owned(text))
+    }
+
+    /// Brings what episodes are sampled from up to date with what training changed. All ranks do it together.
+    pub(crate) fn begin_sampling(&mut self) -> Result<()> {
+        match (&self.weights, &mut self.sampler) {
+            (Weights::Sharded(decoder), sampler) => *sampler = Some(decoder.gather()?),
+            (Weights::Whole(decoder), Some(merged)) => decoder.refresh_merged(merged)?,
+            (Weights::Whole(decoder), None) if decoder.adapters().is_some() => {
+                self.sampler = Some(decoder.merged()?);
+            }
+            (Weights::Whole(_), None) => {}
+        }
+        Ok(())
+    }
+
+    /// The decoder to sample from, between [`Self::begin_sampling`] and [`Self::end_sampling`]: the trained one itself; with adapters,
+    /// a copy that has them added and is as fast as a model without.
+    pub(crate) fn sampler(&self) -> Result<&Decoder> {
+        match (&self.sampler, &self.weights) {
+            (Some(sampler), _) => Ok(sampler),
+            (None, Weights::Whole(decoder)) => Ok(decoder),
+            (None, Weights::Sharded(_)) => {
+                Err(Error::stage("sampling", "the weights are not gathered"))
+            }
+        }
+    }
+
+    /// The trained decoder while it is sampled from, for scores as the trainer computes them.
+    pub(crate) fn scorer(&self) -> Result<&Decoder> {
+        match &self.weights {
+            Weights::Whole(decoder) => Ok(decoder),
+            Weights::Sharded(_) => self.sampler(),
+        }
+    }
+
+    /// Lets go what was gathered to sample from.
+    pub(crate) fn end_sampling(&mut self) {
+        if matches!(self.weights, Weights::Sharded(_)) {
+            self.sampler = None;
+        }
+    }
+
+    /// The whole decoder on every rank. All ranks ask together.
+    pub(crate) fn gathered(&self) -> Result<WholeDecoder<'_>> {
+        Ok(match &self.weights {
+            Weights::Whole(decoder) => WholeDecoder::Own(decoder),
+            Weights::Sharded(decoder) => WholeDecoder::Gathered(Box::new(decoder.gather()?)),
+        })
+    }
+
+    /// The whole decoder on the first rank, to be written. All ranks ask together.
+    pub(crate) fn for_saving(&self) -> Result<Option<WholeDecoder<'_>>> {
+        Ok(match &self.weights {
+            Weights::Whole(decoder) if self.ranks.is_first() => Some(WholeDecoder::Own(decoder)),
+            Weights::Whole(_) => None,
+            Weights::Sharded(decoder) => {
+                let whole = decoder.gather_on_first_rank()?;
+                whole.map(|whole| WholeDecoder::Gathered(Box::new(whole)))
+            }
+        })
+    }
+}
