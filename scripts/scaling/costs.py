@@ -162,10 +162,11 @@ def sent_bytes(exchange, num_ranks, backend="nccl"):
 
 
 def layer_activations(shape):
-    """Values per token that autograd keeps of one layer: the residual stream and its norms, before and after (4 h),
-    queries raw, normed and rotated and the heads' output (4 a), keys the same and values (4 k), and the feed-forward
-    block's gate, its activation, up and their product (4 i)."""
-    return 4 * (shape.hidden_size + shape.query_size + shape.key_size + shape.intermediate_size)
+    """Values per token that autograd keeps of one layer. h: input, its normalised form and the gained one, twice (6).
+    a: queries raw, normalised and rotated, keys and values repeated for every query head, the heads' output and its packed
+    form (7). k: keys raw and normalised (2). i: gate, its activation, up, and their product (4). As `hidden_packed` computes
+    on a CPU; norms that are one kernel keep 2 h + a + k less."""
+    return 6 * shape.hidden_size + 7 * shape.query_size + 2 * shape.key_size + 4 * shape.intermediate_size
 
 
 def head_bytes(shape):

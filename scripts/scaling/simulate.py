@@ -166,7 +166,7 @@ class Simulation:
         decoded = sum(map(sum, shares)) * self.episodes.concurrency / sum(trained)
         gather = timeline.Streams(self.options.overlap)
         if setup.shard == "full" and ranks > 1:
-            timeline.forward_gathers(gather, shape.num_layers, self.collectives(shape, setup))
+            timeline.forward_pass(gather, shape.num_layers, 0.0, self.collectives(shape, setup))
         slowest = self.training(shape, setup, max(trained), micro_batch, decoded, self.options.num_updates)
         mean = sum(trained) / ranks / max(trained)
         self.note_exchange(result, slowest, setup, gather)
@@ -197,13 +197,10 @@ class Simulation:
         return streams
 
     def work(self, shape, setup, tokens, trained_share):
-        """Of one micro-batch. A reference model's forward pass counts as forward work."""
+        """Of one micro-batch."""
         forward = costs.layer_forward_flops(shape, self.options.row_tokens) * tokens / self.flops
         head = costs.head_flops(shape) * tokens * trained_share / self.flops
-        reference = 1 if setup.has_reference else 0
-        return timeline.Work(
-            forward * (1 + reference), forward * (3 if setup.recompute else 2), head * (1 + reference / 3)
-        )
+        return timeline.Work(forward, forward * (3 if setup.recompute else 2), head)
 
     def full_update(self, streams, shape, setup, num_micro_batches, work):
         collectives = self.collectives(shape, setup)
@@ -213,7 +210,8 @@ class Simulation:
             left -= count
             of_round = timeline.Work(work.forward * count, work.backward * count, work.head * count)
             if setup.has_reference:
-                timeline.forward_gathers(streams, shape.num_layers, collectives)
+                timeline.forward_pass(streams, shape.num_layers, of_round.forward, collectives)
+                streams.compute(of_round.head / 3)
             timeline.full_round(streams, shape.num_layers, of_round, collectives)
         self.update(streams, shape, setup)
 
@@ -223,6 +221,8 @@ class Simulation:
         buckets = costs.bucket_sizes(elements, ranks, self.options.bucket_mb << 20) if ranks > 1 else []
         units = costs.unit_elements(shape, 1)
         reduce = lambda size: self.collective("reduce_scatter", ranks, size * costs.F32)
+        if setup.has_reference:
+            streams.compute(num_micro_batches * (shape.num_layers * work.forward + work.head / 3))
         timeline.optimizer_pass(streams, shape.num_layers, num_micro_batches, work, units, buckets, reduce)
         self.update(streams, shape, setup)
         for size in buckets:

@@ -78,6 +78,16 @@ class Timeline(unittest.TestCase):
         self.assertEqual(streams.messages, {"all_gather": 4, "reduce_scatter": 3})
         self.assertEqual(streams.whole_bytes, {"all_gather": 70, "reduce_scatter": 50})
 
+    def test_a_forward_pass_by_hand(self):
+        # Gathers: root 0-1, layer 0 1-3, layer 1 3-5; computing 3-6 and 6-9.
+        streams = timeline.Streams()
+        timeline.forward_pass(streams, 2, 3.0, COLLECTIVES)
+        self.assertEqual((streams.compute_end, streams.exchange_end, streams.compute_seconds), (9.0, 5.0, 6.0))
+        # A rollout gathers everything before it begins.
+        streams = timeline.Streams()
+        timeline.forward_pass(streams, 2, 0.0, COLLECTIVES)
+        self.assertEqual((streams.compute_end, streams.compute_seconds), (5.0, 0.0))
+
     def test_a_round_is_bound_by_collectives_that_are_slower(self):
         slow = timeline.Work(forward=0.1, backward=0.1, head=0.1)
         streams = timeline.Streams()

@@ -68,14 +68,7 @@ def full_round(streams, num_layers, work, collectives):
     A layer's gather starts when the layer before begins to compute. Two buffers of gradients exist, so a layer's backward
     pass waits for the reduction of the one before the last.
     """
-    begin = streams.compute_end
-    root_ready = streams.exchange(collectives.gather_root, begin)
-    ready = streams.exchange(collectives.gather_layer, begin)
-    for layer in range(num_layers):
-        start = max(streams.compute_end, ready, root_ready)
-        if layer + 1 < num_layers:
-            ready = streams.exchange(collectives.gather_layer, start)
-        streams.compute(work.forward, start)
+    forward_pass(streams, num_layers, work.forward, collectives)
     streams.compute(work.head)
     reduced = [0.0, 0.0]
     ready = streams.compute_end
@@ -88,12 +81,17 @@ def full_round(streams, num_layers, work, collectives):
     streams.exchange(collectives.reduce_root, streams.compute_end)
 
 
-def forward_gathers(streams, num_layers, collectives):
-    """Every unit once, with nothing to compute beside it: what a rollout needs."""
-    streams.exchange(collectives.gather_root, streams.compute_end)
-    for _ in range(num_layers):
-        streams.exchange(collectives.gather_layer, streams.compute_end)
-    streams.compute(0.0, streams.exchange_end)
+def forward_pass(streams, num_layers, seconds, collectives):
+    """Every unit once, in the order of the forward pass, and `seconds` of computing per layer. Without any, it is what
+    gathers a model for a rollout."""
+    begin = streams.compute_end
+    root_ready = streams.exchange(collectives.gather_root, begin)
+    ready = streams.exchange(collectives.gather_layer, begin)
+    for layer in range(num_layers):
+        start = max(streams.compute_end, ready, root_ready)
+        if layer + 1 < num_layers:
+            ready = streams.exchange(collectives.gather_layer, start)
+        streams.compute(seconds, start)
 
 
 def optimizer_pass(streams, num_layers, num_micro_batches, work, units, buckets, reduce):
