@@ -17,7 +17,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import tomllib
 from pathlib import Path
 
 import costs
@@ -128,6 +127,8 @@ CHECKS = {"optimizer": check_optimizer_shard, "full": check_full_shard}
 
 
 def check_stage(arguments, shard, stage, run_dir, sets, log):
+    import tomllib  # of 3.11; the tests of the formulas do without
+
     run(arguments, stage, run_dir, sets + SETS[stage], arguments.ranks, log)
     folder = run_dir / stage
     recipe = tomllib.loads((folder / "recipe.toml").read_text())

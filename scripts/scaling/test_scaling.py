@@ -5,6 +5,7 @@ import random
 import unittest
 from dataclasses import replace
 
+import check_bytes
 import costs
 import rollout
 import simulate
@@ -168,6 +169,39 @@ class Simulator(unittest.TestCase):
                               "--scaling", "weak")
         self.assertIsNone(result["seconds"])
         self.assertGreater(result["smallest_training_gb"], 141)
+
+
+class CheckedBytes(unittest.TestCase):
+    def line(self, gathered, reduced, **figures):
+        exchanged = {"all_gather": gathered, "reduce_scatter": reduced}
+        return {"step": 2, "num_micro_batches": 6, "held_out_loss": None, "timing": {"exchanged_bytes": exchanged}, **figures}
+
+    def test_every_byte_of_an_optimizer_shard_is_explained(self):
+        # 76,736 parameters; a question, a digest, 2 + 12 + 1 figures beside them.
+        elements = 2624 + 2 * 37056
+        check = lambda *bytes: check_bytes.check_optimizer_shard(TINY, "sft", {"sft": {}}, self.line(*bytes), 4)["ok"]
+        self.assertTrue(check(elements + 144, 4 * elements))
+        self.assertFalse(check(elements + 136, 4 * elements))
+        self.assertFalse(check(elements + 144, 8 * elements))
+
+    def test_a_full_shard_has_whole_and_possible_rounds(self):
+        # 6 micro-batches on 4 ranks: two rounds at least.
+        of_round, of_pass = 2624 + 3 * 37056, 2624 + 2 * 37056
+        check = lambda *bytes: check_bytes.check_full_shard(TINY, "sft", {"sft": {}}, self.line(*bytes), 4)
+        result = check(2 * of_round + 150, 2 * 4 * of_pass)
+        self.assertEqual((result["rounds"], result["forward_passes"], result["other_bytes"]), (2, 0, 150))
+        self.assertTrue(result["ok"])
+        self.assertFalse(check(of_round, 4 * of_pass)["ok"], "too few rounds")
+        self.assertFalse(check(2 * of_round, 2 * 4 * of_pass + 4)["ok"], "half a round")
+        self.assertFalse(check(2 * of_round - 8, 2 * 4 * of_pass)["ok"], "gathered too little")
+        self.assertFalse(check(2 * of_round + 5000, 2 * 4 * of_pass)["ok"], "gathered too much")
+        self.assertFalse(check(2 * of_round + of_pass, 2 * 4 * of_pass)["ok"], "a pass that nothing asks for")
+        recipe = {"grpo": {"num_updates_per_rollout": 1, "kl_beta": 0.01}}
+        grpo = lambda passes: check_bytes.check_full_shard(
+            TINY, "grpo", recipe, self.line(2 * of_round + passes * of_pass, 2 * 4 * of_pass), 4
+        )
+        self.assertTrue(grpo(3)["ok"], "the rollout, and the reference once a round")
+        self.assertFalse(grpo(2)["ok"])
 
 
 class Rollout(unittest.TestCase):
