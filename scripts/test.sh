@@ -28,6 +28,9 @@ cargo clippy --locked --workspace --all-targets -- -D warnings
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 
+step "scaling formulas"
+python3 -m unittest discover --start-directory scripts/scaling --pattern 'test_*.py'
+
 step "building the tests"
 cargo test --locked --workspace --no-run
 

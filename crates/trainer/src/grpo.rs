@@ -284,10 +284,12 @@ impl<'a> Trainer<'a> {
         context.clock.book(Phase::Save, started);
         let figures = EpisodeFigures::over_ranks(&episodes, &self.ranks)?;
         let trained = update.num_tokens * self.section.num_updates_per_rollout;
-        let timing = context.clock.timing(&[
+        let tokens = [
             (Phase::Rollout, figures.decoded_tokens),
             (Phase::Train, trained),
-        ]);
+        ];
+        let traffic = self.ranks.group().traffic();
+        let timing = context.clock.timing(&tokens, traffic);
         Ok(Some(GrpoLine {
             step: context.step,
             epoch: self.order.epoch(self.position(done)),

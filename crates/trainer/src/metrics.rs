@@ -8,6 +8,7 @@ use std::io::{Read as _, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use asyncthink_torch::Traffic;
 use fs_err as fs;
 use serde::Serialize;
 
@@ -129,6 +130,7 @@ pub struct StepClock {
     started: Instant,
     seconds: BTreeMap<Phase, f64>,
     seconds_before: f64,
+    traffic_before: Traffic,
 }
 
 /// The `timing` object of a line.
@@ -140,6 +142,8 @@ pub struct Timing {
     pub phase_seconds: BTreeMap<Phase, f64>,
     /// Tokens per second by phase.
     pub tokens_per_second: BTreeMap<Phase, f64>,
+    /// Bytes that this rank put into operations between ranks, by kind; kinds without any are left out.
+    pub exchanged_bytes: BTreeMap<&'static str, u64>,
 }
 
 impl Default for StepClock {
@@ -148,15 +152,18 @@ impl Default for StepClock {
             started: Instant::now(),
             seconds: BTreeMap::new(),
             seconds_before: 0.0,
+            traffic_before: Traffic::default(),
         }
     }
 }
 
 impl StepClock {
-    /// A clock of a step that began with saving the checkpoint of the one before.
-    pub fn after_saving(seconds: f64) -> Self {
+    /// A clock of a step that began with saving the checkpoint of the one before; `traffic_before` is what this rank had
+    /// put in by then.
+    pub fn after_saving(seconds: f64, traffic_before: Traffic) -> Self {
         let mut clock = Self {
             seconds_before: seconds,
+            traffic_before,
             ..Self::default()
         };
         if seconds > 0.0 {
@@ -183,8 +190,8 @@ impl StepClock {
         self.add(phase, started.elapsed().as_secs_f64());
     }
 
-    /// The `timing` object, given tokens by phase.
-    pub fn timing(&self, tokens: &[(Phase, usize)]) -> Timing {
+    /// The `timing` object, given tokens by phase and what this rank has put in by now.
+    pub fn timing(&self, tokens: &[(Phase, usize)], traffic: Traffic) -> Timing {
         let tokens_per_second = tokens
             .iter()
             .filter_map(|&(phase, tokens)| {
@@ -196,8 +203,17 @@ impl StepClock {
             step_seconds: self.seconds_before + self.started.elapsed().as_secs_f64(),
             phase_seconds: self.seconds.clone(),
             tokens_per_second,
+            exchanged_bytes: exchanged_bytes(self.traffic_before, traffic),
         }
     }
+}
+
+fn exchanged_bytes(before: Traffic, now: Traffic) -> BTreeMap<&'static str, u64> {
+    let kinds = before.by_kind().into_iter().zip(now.by_kind());
+    kinds
+        .map(|((kind, before), (_, now))| (kind, now.saturating_sub(before)))
+        .filter(|(_, bytes)| *bytes > 0)
+        .collect()
 }
 
 #[cfg(test)]
@@ -229,6 +245,24 @@ mod tests {
         drop(longer);
         MetricsLog::open(&path, 0).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "");
+    }
+
+    #[test]
+    fn a_step_counts_its_own_bytes_and_leaves_out_what_it_does_not_use() {
+        let before = Traffic {
+            all_gather_bytes: 8,
+            broadcast_bytes: 3,
+            ..Traffic::default()
+        };
+        let clock = StepClock::after_saving(0.0, before);
+        let now = Traffic {
+            all_gather_bytes: 24,
+            reduce_scatter_bytes: 64,
+            ..before
+        };
+        let exchanged: Vec<_> = clock.timing(&[], now).exchanged_bytes.into_iter().collect();
+        assert_eq!(exchanged, [("all_gather", 16), ("reduce_scatter", 64)]);
+        assert!(clock.timing(&[], before).exchanged_bytes.is_empty());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use asyncthink_recipe::{OptimizerSection, Recipe, Schedule, Stage};
+use asyncthink_torch::Traffic;
 use serde::Serialize;
 
 use crate::checkpoint::{Checkpoint, CheckpointStore, TrainerState};
@@ -83,6 +84,8 @@ pub(crate) struct StageRun {
     saved: Option<(u64, PathBuf)>,
     /// Spent on checkpoints and not yet booked.
     save_seconds: f64,
+    /// What this rank had put in when the last step's line was written; none before the first.
+    traffic_at_line: Option<Traffic>,
 }
 
 /// What a run is made from, besides its recipe.
@@ -159,6 +162,7 @@ impl StageRun {
             num_steps,
             saved,
             save_seconds: 0.0,
+            traffic_at_line: None,
         };
         Ok((run, checkpoint))
     }
@@ -202,9 +206,11 @@ impl StageRun {
         }
     }
 
-    /// A clock for the next step, which the time of the last save is booked on.
+    /// A clock for the next step, which everything since the line of the last one is booked on: time and bytes of a save.
     pub(crate) fn clock(&mut self) -> StepClock {
-        StepClock::after_saving(std::mem::take(&mut self.save_seconds))
+        let traffic = self.traffic_at_line.take();
+        let traffic_before = traffic.unwrap_or_else(|| self.ranks.group().traffic());
+        StepClock::after_saving(std::mem::take(&mut self.save_seconds), traffic_before)
     }
 
     /// Steps done.
@@ -224,6 +230,7 @@ impl StageRun {
         optimizer: &AdamW,
         observer: &mut dyn Observer,
     ) -> Result<()> {
+        self.traffic_at_line = Some(self.ranks.group().traffic());
         self.state.step += 1;
         if self.state.step.is_multiple_of(self.save.every_steps) || self.is_finished() {
             self.save(model, optimizer, observer)?;

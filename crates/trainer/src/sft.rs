@@ -143,7 +143,10 @@ pub fn run_sft(
             num_trained_tokens: figures.num_trained,
             num_micro_batches: figures.num_micro_batches,
             padding_share: figures.padding_share,
-            timing: clock.timing(&[(Phase::Train, figures.num_tokens)]),
+            timing: clock.timing(
+                &[(Phase::Train, figures.num_tokens)],
+                ranks.group().traffic(),
+            ),
         };
         if is_measured || is_last || line.step.is_multiple_of(section.log_every_steps as u64) {
             run.append_metrics(&line)?;

@@ -84,6 +84,17 @@ impl Traffic {
             + self.send_bytes
     }
 
+    /// Bytes by the name of the operation.
+    pub fn by_kind(&self) -> [(&'static str, u64); 5] {
+        [
+            (Operation::AllReduce.name(), self.all_reduce_bytes),
+            (Operation::Broadcast.name(), self.broadcast_bytes),
+            (Operation::ReduceScatter.name(), self.reduce_scatter_bytes),
+            (Operation::AllGather.name(), self.all_gather_bytes),
+            (Operation::Send.name(), self.send_bytes),
+        ]
+    }
+
     fn add(&mut self, operation: Operation, bytes: u64) {
         let counter = match operation {
             Operation::AllReduce => &mut self.all_reduce_bytes,
