@@ -6,14 +6,13 @@ mod link;
 use std::path::{Path, PathBuf};
 
 /// C++ that is linked into every program.
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 6] = [
     "cpp/allocator.cpp",
     "cpp/training.cpp",
     "cpp/decode_attention.cpp",
     "cpp/memory_file.cpp",
     "cpp/store.cpp",
     "cpp/collectives.cpp",
-    "cpp/grad_hooks.cpp",
 ];
 
 /// What else makes the C++ side; folders count with all that is in them.

@@ -218,7 +218,7 @@ class Simulation:
     def optimizer_update(self, streams, shape, setup, num_micro_batches, work):
         ranks = setup.num_ranks
         elements = costs.model_elements(shape, ranks)
-        buckets = costs.bucket_sizes(elements, ranks, self.options.bucket_mb << 20) if ranks > 1 else []
+        buckets = costs.bucket_sizes(elements, ranks, (self.options.bucket_mb or max(25, 5 * ranks)) << 20) if ranks > 1 else []
         units = costs.unit_elements(shape, 1)
         reduce = lambda size: self.collective("reduce_scatter", ranks, size * costs.F32)
         if setup.has_reference:
@@ -341,7 +341,7 @@ def parse(arguments=None):
     add("--micro-batches-per-gather", type=int, default=1)
     add("--row-tokens", type=int, default=2048, help="length of a row: the context of attention, and the smallest micro-batch")
     add("--recompute", choices=["auto", "yes", "no"], default="auto", help="auto: with shard = full")
-    add("--bucket-mb", type=int, default=25, help="as distributed.bucket_mb")
+    add("--bucket-mb", type=int, default=0, help="as distributed.bucket_mb; 0: its default, 5 per rank and at least 25")
     add("--no-overlap", dest="overlap", action="store_false", help="collectives and computing take turns")
     grpo = parser.add_argument_group("GRPO")
     add = grpo.add_argument

@@ -432,11 +432,12 @@ pub struct DistributedSection {
     #[serde(default = "count::<1800>")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub timeout_secs: usize,
-    /// Megabytes of gradients or parameters that are exchanged at a time.
-    /// Default 25.
-    #[serde(default = "count::<25>")]
+    /// Megabytes of gradients or parameters that are exchanged at a time with
+    /// `shard = "optimizer"`. An exchange among many ranks takes longer to
+    /// begin, so the default is 5 per rank, and at least 25.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65_536))]
-    pub bucket_mb: usize,
+    pub bucket_mb: Option<usize>,
     /// What the ranks share out. Default `optimizer`.
     #[serde(default)]
     pub shard: Shard,
@@ -452,7 +453,7 @@ impl Default for DistributedSection {
     fn default() -> Self {
         Self {
             timeout_secs: 1800,
-            bucket_mb: 25,
+            bucket_mb: None,
             shard: Shard::default(),
             micro_batches_per_gather: 1,
         }
@@ -473,9 +474,9 @@ pub enum Shard {
 }
 
 impl DistributedSection {
-    /// `bucket_mb` in bytes.
-    pub fn bucket_bytes(&self) -> usize {
-        self.bucket_mb << 20
+    /// Bytes that so many ranks exchange at a time.
+    pub fn bucket_bytes(&self, num_ranks: usize) -> usize {
+        self.bucket_mb.unwrap_or((5 * num_ranks).max(25)) << 20
     }
 }
 

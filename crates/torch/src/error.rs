@@ -107,12 +107,6 @@ pub enum Error {
     /// Something that all ranks must agree on is not the same on all.
     #[error("{0}")]
     RanksDiffer(Box<Difference>),
-    /// A callback on a gradient panicked.
-    #[error("the callback of `on_grad_ready` panicked: {message}")]
-    CallbackPanicked {
-        /// What it panicked with.
-        message: String,
-    },
     /// The number of threads was set after the threads were started.
     #[error("cannot use {requested} threads: {current} are already running")]
     ThreadsStarted {

@@ -19,7 +19,6 @@ mod cuda;
 mod device;
 mod error;
 mod ffi;
-mod grad_hooks;
 mod memory;
 mod nccl;
 mod optim;
@@ -34,7 +33,6 @@ pub use collectives::{
 };
 pub use device::{DeviceSpec, open_device, why_not_cuda};
 pub use error::{Error, Result};
-pub use grad_hooks::{HookGuard, on_grad_ready};
 pub use memory::{
     MemoryUse, allocated_bytes, empty_cache, keep_freed_memory, memory_use, peak_bytes,
     reset_peak_memory,

@@ -215,3 +215,220 @@ impl Units for GatheredUnits<'_> {
         (0..self.reducing.len()).try_for_each(|slot| self.finish_reduction(slot))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use asyncthink_data::{TokenId, TrainingRow};
+    use asyncthink_model::{Decoder, ModelSizes};
+    use asyncthink_torch::{GroupOptions, ProcessGroup, Store, StoreOptions};
+
+    use super::*;
+    use crate::batch::MicroBatch;
+    use crate::layerwise::{Keep, add_gradients, score};
+    use crate::optimizer::{AdamW, AdamWSettings};
+    use crate::ranks::Ranks;
+    use crate::sharded::Sharding;
+    use crate::units::WholeUnits;
+
+    const SEED: u64 = 5;
+    const SETTINGS: AdamWSettings = AdamWSettings {
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-3,
+        weight_decay: 0.1,
+    };
+
+    fn config() -> ModelConfig {
+        ModelConfig::new(&ModelSizes {
+            vocab_size: 30,
+            hidden_size: 24,
+            intermediate_size: 40,
+            num_layers: 5,
+            num_heads: 2,
+            num_kv_heads: 1,
+            head_dim: 12,
+            rope_theta: 10_000.0,
+            max_position_embeddings: 64,
+            tie_word_embeddings: true,
+            eos_token_id: 0,
+        })
+        .unwrap()
+    }
+
+    /// The micro-batches of a rank: a third rank has fewer.
+    fn batches(share: std::ops::Range<usize>) -> Vec<MicroBatch> {
+        let row = |index: usize| {
+            let token =
+                |position: usize| TokenId(u32::try_from((index * 7 + position) % 30).unwrap());
+            let ids: Vec<TokenId> = (0..6 + index).map(token).collect();
+            TrainingRow::sft(&ids[..2], &ids[2..]).unwrap()
+        };
+        share
+            .map(|index| MicroBatch::assemble(&[(&row(index), 1.0)], Device::Cpu).unwrap())
+            .collect()
+    }
+
+    fn loss(ends: &DecoderEnds, batch: &MicroBatch, hidden: &Tensor) -> Tensor {
+        let logits = ends.lm_head(hidden).unwrap();
+        let logp = logits.log_softmax(-1, Kind::Float);
+        -logp
+            .gather(-1, &batch.targets.unsqueeze(-1), false)
+            .sum(Kind::Float)
+    }
+
+    /// One pass over `batches` in rounds of two; returns the loss of each.
+    fn pass(units: &mut dyn Units, batches: &[MicroBatch], num_rounds: usize) -> Vec<f64> {
+        let mut losses = Vec::new();
+        for round in 0..num_rounds {
+            let cut = |index: usize| (index * 2).min(batches.len());
+            let batches = &batches[cut(round)..cut(round + 1)];
+            let scores = score(units, batches, &mut |batch, ends, hidden| {
+                Ok(loss(ends, batch, hidden).double_value(&[]))
+            });
+            losses.extend(scores.unwrap());
+            let is_last = round + 1 == num_rounds;
+            add_gradients(
+                units,
+                batches,
+                Keep::Inputs,
+                is_last,
+                &mut |index, ends, hidden| {
+                    loss(ends, &batches[index], hidden).backward();
+                    Ok(())
+                },
+            )
+            .unwrap();
+        }
+        losses
+    }
+
+    /// Two updates; returns norms, losses of the rank's share, all weights, and the bytes of weights and moments it holds.
+    fn two_updates(ranks: &Arc<Ranks>) -> (Vec<f64>, Vec<f64>, Vec<Tensor>, [usize; 2]) {
+        let sharding = Sharding {
+            ranks: Arc::clone(ranks),
+            device: Device::Cpu,
+            micro_batches_per_gather: 2,
+        };
+        let decoder = Rc::new(ShardedDecoder::init(&config(), SEED, sharding).unwrap());
+        let mut optimizer = AdamW::of_sharded(&decoder, SETTINGS, Arc::clone(ranks)).unwrap();
+        let own = batches(ranks.share_of(7));
+        let (mut norms, mut losses) = (Vec::new(), Vec::new());
+        for _ in 0..2 {
+            optimizer.zero_grad();
+            let mut units = GatheredUnits::new(&decoder).unwrap();
+            losses = pass(
+                &mut units,
+                &own,
+                7_usize.div_ceil(ranks.world_size()).div_ceil(2),
+            );
+            norms.push(optimizer.clip_grad_norm(1.0).unwrap());
+            optimizer.step(0.01).unwrap();
+        }
+        assert!(decoder.is_finite().unwrap());
+        let on_first = decoder.gather_on_first_rank().unwrap();
+        assert_eq!(on_first.is_some(), ranks.is_first());
+        let weights_of = |decoder: &Decoder| -> Vec<Tensor> {
+            let named = decoder.named_parameters().iter();
+            named.map(|(_, tensor)| tensor.copy()).collect()
+        };
+        let weights = weights_of(&decoder.gather().unwrap());
+        if let Some(first) = on_first {
+            assert_eq!(weights_of(&first), weights);
+        }
+        let held = [decoder.held_bytes(), optimizer.moment_bytes()];
+        (norms, losses, weights, held)
+    }
+
+    fn whole_updates() -> (Vec<f64>, Vec<f64>, Vec<Tensor>) {
+        let mut decoder = Decoder::init(&config(), Device::Cpu, SEED).unwrap();
+        decoder.set_requires_grad(true);
+        let parameters = decoder.trained_parameters();
+        let mut optimizer = AdamW::new(parameters, SETTINGS, Arc::default(), 1 << 20).unwrap();
+        let (mut norms, mut losses) = (Vec::new(), Vec::new());
+        for _ in 0..2 {
+            optimizer.zero_grad();
+            losses = pass(&mut WholeUnits::new(&decoder, None), &batches(0..7), 4);
+            norms.push(optimizer.clip_grad_norm(1.0).unwrap());
+            optimizer.step(0.01).unwrap();
+        }
+        let named = decoder.named_parameters().iter();
+        (
+            norms,
+            losses,
+            named.map(|(_, tensor)| tensor.detach().copy()).collect(),
+        )
+    }
+
+    fn in_world<T: Send>(world_size: usize, run: impl Fn(&Arc<Ranks>) -> T + Sync) -> Vec<T> {
+        let store = Store::serve("127.0.0.1", 0, &StoreOptions::default()).unwrap();
+        let (port, run) = (store.port(), &run);
+        std::thread::scope(|scope| {
+            let ranks: Vec<_> = (0..world_size)
+                .map(|rank| {
+                    scope.spawn(move || {
+                        let options = StoreOptions::default();
+                        let store = Store::connect("127.0.0.1", port, &options).unwrap();
+                        let options = GroupOptions {
+                            rank,
+                            world_size,
+                            timeout: Duration::from_mins(1),
+                            name: "parts".to_owned(),
+                        };
+                        let group = ProcessGroup::new(&store, Device::Cpu, &options).unwrap();
+                        let ranks = Arc::new(Ranks::new(group));
+                        let result = run(&ranks);
+                        ranks.part().unwrap();
+                        result
+                    })
+                })
+                .collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        })
+    }
+
+    #[test]
+    fn parts_compute_what_the_whole_computes_in_a_share_of_the_memory() {
+        let (norms, losses, weights) = whole_updates();
+        let all_bytes = 4 * usize::try_from(config().num_parameters()).unwrap();
+        let close = |a: f64, b: f64| (a - b).abs() <= 1e-5 * a.abs();
+        for world_size in [1, 2, 3] {
+            let results = in_world(world_size, two_updates);
+            let all_losses = results.iter().flat_map(|(_, losses, ..)| losses);
+            assert_eq!(all_losses.clone().count(), losses.len());
+            assert!(all_losses.zip(&losses).all(|(a, b)| close(*a, *b)));
+            for (rank_norms, _, rank_weights, [weight_bytes, moment_bytes]) in &results {
+                assert!(rank_norms.iter().zip(&norms).all(|(a, b)| close(*a, *b)));
+                for (a, b) in rank_weights.iter().zip(&weights) {
+                    assert!(a.allclose(b, 1e-4, 1e-6, false));
+                }
+                // Up to the padding: less than 64 bytes of each parameter, and 64 of each rank's part of a unit.
+                let padding_bytes = 64 * (weights.len() + 6 * world_size);
+                assert_eq!(*moment_bytes, 2 * weight_bytes);
+                assert!(*weight_bytes >= all_bytes / world_size);
+                assert!(*weight_bytes <= (all_bytes + padding_bytes) / world_size + 1);
+            }
+        }
+    }
+
+    #[test]
+    fn layers_out_of_turn_are_refused() {
+        let sharding = Sharding {
+            ranks: Arc::default(),
+            device: Device::Cpu,
+            micro_batches_per_gather: 1,
+        };
+        let decoder = ShardedDecoder::init(&config(), SEED, sharding).unwrap();
+        let mut units = GatheredUnits::new(&decoder).unwrap();
+        units.begin(Round::Score).unwrap();
+        let mut nothing = |_: &asyncthink_model::DecoderLayer| Ok(());
+        units.with_layer(0, Pass::Forward, &mut nothing).unwrap();
+        let error = units
+            .with_layer(3, Pass::Forward, &mut nothing)
+            .unwrap_err();
+        assert!(error.to_string().contains("layer 3"), "{error}");
+    }
+}

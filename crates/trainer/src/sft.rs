@@ -92,7 +92,7 @@ pub fn run_sft(
     };
     check_lengths(&rows, &model)?;
     run.check_same_start(&model)?;
-    let bucket_bytes = recipe.distributed.bucket_bytes();
+    let bucket_bytes = recipe.distributed.bucket_bytes(ranks.world_size());
     let mut optimizer = new_optimizer(&mut model, &section.optimizer, bucket_bytes)?;
     if let Some(checkpoint) = &checkpoint {
         restore_optimizer(&mut optimizer, &ranks, checkpoint)?;

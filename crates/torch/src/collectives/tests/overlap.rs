@@ -1,14 +1,11 @@
-//! Operations that run while others do, and beside a backward pass.
+//! Operations that run while others do.
 
-use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use tch::{Device, Kind, Tensor};
 
 use super::{LONG, given, values, world};
-use crate::collectives::watch::lock;
-use crate::collectives::{ProcessGroup, Reduction, Work};
-use crate::{backward_with_grad, on_grad_ready};
+use crate::collectives::Reduction;
 
 #[test]
 fn two_operations_run_at_once_and_end_in_any_order() {
@@ -49,42 +46,6 @@ fn dropping_waits() {
         let start = i64::try_from(group.rank()).unwrap() * 3;
         assert_eq!(values(&part), values(&sum.narrow(0, start, 3)));
     });
-}
-
-/// What data-parallel training does: each gradient is reduced as soon as it is ready, the backward pass going on.
-#[test]
-fn gradients_are_reduced_while_the_backward_pass_goes_on() {
-    let gradients = world(2, LONG, |group| {
-        let parameter = |rank| given(rank, 4, Kind::Double).set_requires_grad(true);
-        let (first, second) = (parameter(5), parameter(6));
-        let works: Arc<Mutex<Vec<Work<'static>>>> = Arc::default();
-        let hook = |leaf: &Tensor| {
-            let (works, group) = (Arc::clone(&works), ProcessGroup::clone(group));
-            on_grad_ready(leaf, move |leaf| {
-                let mut grad = leaf.grad();
-                let work = group.all_reduce(&mut grad, Reduction::Sum)?.detached();
-                lock(&works).push(work);
-                Ok(())
-            })
-            .unwrap()
-        };
-        let _hooks = [hook(&first), hook(&second)];
-        let data = given(group.rank(), 4, Kind::Double);
-        backward_with_grad(&(&first * &second * &data), &data.ones_like()).unwrap();
-        let works = std::mem::take(&mut *lock(&works));
-        assert_eq!(works.len(), 2);
-        for work in works {
-            work.wait().unwrap();
-        }
-        (values(&first.grad()), values(&second.grad()))
-    });
-    let data = given(0, 4, Kind::Double) + given(1, 4, Kind::Double);
-    let first = values(&(given(6, 4, Kind::Double) * &data));
-    let second = values(&(given(5, 4, Kind::Double) * &data));
-    assert_eq!(
-        gradients,
-        [(first.clone(), second.clone()), (first, second)]
-    );
 }
 
 /// Prints what an operation takes: `cargo test -p asyncthink-torch --lib -- --ignored --nocapture timing`.
