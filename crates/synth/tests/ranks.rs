@@ -29,8 +29,8 @@ test_target_fraction = 0.2
 
 [protocol]
 capacity = 2
-worker_max_tokens = 60
-organizer_max_tokens = 60
+worker_max_tokens = 120
+organizer_max_tokens = 120
 
 [prompts]
 organizer = "main {query}\n"
@@ -147,13 +147,13 @@ fn files_are_the_same_with_any_number_of_ranks() {
     for sets in [
         &[][..],
         // Rules that refuse many, so that there are several rounds; and fewer problems than ranks.
-        &["protocol.worker_max_tokens=36", "synth.num_traces=700"],
+        &["protocol.organizer_max_tokens=60", "synth.num_traces=700"],
         &["task.mcd.num_train_problems=2", "synth.num_traces=9"],
     ] {
         let recipe = recipe(sets);
         let alone = tempfile::tempdir().unwrap();
         let report = run(&recipe, alone.path(), &mut |_| {}).unwrap();
-        let is_picky = sets.len() == 2 && sets[0].contains("worker_max_tokens");
+        let is_picky = sets.contains(&"protocol.organizer_max_tokens=60");
         assert_eq!(
             report.rejected.values().sum::<u64>() > 64,
             is_picky,
