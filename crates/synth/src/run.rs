@@ -159,9 +159,9 @@ pub fn run_with(
         so_far = shares.map_or(Ok(()), |shares| chosen.take(round, shares, &solved));
         tell(SynthStage::Traces, chosen.report.num_traces, num_traces);
     }
-    tell(SynthStage::Files, 0, 1);
     let written = talk.is_first().then(|| {
         chosen.check_enough()?;
+        tell(SynthStage::Files, 0, 1);
         manifest::invalidate(&folder)?;
         write_problems(&folder.train_problems(), &problems.train)?;
         write_problems(&folder.test_problems(), &problems.test)?;

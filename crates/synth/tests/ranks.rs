@@ -62,11 +62,14 @@ struct Meeting {
     barrier: Barrier,
 }
 
+/// What becomes of the bytes that a rank sends.
+type Change = fn(Vec<u8>) -> Vec<u8>;
+
 /// A rank that may change what it sends.
 struct Thread<'a> {
     rank: usize,
     meeting: &'a Meeting,
-    change: fn(Vec<u8>) -> Vec<u8>,
+    change: Change,
 }
 
 impl Peers for Thread<'_> {
@@ -91,11 +94,7 @@ impl Peers for Thread<'_> {
 }
 
 /// Runs the stage by a rank per recipe; the last one sends what `change` makes of its bytes.
-fn run_ranks(
-    recipes: &[Recipe],
-    directory: &Path,
-    change: fn(Vec<u8>) -> Vec<u8>,
-) -> Vec<Result<SynthReport>> {
+fn run_ranks(recipes: &[Recipe], directory: &Path, change: Change) -> Vec<Result<SynthReport>> {
     let meeting = Meeting {
         bytes: Mutex::new(vec![Vec::new(); recipes.len()]),
         barrier: Barrier::new(recipes.len()),
@@ -207,7 +206,7 @@ fn one_failure_is_that_of_all_ranks() {
 
 #[test]
 fn candidates_that_do_not_fit_are_refused() {
-    let changes: [(fn(Vec<u8>) -> Vec<u8>, &str); 3] = [
+    let changes: [(Change, &str); 3] = [
         (
             |bytes| replaced(bytes, r#""role":"worker""#, r#""role":"organizer""#),
             "not in order",
