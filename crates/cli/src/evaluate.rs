@@ -152,8 +152,9 @@ impl Report {
     }
 
     fn known(&self) -> impl Iterator<Item = (&Column, &Evaluation)> {
-        let known = |column| Some((column, Option::as_ref(&column.evaluation)?));
-        self.columns.iter().filter_map(known)
+        self.columns
+            .iter()
+            .filter_map(|column| Some((column, column.evaluation.as_ref()?)))
     }
 
     fn write(&self) -> Result<(), Failure> {
