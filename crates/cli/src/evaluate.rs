@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use asyncthink_eval::{EpisodeLine, Evaluation, evaluate, table};
+use asyncthink_launch::World;
 use asyncthink_recipe::{ModelSection, Recipe, Stage};
-use asyncthink_trainer::{MODEL_CARD_FILE, RunLayout, StageLock, StopFlag};
+use asyncthink_trainer::{MODEL_CARD_FILE, Ranks, RunLayout, StageLock, StopFlag};
 use serde::{Deserialize, Serialize};
 
 use crate::args::ResumeArg;
@@ -20,7 +21,7 @@ struct Results {
     models: Vec<ModelResult>,
 }
 
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct ModelResult {
     /// The column's name.
     name: String,
@@ -41,50 +42,145 @@ struct Inputs {
     recipe: String,
 }
 
-pub(crate) fn run(recipe: &Recipe, resume: &ResumeArg, out: &mut dyn Write) -> Result<(), Failure> {
-    let layout = RunLayout::new(&recipe.run_dir);
-    let models = models(recipe, &layout)?;
-    let _lock = StageLock::acquire(&layout, Stage::Eval)?;
-    layout.write_recipe(recipe)?;
-    let file = layout.stage(Stage::Eval).join("results.json");
-    let earlier = match resume {
-        ResumeArg::Auto => read_results(&file),
-        _ => Results::default(),
-    };
+pub(crate) fn run(
+    recipe: &Recipe,
+    resume: &ResumeArg,
+    world: &World,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let ranks = Ranks::meet(world, recipe, Stage::Eval)?;
     let stop = signals::stop_flag()?;
-    let mut results = Results::default();
-    for (name, model) in models {
-        let inputs = inputs(recipe, &layout, &model)?;
-        let known = earlier
-            .models
-            .iter()
-            .find(|result| result.name == name && result.inputs == inputs);
-        let result = if let Some(known) = known {
-            known.clone()
-        } else {
-            let (evaluation, episodes) = measure(name, &model, recipe, &stop)?;
-            write_episodes(&layout, name, &episodes)?;
-            ModelResult {
-                name: name.to_owned(),
-                evaluation,
-                inputs,
+    let report = ranks.is_first().then(|| Report::open(recipe, resume));
+    let mut report = ranks.agree_as(report.transpose())?;
+    for (name, model) in unknown_models(report.as_ref(), &ranks)? {
+        let measured = measure(&name, &model, recipe, &ranks, &stop)?;
+        let added = match (&mut report, measured) {
+            (Some(report), Some((evaluation, episodes))) => {
+                report.add(&name, evaluation, &episodes)
             }
+            _ => Ok(()),
         };
-        results.models.push(result);
-        // After each model, so that a stop loses only the one at hand.
-        write_results(&file, &results)?;
+        ranks.agree_as(added)?;
     }
-    let columns: Vec<(&str, &Evaluation)> = results
-        .models
-        .iter()
-        .map(|result| (result.name.as_str(), &result.evaluation))
-        .collect();
-    writeln!(out, "{}", table(&columns))?;
-    writeln!(out, "results: {}", file.display())?;
-    if let Some(last) = results.models.last() {
-        writeln!(out, "model:   {}", last.inputs.model.display())?;
+    ranks.part()?;
+    report.map_or(Ok(()), |report| report.print(out))
+}
+
+/// Name and folder of the models to measure, which the first rank knows.
+fn unknown_models(
+    report: Option<&Report>,
+    ranks: &Ranks,
+) -> Result<Vec<(String, PathBuf)>, Failure> {
+    let own = report.map(Report::unknown_models);
+    let told = |error| Failure::run(format!("cannot tell the ranks what to measure: {error}"));
+    let bytes = ranks.agree_as(serde_json::to_vec(&own).map_err(told))?;
+    let models: Option<_> =
+        serde_json::from_slice(&ranks.first_rank_bytes(&bytes)?).map_err(told)?;
+    Ok(models.unwrap_or_default())
+}
+
+/// What the first rank alone has: the run's folder, and the table.
+struct Report {
+    layout: RunLayout,
+    file: PathBuf,
+    columns: Vec<Column>,
+    _lock: StageLock,
+}
+
+/// A model, and its result once it is known.
+struct Column {
+    name: &'static str,
+    inputs: Inputs,
+    evaluation: Option<Evaluation>,
+}
+
+impl Report {
+    /// Locks the stage and finds the models, and the results of an earlier call that still hold.
+    fn open(recipe: &Recipe, resume: &ResumeArg) -> Result<Self, Failure> {
+        let layout = RunLayout::new(&recipe.run_dir);
+        let models = models(recipe, &layout)?;
+        let lock = StageLock::acquire(&layout, Stage::Eval)?;
+        layout.write_recipe(recipe)?;
+        let file = layout.stage(Stage::Eval).join("results.json");
+        let earlier = match resume {
+            ResumeArg::Auto => read_results(&file),
+            _ => Results::default(),
+        };
+        let mut columns = Vec::with_capacity(models.len());
+        for (name, model) in models {
+            let inputs = inputs(recipe, &layout, &model)?;
+            let known = earlier
+                .models
+                .iter()
+                .find(|result| result.name == name && result.inputs == inputs);
+            columns.push(Column {
+                name,
+                evaluation: known.map(|result| result.evaluation.clone()),
+                inputs,
+            });
+        }
+        Ok(Self {
+            layout,
+            file,
+            columns,
+            _lock: lock,
+        })
     }
-    Ok(())
+
+    fn unknown_models(&self) -> Vec<(&'static str, &Path)> {
+        let unknown = self
+            .columns
+            .iter()
+            .filter(|column| column.evaluation.is_none());
+        unknown
+            .map(|column| (column.name, column.inputs.model.as_path()))
+            .collect()
+    }
+
+    /// Takes a result and writes all that are known, so that a stop loses only the one at hand.
+    fn add(
+        &mut self,
+        name: &str,
+        evaluation: Evaluation,
+        episodes: &[EpisodeLine],
+    ) -> Result<(), Failure> {
+        write_episodes(&self.layout, name, episodes)?;
+        for column in self.columns.iter_mut().filter(|column| column.name == name) {
+            column.evaluation = Some(evaluation.clone());
+        }
+        self.write()
+    }
+
+    fn known(&self) -> impl Iterator<Item = (&Column, &Evaluation)> {
+        self.columns
+            .iter()
+            .filter_map(|column| Some((column, column.evaluation.as_ref()?)))
+    }
+
+    fn write(&self) -> Result<(), Failure> {
+        let models = self.known().map(|(column, evaluation)| ModelResult {
+            name: column.name.to_owned(),
+            inputs: column.inputs.clone(),
+            evaluation: evaluation.clone(),
+        });
+        let models = models.collect();
+        write_results(&self.file, &Results { models })
+    }
+
+    fn print(&self, out: &mut dyn Write) -> Result<(), Failure> {
+        // Where nothing was measured, an earlier call may have written more models than these.
+        self.write()?;
+        let columns: Vec<(&str, &Evaluation)> = self
+            .known()
+            .map(|(column, evaluation)| (column.name, evaluation))
+            .collect();
+        writeln!(out, "{}", table(&columns))?;
+        writeln!(out, "results: {}", self.file.display())?;
+        if let Some(last) = self.columns.last() {
+            writeln!(out, "model:   {}", last.inputs.model.display())?;
+        }
+        Ok(())
+    }
 }
 
 /// The models that the run has, in the order of the stages; the recipe's own
@@ -112,28 +208,36 @@ fn models(recipe: &Recipe, layout: &RunLayout) -> Result<Vec<(&'static str, Path
     Ok(models)
 }
 
+/// Measures a model by all ranks; the first one gets the result, shows how far it has come, and says why it ended.
 fn measure(
-    name: &'static str,
+    name: &str,
     model: &Path,
     recipe: &Recipe,
+    ranks: &Ranks,
     stop: &StopFlag,
-) -> Result<(Evaluation, Vec<EpisodeLine>), Failure> {
-    let mut progress = Progress::new("eval");
-    let result = evaluate(model, recipe, &mut |at| {
-        progress.count(at.finished_episodes as u64, at.total_episodes as u64, name);
+) -> Result<Option<(Evaluation, Vec<EpisodeLine>)>, Failure> {
+    let mut progress = ranks.is_first().then(|| Progress::new("eval"));
+    let result = evaluate(model, recipe, ranks, &mut |at| {
+        if let Some(progress) = &mut progress {
+            progress.count(at.finished_episodes as u64, at.total_episodes as u64, name);
+        }
         stop.requested().is_none()
     });
-    progress.finish();
-    match (result, stop.requested()) {
-        (Err(asyncthink_eval::Error::Stopped), Some(signal)) => {
-            progress.say(&format!(
-                "eval: stopped by {}; what was measured is kept\n\nhint: the same command goes on from there",
-                signals::name(signal)
-            ));
-            Err(Failure::signal(signal))
-        }
-        (result, _) => Ok(result?),
+    if let Some(progress) = &progress {
+        progress.finish();
     }
+    if !matches!(result, Err(asyncthink_eval::Error::Stopped)) {
+        return Ok(result?);
+    }
+    let signal = ranks.stop_requested(stop)?.unwrap_or_default();
+    ranks.part()?;
+    if let Some(progress) = &progress {
+        progress.say(&format!(
+            "eval: stopped by {}; what was measured is kept\n\nhint: the same command goes on from there",
+            signals::name(signal)
+        ));
+    }
+    Err(Failure::signal(signal))
 }
 
 fn inputs(recipe: &Recipe, layout: &RunLayout, model: &Path) -> Result<Inputs, Failure> {

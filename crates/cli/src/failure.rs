@@ -133,6 +133,17 @@ impl Failure {
     }
 }
 
+/// The message alone, for the other ranks.
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.report {
+            Report::Silent => Ok(()),
+            Report::Recipe(errors) => write!(f, "{errors}"),
+            Report::Message { message, .. } => f.write_str(message),
+        }
+    }
+}
+
 /// A message of several lines stays one block.
 fn indented(message: &str) -> String {
     message.trim_end().replace('\n', "\n    ")

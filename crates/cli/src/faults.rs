@@ -1,20 +1,12 @@
 //! Which errors of which crate are the user's to fix, and how.
 
+use asyncthink_trainer::SharedFailure;
+
 use crate::failure::Failure;
 
 impl From<asyncthink_data::Error> for Failure {
     fn from(error: asyncthink_data::Error) -> Self {
-        Self::of(&error, data_is_input(&error), data_hint(&error))
-    }
-}
-
-/// Whether data at fault came from the user.
-fn data_is_input(error: &asyncthink_data::Error) -> bool {
-    use asyncthink_data::Error as E;
-    match error {
-        E::Io(error) => error.kind() == std::io::ErrorKind::NotFound,
-        E::WriteParquet { .. } => false,
-        _ => true,
+        Self::of(&error, error.is_input(), data_hint(&error))
     }
 }
 
@@ -99,7 +91,7 @@ impl From<asyncthink_trainer::Error> for Failure {
     fn from(error: asyncthink_trainer::Error) -> Self {
         use asyncthink_trainer::Error as E;
         let (is_input, hint) = match &error {
-            E::Data(error) => (data_is_input(error), data_hint(error)),
+            E::Data(error) => (error.is_input(), data_hint(error)),
             E::Model(error) => (model_is_input(error), model_hint(error)),
             E::Kernel(error) => (device_is_input(error), error.hint().map(str::to_owned)),
             E::Rollout(error) => (rollout_is_input(error), None),
@@ -114,7 +106,7 @@ impl From<asyncthink_trainer::Error> for Failure {
 fn rollout_is_input(error: &asyncthink_rollout::Error) -> bool {
     use asyncthink_rollout::Error as E;
     match error {
-        E::Data(error) => data_is_input(error),
+        E::Data(error) => error.is_input(),
         E::PromptTooLong { .. } => true,
         _ => false,
     }
@@ -126,23 +118,28 @@ impl From<asyncthink_launch::Error> for Failure {
     }
 }
 
+impl SharedFailure for Failure {
+    fn is_input(&self) -> bool {
+        self.exit_code() == Failure::input("").exit_code()
+    }
+}
+
 impl From<asyncthink_synth::Error> for Failure {
     fn from(error: asyncthink_synth::Error) -> Self {
         use asyncthink_synth::Error as E;
-        let (is_input, hint) = match &error {
-            E::Data(error) => (data_is_input(error), data_hint(error)),
-            E::Io(error) => (error.kind() == std::io::ErrorKind::NotFound, None),
-            E::Manifest(_) => (false, None),
-            E::ProblemFile { .. } | E::NoProblems { .. } => (
-                true,
-                Some(
-                    "each line is `{\"target\": ..., \"available_numbers\": [...]}`; the released rows load as they are"
-                        .to_owned(),
-                ),
+        let hint = match &error {
+            E::Data(error) => data_hint(error),
+            E::ProblemFile { .. } | E::NoProblems { .. } => Some(
+                "each line is `{\"target\": ..., \"available_numbers\": [...]}`; the released rows load as they are"
+                    .to_owned(),
             ),
-            _ => (true, None),
+            E::RanksDiffer => Some(
+                "start all ranks with the same recipe, and with the same files at its paths"
+                    .to_owned(),
+            ),
+            _ => None,
         };
-        Self::of(&error, is_input, hint)
+        Self::of(&error, error.is_input(), hint)
     }
 }
 
@@ -151,10 +148,7 @@ impl From<asyncthink_eval::Error> for Failure {
         use asyncthink_eval::Error as E;
         match error {
             E::Model(error) => error.into(),
-            error => {
-                let is_input = matches!(error, E::MissingSection | E::TooFewProblems { .. });
-                Self::of(&error, is_input, None)
-            }
+            error => Self::of(&error, error.is_input(), None),
         }
     }
 }

@@ -16,6 +16,7 @@ mod progress;
 mod score;
 mod signals;
 mod stages;
+mod synth;
 mod think;
 mod trace;
 

@@ -1,20 +1,16 @@
 //! The commands that run a stage of a recipe.
 
 use std::io::Write;
-use std::path::Path;
 use std::sync::Arc;
 
-use asyncthink_data::{ChatTemplate, SynthFolder};
+use asyncthink_data::ChatTemplate;
 use asyncthink_launch::World;
 use asyncthink_recipe::{ModelSection, Recipe, Stage};
-use asyncthink_synth::SynthReport;
-use asyncthink_trainer::{
-    ModelCard, Observer, Ranks, Resume, RunLayout, RunOptions, RunOutcome, StageLock,
-};
+use asyncthink_trainer::{ModelCard, Observer, Ranks, Resume, RunLayout, RunOptions, RunOutcome};
 
 use crate::args::{ResumeArg, StageArgs};
 use crate::failure::Failure;
-use crate::progress::{Progress, figure};
+use crate::progress::Progress;
 use crate::signals;
 
 pub(crate) fn run(stage: Stage, args: &StageArgs, out: &mut dyn Write) -> Result<(), Failure> {
@@ -32,14 +28,10 @@ pub(crate) fn run(stage: Stage, args: &StageArgs, out: &mut dyn Write) -> Result
         return Ok(());
     }
     let world = World::from_env()?;
-    if matches!(stage, Stage::Synth | Stage::Eval) && world.rank().get() > 0 {
-        // Not shared out yet: the first rank does all of it.
-        return Ok(());
-    }
     match stage {
-        Stage::Synth => synth(&recipe, &args.resume, out),
+        Stage::Synth => crate::synth::run(&recipe, &args.resume, &world, out),
         Stage::Sft | Stage::Grpo => train(stage, &recipe, &args.resume, &world, out),
-        Stage::Eval => crate::evaluate::run(&recipe, &args.resume, out),
+        Stage::Eval => crate::evaluate::run(&recipe, &args.resume, &world, out),
     }
 }
 
@@ -71,73 +63,6 @@ fn check_resume(stage: Stage, resume: &ResumeArg) -> Result<(), Failure> {
             dir.display()
         ))
         .hint("give the folder of a checkpoint, such as `runs/quickstart/grpo/checkpoints/step_20`, `auto` or `never`"));
-    }
-    Ok(())
-}
-
-fn synth(recipe: &Recipe, resume: &ResumeArg, out: &mut dyn Write) -> Result<(), Failure> {
-    let layout = RunLayout::new(&recipe.run_dir);
-    let _lock = StageLock::acquire(&layout, Stage::Synth)?;
-    layout.write_recipe(recipe)?;
-    let folder = SynthFolder::new(&recipe.run_dir);
-    if *resume == ResumeArg::Never && folder.manifest().exists() {
-        // Without the manifest the files count as unfinished.
-        fs_err::remove_file(folder.manifest())?;
-    }
-    if recipe.num_threads > 0 {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(recipe.num_threads)
-            .build_global()
-            .map_err(|error| {
-                Failure::run(format!(
-                    "cannot start {} threads: {error}",
-                    recipe.num_threads
-                ))
-            })?;
-    }
-    let mut progress = Progress::new("synth");
-    let report = asyncthink_synth::run(recipe, &recipe.run_dir, &mut |at| progress.synth(at));
-    progress.finish();
-    print_synth(&report?, folder.root(), out)
-}
-
-fn print_synth(report: &SynthReport, folder: &Path, out: &mut dyn Write) -> Result<(), Failure> {
-    let kept = if report.is_reused {
-        " (kept from before)"
-    } else {
-        ""
-    };
-    let rejected: u64 = report.rejected.values().sum();
-    let rows = [
-        (
-            "problems to train on",
-            report.num_train_problems.to_string(),
-        ),
-        ("problems to test on", report.num_test_problems.to_string()),
-        ("traces", report.num_traces.to_string()),
-        ("traces refused by the rules", rejected.to_string()),
-        ("training pairs", report.num_pairs.to_string()),
-        ("tokens", report.num_tokens.to_string()),
-        ("longest pair, tokens", report.max_pair_tokens.to_string()),
-        ("vocabulary", report.vocab_size.to_string()),
-        ("the teacher's mean accuracy", figure(report.mean_accuracy)),
-        ("the teacher's all correct", figure(report.all_correct)),
-        ("the teacher's eta/c", figure(report.mean_eta_ratio)),
-        (
-            "the teacher's latency, tokens",
-            figure(report.mean_latency_tokens),
-        ),
-    ];
-    for (name, value) in rows {
-        writeln!(out, "{name:32}{value:>12}")?;
-    }
-    writeln!(out, "\ntraces{kept}: {}", folder.display())?;
-    if report.num_seen_targets > 0 {
-        writeln!(
-            out,
-            "\nwarning: {} of {} test problems have a target that a training problem has too",
-            report.num_seen_targets, report.num_test_problems
-        )?;
     }
     Ok(())
 }

@@ -140,3 +140,14 @@ pub enum Error {
         message: String,
     },
 }
+
+impl Error {
+    /// Whether the user's data is at fault, rather than the machine.
+    pub fn is_input(&self) -> bool {
+        match self {
+            Self::Io(error) => error.kind() == io::ErrorKind::NotFound,
+            Self::WriteParquet { .. } => false,
+            _ => true,
+        }
+    }
+}

@@ -3,12 +3,13 @@
 use asyncthink_data::Tokenizer;
 use asyncthink_protocol::{Protocol, RawTrace};
 use asyncthink_rollout::Episode;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::outcome::EpisodeOutcome;
+use crate::share::ErrorCode;
 
 /// What organizer and workers wrote for one held-out problem, with its grade.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EpisodeLine {
     /// Problem and sample, as `p12.s0`.
     pub id: String,
@@ -20,7 +21,8 @@ pub struct EpisodeLine {
     /// The content of the answer.
     pub answer: Option<String>,
     /// The code of the format error, if there is one.
-    pub error: Option<&'static str>,
+    #[serde(deserialize_with = "crate::share::error_code")]
+    pub error: Option<ErrorCode>,
     /// Different correct items.
     pub num_correct: usize,
     /// Items that the problem asks for.
@@ -32,6 +34,11 @@ pub struct EpisodeLine {
 }
 
 impl EpisodeLine {
+    /// The id of a sample of a problem.
+    pub(crate) fn id_of(problem: usize, sample: usize) -> String {
+        format!("p{problem}.s{sample}")
+    }
+
     pub(crate) fn of(
         episode: &Episode,
         outcome: &EpisodeOutcome,
@@ -40,7 +47,7 @@ impl EpisodeLine {
         tokenizer: &Tokenizer,
     ) -> Self {
         Self {
-            id: format!("p{}.s{}", episode.prompt_index, episode.sample_index),
+            id: Self::id_of(episode.prompt_index, episode.sample_index),
             query: query.to_owned(),
             trace: episode.raw_trace(tokenizer, protocol),
             answer: episode.answer().map(str::to_owned),

@@ -11,6 +11,7 @@ mod episode_line;
 mod error;
 mod evaluate;
 mod outcome;
+mod share;
 mod summary;
 mod table;
 

@@ -2,9 +2,13 @@
 
 use asyncthink_rollout::Episode;
 use asyncthink_tasks::Problem;
+use serde::{Deserialize, Serialize};
+
+use crate::share::ErrorCode;
 
 /// One graded episode.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct EpisodeOutcome {
     /// The problem, an index into those evaluated.
     pub problem: usize,
@@ -15,7 +19,8 @@ pub struct EpisodeOutcome {
     /// `R_A`; 0 for a format error.
     pub accuracy: f64,
     /// The code of its format error.
-    pub error: Option<&'static str>,
+    #[serde(deserialize_with = "crate::share::error_code")]
+    pub error: Option<ErrorCode>,
     /// Critical-path latency, of a valid episode.
     pub latency_tokens: Option<u64>,
     /// `eta / c`, of a valid episode.

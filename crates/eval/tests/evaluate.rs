@@ -4,10 +4,10 @@
 
 use std::path::Path;
 
-use asyncthink_eval::{Error, evaluate, table};
+use asyncthink_eval::{EpisodeLine, Error, EvalProgress, Evaluation, Result, evaluate, table};
 use asyncthink_protocol::{CharCounter, Trace};
 use asyncthink_recipe::Recipe;
-use asyncthink_trainer::{RunOptions, RunOutcome, StopFlag, run_sft};
+use asyncthink_trainer::{Ranks, RunOptions, RunOutcome, StopFlag, run_sft};
 
 const RECIPE: &str = r#"
 name = "tiny"
@@ -84,7 +84,7 @@ fn an_evaluation_repeats_itself_and_its_parts_add_up() {
     };
 
     let mut seen = Vec::new();
-    let (evaluation, lines) = evaluate(&model, &recipe, &mut |progress| {
+    let (evaluation, lines) = measure(&model, &recipe, &mut |progress| {
         seen.push(progress);
         true
     })
@@ -128,12 +128,12 @@ fn an_evaluation_repeats_itself_and_its_parts_add_up() {
         }
     }
     assert_eq!(
-        evaluate(&model, &recipe, &mut |_| true).unwrap(),
+        measure(&model, &recipe, &mut |_| true).unwrap(),
         (evaluation.clone(), lines.clone())
     );
     assert!(table(&[("after SFT", &evaluation)]).contains("all correct"));
     assert!(matches!(
-        evaluate(&model, &recipe, &mut |_| false),
+        measure(&model, &recipe, &mut |_| false),
         Err(Error::Stopped)
     ));
 
@@ -143,7 +143,7 @@ fn an_evaluation_repeats_itself_and_its_parts_add_up() {
     };
     // One episode at a time: the same episodes.
     assert_eq!(
-        evaluate(&model, &with(&["engine.max_agents=2"]), &mut |_| true).unwrap(),
+        measure(&model, &with(&["engine.max_agents=2"]), &mut |_| true).unwrap(),
         (evaluation.clone(), lines.clone())
     );
     // Budgets of one token make every episode fail; those of the model count, unless the recipe says otherwise.
@@ -153,21 +153,30 @@ fn an_evaluation_repeats_itself_and_its_parts_add_up() {
         "eval.rules_from=recipe",
     ];
     assert_eq!(
-        evaluate(&model, &with(&short[..2]), &mut |_| true).unwrap(),
+        measure(&model, &with(&short[..2]), &mut |_| true).unwrap(),
         (evaluation.clone(), lines.clone())
     );
-    let (cut, _) = evaluate(&model, &with(&short), &mut |_| true).unwrap();
+    let (cut, _) = measure(&model, &with(&short), &mut |_| true).unwrap();
     let share = cut.metric("format_errors").unwrap().value;
     assert!((share - 1.0).abs() < 1e-9, "{share}");
 
     let more = with(&["task.mcd.num_test_problems=9", "eval.num_problems=9"]);
     assert!(matches!(
-        evaluate(&model, &more, &mut |_| true),
+        measure(&model, &more, &mut |_| true),
         Err(Error::TooFewProblems {
             wanted: 9,
             found: 4
         })
     ));
+}
+
+/// An evaluation by one rank, which always has a result.
+fn measure(
+    model: &Path,
+    recipe: &Recipe,
+    progress: &mut dyn FnMut(EvalProgress) -> bool,
+) -> Result<(Evaluation, Vec<EpisodeLine>)> {
+    Ok(evaluate(model, recipe, &Ranks::single(), progress)?.unwrap())
 }
 
 /// Threads are counted once per process, before anything starts rayon's own.

@@ -69,7 +69,44 @@ pub enum Error {
         /// Refused traces by reason.
         rejected: String,
     },
+    /// Another rank has given up; this one is well.
+    #[error("rank {rank} failed: {message}")]
+    OtherRank {
+        /// The rank.
+        rank: usize,
+        /// What it said.
+        message: String,
+        /// Whether it found its input wrong.
+        is_input: bool,
+    },
+    /// This rank was not started with what the first rank was started with.
+    #[error("this rank has another recipe or other files than the first rank")]
+    RanksDiffer,
+    /// A rank sent what does not fit.
+    #[error("what rank {rank} sent cannot be used: {reason}")]
+    Share {
+        /// The rank.
+        rank: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The ranks could not exchange anything.
+    #[error(transparent)]
+    Exchange(Box<dyn std::error::Error + Send + Sync>),
     /// The manifest could not be written as JSON.
     #[error("cannot write the manifest: {0}")]
     Manifest(#[from] serde_json::Error),
+}
+
+impl Error {
+    /// Whether the user's input is at fault, rather than the run.
+    pub fn is_input(&self) -> bool {
+        match self {
+            Self::Data(error) => error.is_input(),
+            Self::Io(error) => error.kind() == io::ErrorKind::NotFound,
+            Self::OtherRank { is_input, .. } => *is_input,
+            Self::Manifest(_) | Self::Share { .. } | Self::Exchange(_) => false,
+            _ => true,
+        }
+    }
 }

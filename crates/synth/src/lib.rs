@@ -26,8 +26,10 @@
 //! share of the traces that the recipe sets, so that policy optimisation has something to select.
 
 mod arithmetic;
+mod candidate;
 mod error;
 mod manifest;
+mod peers;
 mod problems;
 mod report;
 mod run;
@@ -37,9 +39,10 @@ mod topology;
 mod trace;
 
 pub use crate::error::Error;
+pub use crate::peers::{Alone, Peers};
 pub use crate::problems::{ProblemSet, problem_set};
 pub use crate::report::SynthReport;
-pub use crate::run::{SynthProgress, SynthStage, run};
+pub use crate::run::{SynthProgress, SynthStage, run, run_with};
 pub use crate::topology::{Event, Topologies};
 pub use crate::trace::{SynthTrace, synthesize};
 

@@ -7,13 +7,14 @@ use std::path::Path;
 use asyncthink_recipe::{McdSection, McdSource, Recipe, TaskSection};
 use asyncthink_tasks::{Problem, mcd};
 use fs_err as fs;
+use serde::{Deserialize, Serialize};
 
 use crate::seeds::{Stream, seed_of};
 use crate::trace::as_mcd;
 use crate::{Error, Result};
 
 /// Problems to learn from and problems to measure on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProblemSet {
     /// Training problems.
     pub train: Vec<Problem>,

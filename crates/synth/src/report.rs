@@ -43,14 +43,44 @@ pub struct SynthReport {
     pub mean_latency_tokens: f64,
 }
 
+/// What the report counts of a trace.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TraceFigures {
+    /// The sequence of Forks and Joins.
+    pub(crate) topology: String,
+    /// Tokens of each pair, prompts included.
+    pub(crate) pair_tokens: Vec<usize>,
+    /// Share of the required solutions that the answer holds.
+    pub(crate) accuracy: f64,
+    /// Whether it holds all of them.
+    pub(crate) is_all_correct: bool,
+    /// Concurrency as a share of the capacity.
+    pub(crate) eta_ratio: f64,
+    /// The critical path.
+    pub(crate) latency_tokens: u64,
+}
+
+impl TraceFigures {
+    pub(crate) fn of(trace: &SynthTrace) -> Self {
+        let concurrency = trace.trace.timeline().concurrency(true);
+        Self {
+            topology: describe(&trace.topology),
+            pair_tokens: trace.pair_tokens.clone(),
+            accuracy: trace.grade.reward,
+            is_all_correct: trace.grade.is_all_correct(),
+            eta_ratio: concurrency.eta_ratio,
+            latency_tokens: concurrency.latency_tokens,
+        }
+    }
+}
+
 impl SynthReport {
     /// Takes a trace into the sums; means are of the traces taken so far.
-    pub(crate) fn add(&mut self, trace: &SynthTrace) {
-        *self
-            .topologies
-            .entry(describe(&trace.topology))
-            .or_default() += 1;
+    pub(crate) fn add(&mut self, trace: &TraceFigures) {
+        *self.topologies.entry(trace.topology.clone()).or_default() += 1;
         self.num_traces += 1;
+        self.num_pairs += trace.pair_tokens.len();
         self.num_tokens += trace
             .pair_tokens
             .iter()
@@ -59,20 +89,12 @@ impl SynthReport {
         let longest = trace.pair_tokens.iter().max().copied().unwrap_or(0);
         self.max_pair_tokens = self.max_pair_tokens.max(longest);
         let weight = 1.0 / self.num_traces as f64;
-        let concurrency = trace.trace.timeline().concurrency(true);
-        let all_correct = if trace.grade.is_all_correct() {
-            1.0
-        } else {
-            0.0
-        };
+        let all_correct = f64::from(u8::from(trace.is_all_correct));
         for (mean, value) in [
-            (&mut self.mean_accuracy, trace.grade.reward),
+            (&mut self.mean_accuracy, trace.accuracy),
             (&mut self.all_correct, all_correct),
-            (&mut self.mean_eta_ratio, concurrency.eta_ratio),
-            (
-                &mut self.mean_latency_tokens,
-                concurrency.latency_tokens as f64,
-            ),
+            (&mut self.mean_eta_ratio, trace.eta_ratio),
+            (&mut self.mean_latency_tokens, trace.latency_tokens as f64),
         ] {
             *mean += (value - *mean) * weight;
         }

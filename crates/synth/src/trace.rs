@@ -1,6 +1,7 @@
 //! One checked trace, and the pairs that it becomes.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use asyncthink_data::parquet::{Role, SftPair, Span};
 use asyncthink_data::{ChatSettings, PromptTemplates, PromptText, Tokenizer};
@@ -12,6 +13,7 @@ use rand::{Rng, RngExt};
 use rayon::prelude::*;
 
 use crate::arithmetic::random_expr;
+use crate::peers::Stride;
 use crate::seeds::{Stream, generator, seed_of};
 use crate::solver_teacher::{Lesson, Solved, TEACHER};
 use crate::topology::{Event, Topologies, describe};
@@ -172,12 +174,22 @@ impl<'a> Writer<'a> {
         Some((problem, solutions))
     }
 
-    /// Writes the trace of a number, or says why the rules refuse it.
-    pub(crate) fn write(
+    /// Writes those of the traces whose problems this rank has solved, each or why the rules refuse it, in order.
+    pub(crate) fn write_own(
         &self,
-        trace_id: u64,
-        solved: &SolvedProblem<'_>,
-    ) -> Result<SynthTrace, &'static str> {
+        trace_ids: Range<usize>,
+        solved: &SolvedProblems<'_>,
+    ) -> Vec<Result<SynthTrace, &'static str>> {
+        let own: Vec<(usize, &SolvedProblem<'_>)> = trace_ids
+            .filter_map(|id| Some((id, solved.of_trace(id)?)))
+            .collect();
+        own.into_par_iter()
+            .map(|(id, solved)| self.write(id as u64, solved))
+            .collect()
+    }
+
+    /// Writes the trace of a number, or says why the rules refuse it.
+    fn write(&self, trace_id: u64, solved: &SolvedProblem<'_>) -> Result<SynthTrace, &'static str> {
         let SolvedProblem {
             index,
             problem,
@@ -278,25 +290,65 @@ impl TokenCounter for TokenizerCounter<'_> {
 const SOLVE_CHUNK: usize = 256;
 
 /// A problem with its place and its solutions.
-pub(crate) struct SolvedProblem<'a> {
-    pub(crate) index: usize,
-    pub(crate) problem: &'a mcd::Problem,
-    pub(crate) solutions: Vec<mcd::Solution>,
+struct SolvedProblem<'a> {
+    index: usize,
+    problem: &'a mcd::Problem,
+    solutions: Vec<mcd::Solution>,
 }
 
-/// Solves the problems that so many traces will be written for.
+/// A rank's part of the problems that traces are written for.
+pub(crate) struct SolvedProblems<'a> {
+    own: Vec<SolvedProblem<'a>>,
+    stride: Stride,
+    /// Those of all ranks, as indices into the training problems.
+    indices: Vec<usize>,
+}
+
+impl<'a> SolvedProblems<'a> {
+    /// The place of a trace's problem among those of all ranks; traces go over the problems in turn.
+    fn place_of(&self, trace_id: usize) -> usize {
+        trace_id % self.indices.len()
+    }
+
+    /// The problem of a trace, if this rank has solved it.
+    fn of_trace(&self, trace_id: usize) -> Option<&SolvedProblem<'a>> {
+        let place = self.place_of(trace_id);
+        let is_own = self.stride.holds(place);
+        is_own.then(|| &self.own[place / self.stride.world_size])
+    }
+
+    /// The problem of a trace, an index into the training problems.
+    pub(crate) fn index_of(&self, trace_id: usize) -> usize {
+        self.indices[self.place_of(trace_id)]
+    }
+
+    /// The rank that writes a trace: whoever has solved its problem.
+    pub(crate) fn rank_of(&self, trace_id: usize) -> usize {
+        self.stride.rank_of(self.place_of(trace_id))
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.indices.is_empty()
+    }
+}
+
+/// Solves a rank's part of the problems that so many traces will be written for.
 pub(crate) fn solve<'a>(
     problems: &'a [Problem],
     num_traces: usize,
     seed: u64,
+    stride: Stride,
     progress: &mut dyn FnMut(usize, usize),
-) -> Vec<SolvedProblem<'a>> {
-    let used: Vec<(usize, &mcd::Problem)> = problems
+) -> SolvedProblems<'a> {
+    let all: Vec<(usize, &mcd::Problem)> = problems
         .iter()
         .enumerate()
         .take(num_traces)
         .filter_map(|(index, problem)| Some((index, as_mcd(problem)?)))
         .collect();
+    let indices: Vec<usize> = all.iter().map(|&(index, _)| index).collect();
+    let own = all.into_iter().skip(stride.rank).step_by(stride.world_size);
+    let used: Vec<(usize, &mcd::Problem)> = own.collect();
     let order = SubsetOrder::Shuffled {
         seed: seed_of(seed, Stream::Solver, 0),
     };
@@ -310,7 +362,11 @@ pub(crate) fn solve<'a>(
         }));
         progress(solved.len(), used.len());
     }
-    solved
+    SolvedProblems {
+        own: solved,
+        stride,
+        indices,
+    }
 }
 
 /// Writes `num_traces` candidate traces over the problems in turn and returns those that pass the rules, in order. None
@@ -330,16 +386,12 @@ pub fn synthesize(
 ) -> Result<Vec<SynthTrace>> {
     let writer = Writer::new(recipe, templates, tokenizer, held_out_targets, seed)?;
     let num_traces = writer.settings.num_traces;
-    let solved = solve(problems, num_traces, seed, &mut |_, _| {});
+    let solved = solve(problems, num_traces, seed, Stride::ALL, &mut |_, _| {});
     if solved.is_empty() {
         return Ok(Vec::new());
     }
-    let traces = (0..num_traces).into_par_iter().filter_map(|index| {
-        writer
-            .write(index as u64, &solved[index % solved.len()])
-            .ok()
-    });
-    Ok(traces.collect())
+    let traces = writer.write_own(0..num_traces, &solved);
+    Ok(traces.into_iter().flatten().collect())
 }
 
 /// The problem as one that this teacher can solve.

@@ -35,6 +35,8 @@ pub enum Error {
         rank: usize,
         /// What it said.
         message: String,
+        /// Whether it found its input wrong.
+        is_input: bool,
     },
     /// Several ranks of a machine were given one GPU.
     #[error("`device` is `{device}` for all {num_local_ranks} ranks of this machine")]
@@ -303,7 +305,8 @@ impl Error {
     pub fn is_input(&self) -> bool {
         matches!(
             self,
-            Self::MissingSection { .. }
+            Self::OtherRank { is_input: true, .. }
+                | Self::MissingSection { .. }
                 | Self::TooManyRanks { .. }
                 | Self::SharedGpu { .. }
                 | Self::NoRows { .. }

@@ -77,7 +77,7 @@ pub use models::{ModelFiles, grpo_initial_model, load_decoder, open_recipe_devic
 pub use observer::{Observer, RunStart, StepReport, StopFlag};
 pub use optimizer::{AdamW, AdamWSettings, is_decayed};
 pub use problems::{test_problems, train_problems};
-pub use ranks::Ranks;
+pub use ranks::{Ranks, SharedFailure};
 pub use reward::{EpisodeScore, LambdaSchedule, RewardParts, RewardRule};
 pub use run::{Resume, RunOptions, RunOutcome};
 pub use sampling::EpisodeSampler;

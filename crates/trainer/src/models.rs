@@ -41,7 +41,7 @@ pub fn open_recipe_device(recipe: &Recipe) -> Result<Device> {
 }
 
 /// As [`open_recipe_device`] for one of several ranks of a machine: each has a GPU of its own, and its part of the cores
-/// unless the recipe gives a number.
+/// ([`share_cores`]).
 pub(crate) fn open_device_of_rank(
     recipe: &Recipe,
     local_rank: usize,
@@ -62,13 +62,18 @@ pub(crate) fn open_device_of_rank(
             device => device,
         },
     };
+    share_cores(recipe, num_local_ranks)?;
+    keep_freed_memory();
+    Ok(device)
+}
+
+/// Gives this rank its part of the machine's cores, unless the recipe gives a number of threads.
+pub(crate) fn share_cores(recipe: &Recipe, num_local_ranks: usize) -> Result<()> {
     let num_threads = match recipe.num_threads {
         0 => (available_cores() / num_local_ranks).max(1),
         given => given,
     };
-    set_num_threads(num_threads)?;
-    keep_freed_memory();
-    Ok(device)
+    Ok(set_num_threads(num_threads)?)
 }
 
 fn available_cores() -> usize {

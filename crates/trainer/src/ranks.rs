@@ -1,5 +1,6 @@
 //! The processes that train one model together, as one of them sees it.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use asyncthink_launch::World;
@@ -8,13 +9,29 @@ use asyncthink_torch::{Backend, GroupOptions, ProcessGroup, Reduction, Store, St
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::models::{open_device_of_rank, open_recipe_device};
+use crate::models::{ModelFiles, open_device_of_rank, open_recipe_device, share_cores};
+use crate::observer::StopFlag;
 
 /// Longest time that ranks wait for each other to appear.
 const MAX_MEETING: Duration = Duration::from_mins(5);
 
 /// Longest message of a failure that is told to the other ranks.
 const MAX_MESSAGE_BYTES: usize = 4096;
+
+/// Most bytes that a rank may bring to an exchange.
+const MAX_GATHERED_BYTES: usize = 1 << 30;
+
+/// An error that ranks tell each other.
+pub trait SharedFailure: From<Error> + std::fmt::Display {
+    /// Whether the user's input is at fault, rather than the run.
+    fn is_input(&self) -> bool;
+}
+
+impl SharedFailure for Error {
+    fn is_input(&self) -> bool {
+        Error::is_input(self)
+    }
+}
 
 /// All ranks of a run; alone, everything here is done at once and moves nothing.
 ///
@@ -46,7 +63,8 @@ impl Ranks {
         }
     }
 
-    /// Meets the other ranks of the world that a launcher made; opens this rank's device first. Alone, nothing is opened.
+    /// Meets the other ranks of the world that a launcher made; opens this rank's device first, which for `synth` is the
+    /// CPU. Alone, nothing is opened.
     ///
     /// # Errors
     /// When the device is not there, or ranks do not come in time, which are named.
@@ -58,7 +76,12 @@ impl Ranks {
             world.local_rank().get() as usize,
             world.local_world_size() as usize,
         );
-        let device = open_device_of_rank(recipe, local_rank, num_local_ranks)?;
+        let device = if stage == Stage::Synth {
+            share_cores(recipe, num_local_ranks)?;
+            Device::Cpu
+        } else {
+            open_device_of_rank(recipe, local_rank, num_local_ranks)?
+        };
         let timeout = Duration::from_secs(recipe.distributed.timeout_secs as u64);
         let rank = world.rank().get() as usize;
         let options = StoreOptions {
@@ -84,7 +107,10 @@ impl Ranks {
     }
 
     /// The device of the ranks; alone, that of the recipe is opened.
-    pub(crate) fn open_device(&self, recipe: &Recipe) -> Result<Device> {
+    ///
+    /// # Errors
+    /// When the device is not there, or threads already run in another number.
+    pub fn open_device(&self, recipe: &Recipe) -> Result<Device> {
         match self.group.device() {
             Some(device) => Ok(device),
             None => open_recipe_device(recipe),
@@ -132,7 +158,7 @@ impl Ranks {
     }
 
     /// Names what this rank does from now on, for the errors of those who wait for it. No collective.
-    pub(crate) fn set_phase(&self, phase: &str) {
+    pub fn set_phase(&self, phase: &str) {
         self.group.set_phase(phase);
     }
 
@@ -186,13 +212,20 @@ impl Ranks {
     }
 
     /// The bytes of every rank, in the order of the ranks; lengths may differ.
-    pub(crate) fn gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+    ///
+    /// # Errors
+    /// On every rank, when one brings more than 1 GiB; when a rank is lost.
+    pub fn gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
         if self.is_alone() {
             return Ok(vec![bytes.to_vec()]);
         }
         let lengths = self.gather_values(&[bytes.len() as f64])?;
         let length_of = |rank: usize| count_of(lengths[rank][0]);
         let longest = (0..self.world_size()).map(length_of).max().unwrap_or(0);
+        if longest > MAX_GATHERED_BYTES {
+            let reason = format!("a rank brings {longest} bytes, more than {MAX_GATHERED_BYTES}");
+            return Err(Error::stage("exchanging between ranks", reason));
+        }
         if longest == 0 {
             return Ok(vec![Vec::new(); self.world_size()]);
         }
@@ -208,41 +241,101 @@ impl Ranks {
     }
 
     /// The first rank's bytes, on every rank; those of the others are not looked at.
-    pub(crate) fn first_rank_bytes(&self, bytes: &[u8]) -> Result<Vec<u8>> {
+    ///
+    /// # Errors
+    /// As [`Ranks::gather_bytes`].
+    pub fn first_rank_bytes(&self, bytes: &[u8]) -> Result<Vec<u8>> {
         let own = if self.is_first() { bytes } else { &[] };
         Ok(self.gather_bytes(own)?.swap_remove(0))
     }
 
+    /// Whether it is so on some rank; the same answer on all.
+    ///
+    /// # Errors
+    /// When a rank is lost.
+    pub fn any(&self, own: bool) -> Result<bool> {
+        let all = self.gather_values(&[f64::from(u8::from(own))])?;
+        Ok(all.iter().any(|of_rank| of_rank[0] != 0.0))
+    }
+
+    /// The signal that some rank was asked to stop by; the same answer on all.
+    ///
+    /// # Errors
+    /// When a rank is lost.
+    pub fn stop_requested(&self, stop: &StopFlag) -> Result<Option<i32>> {
+        let own = stop.requested();
+        let all = self.gather_values(&[own.map_or(0.0, f64::from)])?;
+        let first = all.iter().map(|of_rank| of_rank[0]).find(|&of| of != 0.0);
+        #[expect(clippy::cast_possible_truncation, reason = "signals are small")]
+        Ok(first.map(|signal| signal as i32))
+    }
+
+    /// [`Ranks::agree_as`] for results of this crate.
+    pub(crate) fn agree<T>(&self, result: Result<T>) -> Result<T> {
+        self.agree_as(result)
+    }
+
     /// Lets all ranks fail where one does, so that none waits for a rank that has given up. Whoever failed keeps its own
     /// error; the others learn whose it was.
-    pub(crate) fn agree<T>(&self, result: Result<T>) -> Result<T> {
+    ///
+    /// # Errors
+    /// When a rank failed, or is lost.
+    pub fn agree_as<T, E: SharedFailure>(&self, result: Result<T, E>) -> Result<T, E> {
         if self.is_alone() {
             return result;
         }
-        let failed = self.gather_values(&[f64::from(u8::from(result.is_err()))])?;
-        let Some(rank) = failed.iter().position(|values| values[0] != 0.0) else {
-            return result;
+        let others = self.failure_among(result.as_ref().err());
+        match (others, result) {
+            (_, Err(own)) => Err(own),
+            (Err(lost), Ok(_)) => Err(lost.into()),
+            (Ok(Some(other)), Ok(_)) => Err(other.into()),
+            (Ok(None), Ok(value)) => Ok(value),
+        }
+    }
+
+    /// The failure of the first rank that has one.
+    fn failure_among<E: SharedFailure>(&self, own: Option<&E>) -> Result<Option<Error>> {
+        let kind = own.map_or(0.0, |error| if error.is_input() { 2.0 } else { 1.0 });
+        let kinds = self.gather_values(&[kind])?;
+        let Some(rank) = kinds.iter().position(|of_rank| of_rank[0] != 0.0) else {
+            return Ok(None);
         };
-        let mut message = match &result {
-            Ok(_) => String::new(),
-            Err(error) => error.to_string(),
-        };
+        let mut message = own.map(E::to_string).unwrap_or_default();
         let end = message.floor_char_boundary(MAX_MESSAGE_BYTES);
         message.truncate(end);
         let messages = self.gather_bytes(message.as_bytes())?;
-        result.and_then(|_| {
-            Err(Error::OtherRank {
-                rank,
-                message: String::from_utf8_lossy(&messages[rank]).into_owned(),
-            })
-        })
+        Ok(Some(Error::OtherRank {
+            rank,
+            message: String::from_utf8_lossy(&messages[rank]).into_owned(),
+            is_input: kinds[rank][0] > 1.0,
+        }))
     }
 
     /// Fails on every rank, naming those that differ, unless all bring the same text.
-    pub(crate) fn check_same(&self, label: &str, text: &str) -> Result<()> {
+    ///
+    /// # Errors
+    /// When ranks differ, or one is lost.
+    pub fn check_same(&self, label: &str, text: &str) -> Result<()> {
         let digest =
             u64::from(crc32fast::hash(text.as_bytes())) << 32 | (text.len() as u64 & 0xffff_ffff);
         Ok(self.group.check_same(label, digest)?)
+    }
+
+    /// Fails on every rank unless all have the same weights.
+    ///
+    /// # Errors
+    /// When ranks differ, or one is lost.
+    pub fn check_same_weights(&self, model: &ModelFiles) -> Result<()> {
+        if self.is_alone() {
+            return Ok(());
+        }
+        let mut text = String::new();
+        for (name, parameter) in model.decoder.trained_parameters() {
+            let sum = parameter.detach().f_sum(Kind::Double)?;
+            // Writing to a string cannot fail.
+            let _ = write!(text, "{name} {:e} ", sum.f_double_value(&[])?);
+        }
+        self.check_same("the weights", &text)
     }
 
     fn device(&self) -> Device {

@@ -44,7 +44,7 @@ pub struct Span {
 }
 
 /// One query-response pair of the cold start, with where it came from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SftPair {
     /// The trace; its organizer pair and its worker pairs share it.
     pub trace_id: u64,

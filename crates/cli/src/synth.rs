@@ -1,0 +1,126 @@
+//! The command `synth`: problems, traces and the tokenizer, by one rank or several.
+
+use std::io::Write;
+use std::path::Path;
+
+use asyncthink_data::SynthFolder;
+use asyncthink_launch::World;
+use asyncthink_recipe::{Recipe, Stage};
+use asyncthink_synth::{Peers, SynthReport, run_with};
+use asyncthink_trainer::{Ranks, RunLayout, StageLock};
+
+use crate::args::ResumeArg;
+use crate::failure::Failure;
+use crate::progress::{Progress, figure};
+
+pub(crate) fn run(
+    recipe: &Recipe,
+    resume: &ResumeArg,
+    world: &World,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let ranks = Ranks::meet(world, recipe, Stage::Synth)?;
+    ranks.set_phase("synth");
+    let lock = ranks.is_first().then(|| open(recipe, resume));
+    let _lock = ranks.agree_as(lock.transpose())?;
+    if ranks.is_alone() && recipe.num_threads > 0 {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(recipe.num_threads)
+            .build_global()
+            .map_err(|error| {
+                Failure::run(format!(
+                    "cannot start {} threads: {error}",
+                    recipe.num_threads
+                ))
+            })?;
+    }
+    // One rank speaks for all.
+    let mut progress = ranks.is_first().then(|| Progress::new("synth"));
+    let report = run_with(recipe, &recipe.run_dir, &OtherRanks(&ranks), &mut |at| {
+        if let Some(progress) = &mut progress {
+            progress.synth(at);
+        }
+    });
+    if let Some(progress) = &progress {
+        progress.finish();
+    }
+    let report = report?;
+    ranks.part()?;
+    if !ranks.is_first() {
+        return Ok(());
+    }
+    print(&report, SynthFolder::new(&recipe.run_dir).root(), out)
+}
+
+/// Locks the stage; without the manifest, which is removed to begin anew, its files count as unfinished.
+fn open(recipe: &Recipe, resume: &ResumeArg) -> Result<StageLock, Failure> {
+    let layout = RunLayout::new(&recipe.run_dir);
+    let lock = StageLock::acquire(&layout, Stage::Synth)?;
+    layout.write_recipe(recipe)?;
+    let manifest = SynthFolder::new(&recipe.run_dir).manifest();
+    if *resume == ResumeArg::Never && manifest.exists() {
+        fs_err::remove_file(manifest)?;
+    }
+    Ok(lock)
+}
+
+/// The ranks of the launch, to exchange bytes with.
+struct OtherRanks<'a>(&'a Ranks);
+
+impl Peers for OtherRanks<'_> {
+    fn rank(&self) -> usize {
+        self.0.rank()
+    }
+
+    fn world_size(&self) -> usize {
+        self.0.world_size()
+    }
+
+    fn gather(
+        &self,
+        bytes: &[u8],
+    ) -> Result<Vec<Vec<u8>>, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.0.gather_bytes(bytes)?)
+    }
+}
+
+fn print(report: &SynthReport, folder: &Path, out: &mut dyn Write) -> Result<(), Failure> {
+    let kept = if report.is_reused {
+        " (kept from before)"
+    } else {
+        ""
+    };
+    let rejected: u64 = report.rejected.values().sum();
+    let rows = [
+        (
+            "problems to train on",
+            report.num_train_problems.to_string(),
+        ),
+        ("problems to test on", report.num_test_problems.to_string()),
+        ("traces", report.num_traces.to_string()),
+        ("traces refused by the rules", rejected.to_string()),
+        ("training pairs", report.num_pairs.to_string()),
+        ("tokens", report.num_tokens.to_string()),
+        ("longest pair, tokens", report.max_pair_tokens.to_string()),
+        ("vocabulary", report.vocab_size.to_string()),
+        ("the teacher's mean accuracy", figure(report.mean_accuracy)),
+        ("the teacher's all correct", figure(report.all_correct)),
+        ("the teacher's eta/c", figure(report.mean_eta_ratio)),
+        (
+            "the teacher's latency, tokens",
+            figure(report.mean_latency_tokens),
+        ),
+    ];
+    for (name, value) in rows {
+        writeln!(out, "{name:32}{value:>12}")?;
+    }
+    writeln!(out, "\ntraces{kept}: {}", folder.display())?;
+    if report.num_seen_targets > 0 {
+        writeln!(
+            out,
+            "\nwarning: {} of {} test problems have a target that a training problem has too",
+            report.num_seen_targets, report.num_test_problems
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,247 @@
+//! Several ranks as threads: the same files as one, and one failure for all.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failed step of a test is a failed test"
+)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Barrier, Mutex};
+
+use asyncthink_data::SynthFolder;
+use asyncthink_recipe::Recipe;
+use asyncthink_synth::{Error, Peers, Result, SynthReport, run, run_with};
+
+const RECIPE: &str = r#"
+name = "small"
+run_dir = "unused"
+
+[task.mcd]
+num_numbers = 5
+number_range = [1, 12]
+target_range = [2, 30]
+numbers_per_solution = [2, 2]
+required_solutions = 2
+num_train_problems = 50
+num_test_problems = 10
+test_target_fraction = 0.2
+
+[protocol]
+capacity = 2
+worker_max_tokens = 120
+organizer_max_tokens = 120
+
+[prompts]
+organizer = "main {query}\n"
+worker = "sub {sub_query}\n"
+query = "{numbers} = {target}"
+
+[model.init]
+hidden_size = 16
+num_layers = 1
+num_heads = 2
+num_kv_heads = 1
+head_dim = 8
+intermediate_size = 16
+max_position_embeddings = 512
+
+[synth]
+num_traces = 300
+other_target_rate = 0.3
+"#;
+
+fn recipe(sets: &[&str]) -> Recipe {
+    let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
+    Recipe::parse(RECIPE, Path::new("small.toml"), &sets).unwrap()
+}
+
+/// Where threads put what they exchange.
+struct Meeting {
+    bytes: Mutex<Vec<Vec<u8>>>,
+    barrier: Barrier,
+}
+
+/// What becomes of the bytes that a rank sends.
+type Change = fn(Vec<u8>) -> Vec<u8>;
+
+/// A rank that may change what it sends.
+struct Thread<'a> {
+    rank: usize,
+    meeting: &'a Meeting,
+    change: Change,
+}
+
+impl Peers for Thread<'_> {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn world_size(&self) -> usize {
+        self.meeting.bytes.lock().unwrap().len()
+    }
+
+    fn gather(
+        &self,
+        bytes: &[u8],
+    ) -> Result<Vec<Vec<u8>>, Box<dyn std::error::Error + Send + Sync>> {
+        self.meeting.bytes.lock().unwrap()[self.rank] = (self.change)(bytes.to_vec());
+        self.meeting.barrier.wait();
+        let all = self.meeting.bytes.lock().unwrap().clone();
+        self.meeting.barrier.wait();
+        Ok(all)
+    }
+}
+
+/// Runs the stage by a rank per recipe; the last one sends what `change` makes of its bytes.
+fn run_ranks(recipes: &[Recipe], directory: &Path, change: Change) -> Vec<Result<SynthReport>> {
+    let meeting = Meeting {
+        bytes: Mutex::new(vec![Vec::new(); recipes.len()]),
+        barrier: Barrier::new(recipes.len()),
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = recipes
+            .iter()
+            .enumerate()
+            .map(|(rank, recipe)| {
+                let is_last = rank + 1 == recipes.len();
+                let change = if is_last { change } else { |bytes| bytes };
+                let meeting = &meeting;
+                scope.spawn(move || {
+                    let thread = Thread {
+                        rank,
+                        meeting,
+                        change,
+                    };
+                    run_with(recipe, directory, &thread, &mut |_| {})
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
+    })
+}
+
+/// Every file of the stage with its bytes.
+fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
+    let folder = SynthFolder::new(directory);
+    let mut files = BTreeMap::new();
+    for directory in [folder.root(), &folder.tokenizer()] {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_file() {
+                let name = path.strip_prefix(folder.root()).unwrap();
+                let name = name.display().to_string();
+                files.insert(name, std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    files
+}
+
+#[test]
+fn files_are_the_same_with_any_number_of_ranks() {
+    for sets in [
+        &[][..],
+        // Rules that refuse many, so that there are several rounds; and fewer problems than ranks.
+        &["protocol.organizer_max_tokens=60", "synth.num_traces=700"],
+        &["task.mcd.num_train_problems=2", "synth.num_traces=9"],
+    ] {
+        let recipe = recipe(sets);
+        let alone = tempfile::tempdir().unwrap();
+        let report = run(&recipe, alone.path(), &mut |_| {}).unwrap();
+        let is_picky = sets.contains(&"protocol.organizer_max_tokens=60");
+        assert_eq!(
+            report.rejected.values().sum::<u64>() > 64,
+            is_picky,
+            "{report:?}"
+        );
+        let expected = files(alone.path());
+        assert!(expected.len() >= 6, "{:?}", expected.keys());
+        for world_size in [2, 3, 5] {
+            let directory = tempfile::tempdir().unwrap();
+            let recipes = vec![recipe.clone(); world_size];
+            for result in run_ranks(&recipes, directory.path(), |bytes| bytes) {
+                assert_eq!(result.unwrap(), report, "{world_size} ranks");
+            }
+            assert!(files(directory.path()) == expected, "{world_size} ranks");
+            // The second call does nothing, on all ranks.
+            for result in run_ranks(&recipes, directory.path(), |bytes| bytes) {
+                assert!(result.unwrap().is_reused);
+            }
+        }
+    }
+}
+
+#[test]
+fn one_failure_is_that_of_all_ranks() {
+    // The first rank's own.
+    let directory = tempfile::tempdir().unwrap();
+    let tight = recipe(&["protocol.worker_max_tokens=4", "synth.num_traces=50"]);
+    let mut results = run_ranks(&[tight.clone(), tight], directory.path(), |bytes| bytes);
+    let (other, own) = (
+        results.remove(1).unwrap_err(),
+        results.remove(0).unwrap_err(),
+    );
+    assert!(
+        matches!(own, Error::TooFewTraces { wanted: 50, .. }),
+        "{own}"
+    );
+    assert_eq!(other.to_string(), format!("rank 0 failed: {own}"));
+    assert!(own.is_input() && other.is_input());
+
+    // Another rank's.
+    let recipes = [recipe(&[]), recipe(&["seed=2"])];
+    let mut results = run_ranks(&recipes, directory.path(), |bytes| bytes);
+    let (own, other) = (
+        results.remove(1).unwrap_err(),
+        results.remove(0).unwrap_err(),
+    );
+    assert!(matches!(own, Error::RanksDiffer), "{own}");
+    assert_eq!(other.to_string(), format!("rank 1 failed: {own}"));
+    assert!(!SynthFolder::new(directory.path()).manifest().exists());
+}
+
+#[test]
+fn candidates_that_do_not_fit_are_refused() {
+    let changes: [(Change, &str); 3] = [
+        (
+            |bytes| replaced(bytes, r#""role":"worker""#, r#""role":"organizer""#),
+            "not in order",
+        ),
+        (
+            |bytes| replaced(bytes, r#""pairs""#, r#""pears""#),
+            "unknown field",
+        ),
+        (only_the_first, "candidates are missing"),
+    ];
+    for (change, reason) in changes {
+        let directory = tempfile::tempdir().unwrap();
+        let recipes = vec![recipe(&[]); 2];
+        let mut results = run_ranks(&recipes, directory.path(), change);
+        let (other, own) = (
+            results.remove(1).unwrap_err(),
+            results.remove(0).unwrap_err(),
+        );
+        assert!(matches!(own, Error::Share { rank: 1, .. }), "{own}");
+        assert!(own.to_string().contains(reason), "{own}");
+        assert_eq!(other.to_string(), format!("rank 0 failed: {own}"));
+        assert!(!SynthFolder::new(directory.path()).manifest().exists());
+    }
+}
+
+fn replaced(bytes: Vec<u8>, from: &str, to: &str) -> Vec<u8> {
+    let text = String::from_utf8(bytes).unwrap();
+    text.replace(from, to).into_bytes()
+}
+
+/// Cuts a list of candidates, behind its first byte, to one.
+fn only_the_first(bytes: Vec<u8>) -> Vec<u8> {
+    let text = String::from_utf8(bytes).unwrap();
+    match text.split_once("},{\"Ok\"") {
+        Some((first, _)) => format!("{first}}}]").into_bytes(),
+        None => text.into_bytes(),
+    }
+}
