@@ -14,6 +14,7 @@ use tch::{Device, Kind};
 
 use crate::error::{Error, Result};
 use crate::layout::RunLayout;
+use crate::ranks::Ranks;
 use crate::streams::{Stream, derive_seed};
 
 /// Below this many parameters, threads work on parts of the batch instead of sharing every operation.
@@ -174,6 +175,28 @@ impl ModelFiles {
     /// a model without ([`Self::refresh_sampler`]).
     pub(crate) fn sampler(&self) -> &Decoder {
         self.merged.as_ref().unwrap_or(&self.decoder)
+    }
+
+    /// What the first rank writes of the model; `None` on the others. All ranks call it together.
+    ///
+    /// With `is_copy` the weights that training changes are host copies, and training may go on while they are written;
+    /// without, they are the model's own.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub(crate) fn snapshot(&self, ranks: &Ranks, is_copy: bool) -> Result<Option<Self>> {
+        if !ranks.is_first() {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            decoder: if is_copy {
+                self.decoder.host_copy()?
+            } else {
+                self.decoder.replica()?
+            },
+            tokenizer: self.tokenizer.clone(),
+            merged: None,
+        }))
     }
 
     /// Writes weights, configuration and tokenizer; of a model with adapters these in place of the weights.
