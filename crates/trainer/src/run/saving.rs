@@ -6,7 +6,6 @@
 //! end of every step whether all are done. Collectives are called between steps only, never from the thread.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
 use asyncthink_recipe::SaveInBackground;
@@ -237,9 +236,10 @@ impl StageRun {
         self.set_save_phase(state.step);
         self.ranks.agree(task.wait())?;
         if !is_sealing {
-            let task = match (partial.clone(), state.clone()) {
-                (Some(partial), state) => Task::start(move || partial.seal(&state)),
-                (None, _) => Task::done(Ok(())),
+            let sealed_state = state.clone();
+            let task = match partial.clone() {
+                Some(partial) => Task::start(move || partial.seal(&sealed_state)),
+                None => Task::done(Ok(())),
             };
             self.pending = Some(PendingSave {
                 state,
@@ -275,8 +275,7 @@ impl StageRun {
         num_updates_before: u64,
         observer: &mut dyn Observer,
     ) -> Error {
-        let ranks = Arc::clone(&self.ranks);
-        if !ranks.is_alone() && !error.is_of_all_ranks() {
+        if !self.ranks.is_alone() && !error.is_of_all_ranks() {
             return error;
         }
         let is_good = self.state.step > 0
