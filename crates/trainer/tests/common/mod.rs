@@ -112,7 +112,7 @@ pub fn recipe(dir: &Path, sets: &[&str]) -> Recipe {
 }
 
 /// Raises the stop flag at a moment and collects what it is told.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Watcher {
     pub stop: StopFlag,
     pub stop_after_step: Option<u64>,
