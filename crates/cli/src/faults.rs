@@ -1,5 +1,7 @@
 //! Which errors of which crate are the user's to fix, and how.
 
+use std::borrow::Cow;
+
 use asyncthink_trainer::SharedFailure;
 
 use crate::failure::Failure;
@@ -98,7 +100,7 @@ impl From<asyncthink_trainer::Error> for Failure {
             E::Io(error) => (error.kind() == std::io::ErrorKind::NotFound, None),
             _ => (error.is_input(), None),
         };
-        let hint = hint.or_else(|| error.hint().map(str::to_owned));
+        let hint = hint.or_else(|| error.hint().map(Cow::into_owned));
         Self::of(&error, is_input, hint)
     }
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use asyncthink_data::ChatTemplate;
 use asyncthink_launch::World;
 use asyncthink_recipe::{ModelSection, Recipe, Stage};
-use asyncthink_trainer::{ModelCard, Observer, Ranks, Resume, RunLayout, RunOptions, RunOutcome};
+use asyncthink_trainer::{
+    Attempt, ModelCard, Observer, Ranks, Resume, RunLayout, RunOptions, RunOutcome,
+};
 
 use crate::args::{ResumeArg, StageArgs};
 use crate::failure::Failure;
@@ -16,7 +18,10 @@ use crate::signals;
 pub(crate) fn run(stage: Stage, args: &StageArgs, out: &mut dyn Write) -> Result<(), Failure> {
     let recipe = Recipe::load(&args.recipe, &args.set)?;
     recipe.check_inputs(stage)?;
-    check_resume(stage, &args.resume)?;
+    // A later attempt goes on from what the first one did, which may have removed the checkpoint that it began with.
+    if !World::from_env().is_ok_and(|world| world.restart_count() > 0) {
+        check_resume(stage, &args.resume)?;
+    }
     check_chat_template(&recipe)?;
     let layout = RunLayout::new(&recipe.run_dir);
     if args.dry_run {
@@ -82,6 +87,7 @@ fn train(
             ResumeArg::Never => Resume::Never,
             ResumeArg::Dir(dir) => Resume::From(dir.clone()),
         },
+        attempt: Attempt::of(world),
     };
     let stop = signals::stop_flag()?;
     // One rank speaks for all.

@@ -2,6 +2,7 @@
 //! and normalised queries and keys where the configuration has them.
 
 mod adapted;
+mod host_copy;
 
 use std::path::Path;
 use std::sync::Mutex;

@@ -321,7 +321,8 @@ fn limits_hint(key: &str, schema: &Json) -> String {
     }
 }
 
-fn all_paths(schema: &Json, prefix: &str, paths: &mut Vec<String>) {
+/// The dotted names of all keys and sections.
+pub(crate) fn all_paths(schema: &Json, prefix: &str, paths: &mut Vec<String>) {
     for (name, inner) in schema["properties"].as_object().into_iter().flatten() {
         let path = join(prefix, name);
         all_paths(inner, &path, paths);

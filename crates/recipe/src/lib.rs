@@ -25,17 +25,21 @@
 
 mod check;
 mod defaults;
+mod device;
 mod document;
 mod error;
 mod nearest;
 mod recipe;
 mod rules;
+mod saving;
 mod schema;
 mod sections;
 mod stages;
 
+pub use device::DeviceSpec;
 pub use error::{ErrorKind, RecipeError, RecipeErrors};
-pub use recipe::{DeviceSpec, Recipe, RecipeData, Stage};
+pub use recipe::{Recipe, RecipeData, Stage};
+pub use saving::{CHANGEABLE_INPUTS, GrpoMetric, SaveInBackground, SftMetric};
 pub use schema::schema;
 pub use sections::{
     ChatSection, DistributedSection, EngineSection, LoraModule, LoraSection, McdGenerate,

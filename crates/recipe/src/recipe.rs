@@ -2,19 +2,19 @@
 
 mod model_folder;
 
-use std::fmt;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::check;
 use crate::defaults::{count, seed, test_target_fraction};
+use crate::device::DeviceSpec;
 use crate::document::{self, Node, Source};
 use crate::error::{ErrorKind, RecipeError, RecipeErrors};
 use crate::rules;
+use crate::saving::SaveInBackground;
 use crate::schema::schema_value;
 use crate::sections::{
     DistributedSection, EngineSection, LoraSection, McdGenerate, McdSection, McdSource, McdTable,
@@ -46,6 +46,17 @@ pub(crate) struct RawRecipe {
     #[serde(default = "count::<0>")]
     #[schemars(range(max = 4096))]
     pub(crate) num_threads: usize,
+    /// Whether training goes on while a checkpoint is written. The weights
+    /// and moments are then copied first, which takes as much host memory
+    /// again as they have: `auto` does so where the model is on a GPU.
+    /// Default `auto`.
+    #[serde(default)]
+    pub(crate) save_in_background: SaveInBackground,
+    /// What may differ from the checkpoint that a run goes on from: keys or
+    /// whole sections of the recipe, `dataset`, `initial_model`. Default
+    /// none. A difference that is not named here is refused.
+    #[serde(default)]
+    pub(crate) allow_changed: Vec<String>,
     /// Where the problems come from.
     pub(crate) task: TaskTable,
     /// How organizer and workers talk, and how long they may.
@@ -74,64 +85,6 @@ pub(crate) struct RawRecipe {
     pub(crate) eval: Option<EvalSection>,
 }
 
-/// Where tensors live.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum DeviceSpec {
-    /// A GPU where there is one, otherwise the CPU.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// The first GPU, or an error.
-    Cuda,
-    /// The GPU of this index, or an error.
-    CudaIndex(usize),
-}
-
-impl fmt::Display for DeviceSpec {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Auto => f.write_str("auto"),
-            Self::Cpu => f.write_str("cpu"),
-            Self::Cuda => f.write_str("cuda"),
-            Self::CudaIndex(index) => write!(f, "cuda:{index}"),
-        }
-    }
-}
-
-impl FromStr for DeviceSpec {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda),
-            _ => text
-                .strip_prefix("cuda:")
-                .filter(|index| index.len() <= 3 && index.bytes().all(|b| b.is_ascii_digit()))
-                .and_then(|index| index.parse().ok())
-                .map(Self::CudaIndex)
-                .ok_or_else(|| "must be `auto`, `cpu`, `cuda` or `cuda:N`".to_owned()),
-        }
-    }
-}
-
-impl TryFrom<String> for DeviceSpec {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl From<DeviceSpec> for String {
-    fn from(device: DeviceSpec) -> Self {
-        device.to_string()
-    }
-}
-
 /// The values of a recipe, after every check.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RecipeData {
@@ -145,6 +98,10 @@ pub struct RecipeData {
     pub device: DeviceSpec,
     /// CPU threads; 0 takes all cores.
     pub num_threads: usize,
+    /// Whether training goes on while a checkpoint is written.
+    pub save_in_background: SaveInBackground,
+    /// What may differ from the checkpoint that a run goes on from.
+    pub allow_changed: Vec<String>,
     /// Where the problems come from.
     pub task: TaskSection,
     /// How organizer and workers talk, and how long they may.
@@ -296,6 +253,8 @@ impl Recipe {
             seed: raw.seed,
             device: raw.device,
             num_threads: raw.num_threads,
+            save_in_background: raw.save_in_background,
+            allow_changed: raw.allow_changed.clone(),
             task: TaskSection::Mcd(mcd),
             protocol: raw.protocol.clone(),
             prompts: raw.prompts.clone(),

@@ -2,14 +2,14 @@
 //! they speak even where another part of the recipe does not parse; a rule
 //! whose keys are absent or ill-formed says nothing.
 
-mod chat;
+mod prompts;
+mod saving;
 
 use serde_json::Value as Json;
 
+use crate::device::DeviceSpec;
 use crate::document::{Node, Value};
 use crate::error::{ErrorKind, RecipeError};
-use crate::nearest::nearest;
-use crate::recipe::DeviceSpec;
 
 /// All contradictions in `root`.
 pub(crate) fn check(root: &Node, schema: &Json) -> Vec<RecipeError> {
@@ -32,6 +32,7 @@ pub(crate) fn check(root: &Node, schema: &Json) -> Vec<RecipeError> {
     rules.engine();
     rules.distributed();
     rules.synth();
+    rules.saving();
     rules.errors
 }
 
@@ -257,52 +258,6 @@ impl Rules<'_> {
         }
     }
 
-    fn prompts(&mut self) {
-        self.template("prompts.organizer", &["query"], &["max_workers"]);
-        self.template("prompts.worker", &["sub_query"], &[]);
-        self.template(
-            "prompts.query",
-            &["numbers", "target"],
-            &["required", "min_numbers", "max_numbers"],
-        );
-    }
-
-    fn template(&mut self, key: &str, needed: &[&str], allowed: &[&str]) {
-        let Some(text) = self.text(key).map(str::to_owned) else {
-            return;
-        };
-        let found = placeholders(&text);
-        let known: Vec<&str> = needed.iter().chain(allowed).copied().collect();
-        for name in &found {
-            if known.contains(name) {
-                continue;
-            }
-            let hint = nearest(name, &known).map_or_else(
-                || {
-                    let quoted: Vec<_> = known.iter().map(|name| format!("`{{{name}}}`")).collect();
-                    format!("this template knows {}", quoted.join(", "))
-                },
-                |name| format!("did you mean `{{{name}}}`?"),
-            );
-            self.push(
-                ErrorKind::OutOfRange,
-                key,
-                &format!("no such placeholder: `{{{name}}}`"),
-                &hint,
-            );
-        }
-        for name in needed {
-            if !found.contains(name) {
-                self.push(
-                    ErrorKind::OutOfRange,
-                    key,
-                    &format!("the template does not hold `{{{name}}}`"),
-                    &format!("put `{{{name}}}` where it belongs"),
-                );
-            }
-        }
-    }
-
     fn distributed(&mut self) {
         if self.text("distributed.shard") == Some("full") && self.has("model.lora") {
             self.conflict(
@@ -491,21 +446,4 @@ impl Rules<'_> {
             );
         }
     }
-}
-
-/// The names in `{name}` and `{name:0N}`, where a name is lower-case letters and `_`.
-pub(crate) fn placeholders(text: &str) -> Vec<&str> {
-    let mut found = Vec::new();
-    let mut rest = text;
-    while let Some(open) = rest.find('{') {
-        rest = &rest[open + 1..];
-        let end = rest
-            .find(|c: char| !(c.is_ascii_lowercase() || c == '_'))
-            .unwrap_or(rest.len());
-        let after = &rest[end..];
-        if end > 0 && (after.starts_with('}') || after.starts_with(":0")) {
-            found.push(&rest[..end]);
-        }
-    }
-    found
 }

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::defaults::{MAX_COUNT, MAX_ITEMS, count, one, yes, zero};
+use crate::saving::{GrpoMetric, SftMetric};
 
 /// `[synth]`: cold-start traces written by the solver teacher. An attempt is
 /// one line: an expression, its value, and whether that is the target. The
@@ -111,10 +112,20 @@ pub struct SftSection {
     #[serde(default = "count::<200>")]
     #[schemars(range(min = 1, max = MAX_COUNT))]
     pub save_every_steps: usize,
-    /// Checkpoints to keep. Default 2, so that one is always complete.
+    /// Newest checkpoints to keep. Default 2, so that one is always complete.
     #[serde(default = "count::<2>")]
     #[schemars(range(min = 1, max = MAX_COUNT))]
     pub keep_checkpoints: usize,
+    /// Best checkpoints to keep besides the newest; the link `best` names the
+    /// best of them. Default 0.
+    #[serde(default)]
+    #[schemars(range(max = MAX_COUNT))]
+    pub keep_best_checkpoints: usize,
+    /// What the best are found by: a figure of the step that is saved, or
+    /// for `held_out_loss` as measured last. Of equals the later one is the
+    /// better. Default `held_out_loss`, which needs `eval_every_steps`.
+    #[serde(default)]
+    pub best_metric: SftMetric,
     /// Steps between lines of `metrics.jsonl`. Default 1.
     #[serde(default = "count::<1>")]
     #[schemars(range(min = 1, max = MAX_COUNT))]
@@ -255,10 +266,20 @@ pub struct GrpoSection {
     #[serde(default = "count::<20>")]
     #[schemars(range(min = 1, max = MAX_COUNT))]
     pub save_every_steps: usize,
-    /// Checkpoints to keep. Default 2, so that one is always complete.
+    /// Newest checkpoints to keep. Default 2, so that one is always complete.
     #[serde(default = "count::<2>")]
     #[schemars(range(min = 1, max = MAX_COUNT))]
     pub keep_checkpoints: usize,
+    /// Best checkpoints to keep besides the newest; the link `best` names the
+    /// best of them. Default 0.
+    #[serde(default)]
+    #[schemars(range(max = MAX_COUNT))]
+    pub keep_best_checkpoints: usize,
+    /// What the best are found by: a figure of the step that is saved. Of
+    /// equals the later one is the better. Default `reward`, what is trained
+    /// for. A step has few episodes, so its figures are partly chance.
+    #[serde(default)]
+    pub best_metric: GrpoMetric,
     /// Steps between lines of `metrics.jsonl`. Default 1.
     #[serde(default = "count::<1>")]
     #[schemars(range(min = 1, max = MAX_COUNT))]

@@ -86,6 +86,17 @@ fn each_kind_of_error_has_a_place_a_reason_and_a_remedy() {
                 "[model.lora]\nrank = 0\nalpha = 0\ntarget_modules = [\"q_proj\", \"lm_head\"]\n[model.init]",
             ),
         ),
+        (
+            "best_that_is_never_measured",
+            with("[sft]", "[sft]\nkeep_best_checkpoints = 1"),
+        ),
+        (
+            "allowed_changes",
+            with(
+                "seed = 1",
+                "seed = 1\nallow_changed = [\"grpo.optimizer.learning_rat\", \"group_size\", \"data\", \"grpo.reward\", \"initial_model\"]",
+            ),
+        ),
     ];
     let mut report = String::new();
     for (name, text) in cases {
@@ -197,6 +208,25 @@ fn tau_has_no_say_where_nothing_is_paid() {
     // 1/3 is above the float 0.333 and below 0.334.
     refused(GOOD, &["protocol.capacity=3", "grpo.reward.tau=0.333"]);
     load(GOOD, &["protocol.capacity=3", "grpo.reward.tau=0.334"]).expect("above 1/3");
+}
+
+#[test]
+fn the_best_are_kept_by_what_is_measured() {
+    for sets in [
+        &["sft.keep_best_checkpoints=1", "sft.eval_every_steps=5"][..],
+        &["sft.keep_best_checkpoints=1", "sft.best_metric=loss"],
+        &["sft.best_metric=held_out_loss"],
+        &["grpo.keep_best_checkpoints=1", "grpo.best_metric=eta_ratio"],
+    ] {
+        let recipe = load(GOOD, sets).unwrap_or_else(|errors| panic!("{errors}"));
+        let resolved = load(&recipe.to_toml(), &[]).unwrap_or_else(|errors| panic!("{errors}"));
+        assert_eq!(*recipe, *resolved);
+    }
+    let errors = refused(GOOD, &["grpo.best_metric=loss"]);
+    assert_eq!(
+        kinds(&errors),
+        [(ErrorKind::OutOfRange, "grpo.best_metric")]
+    );
 }
 
 #[test]

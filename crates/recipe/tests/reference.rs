@@ -52,7 +52,9 @@ fn kind(schema: &Value) -> String {
             let items = kind(&schema["items"]);
             let (name, limits) = items.split_once(',').unwrap_or((&items, ""));
             let comma = if limits.is_empty() { "" } else { "," };
-            return format!("{} {name}s{comma}{limits}", schema["minItems"]);
+            let count = schema["minItems"].as_u64();
+            let count = count.map_or_else(String::new, |count| format!("{count} "));
+            return format!("{count}{name}s{comma}{limits}");
         }
         Some("number") => "number",
         Some(name) => name,

@@ -1,6 +1,7 @@
 //! What can go wrong while training.
 
-use std::fmt::Write as _;
+use std::borrow::Cow;
+use std::fmt;
 use std::path::PathBuf;
 
 /// An error of this crate.
@@ -217,16 +218,27 @@ pub struct KeyDifference {
     pub now: Option<String>,
 }
 
-fn list(differences: &[KeyDifference]) -> String {
-    let mut text = String::new();
-    for KeyDifference { key, before, now } in differences {
-        let comma = if text.is_empty() { "" } else { ", " };
-        let before = before.as_deref().unwrap_or("absent");
-        let now = now.as_deref().unwrap_or("absent");
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{comma}`{key}` is {now}, was {before}");
+impl fmt::Display for KeyDifference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let before = self.before.as_deref().unwrap_or("absent");
+        let now = self.now.as_deref().unwrap_or("absent");
+        write!(f, "`{}` is {now}, was {before}", self.key)
     }
-    text
+}
+
+fn list(differences: &[KeyDifference]) -> String {
+    let texts: Vec<String> = differences.iter().map(ToString::to_string).collect();
+    texts.join(", ")
+}
+
+/// How to go on all the same.
+fn allow(keys: &[&str]) -> String {
+    let quoted: Vec<String> = keys.iter().map(|key| format!("\"{key}\"")).collect();
+    format!(
+        "restore what was, start over with `--resume never` (the earlier run is kept aside), choose another `run_dir`, or go on \
+         with the change by `--set 'allow_changed=[{}]'`",
+        quoted.join(", ")
+    )
 }
 
 /// Shorthand for results of this crate.
@@ -259,7 +271,20 @@ impl Error {
     }
 
     /// What the user can do about it.
-    pub fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<Cow<'static, str>> {
+        let changed = match self {
+            Self::RecipeChanged { differences, .. } => {
+                let keys = differences.iter().map(|one| one.key.as_str());
+                allow(&keys.collect::<Vec<_>>())
+            }
+            Self::DatasetChanged { .. } => allow(&["dataset"]),
+            Self::InitialModelChanged { .. } => allow(&["initial_model"]),
+            _ => return self.plain_hint().map(Cow::Borrowed),
+        };
+        Some(Cow::Owned(changed))
+    }
+
+    fn plain_hint(&self) -> Option<&'static str> {
         Some(match self {
             Self::NonFinite { .. } => {
                 "lower `optimizer.learning_rate` or `optimizer.max_grad_norm` and start over with `--resume never`"
@@ -278,12 +303,6 @@ impl Error {
                 "give another checkpoint with `--resume DIR`, or start over with `--resume never`"
             }
             Self::NoInitialModel { .. } => "run `asyncthink-train sft` with this recipe first",
-            Self::RecipeChanged { .. } | Self::DatasetChanged { .. } => {
-                "restore the earlier values, choose another `run_dir`, or start over with `--resume never`"
-            }
-            Self::InitialModelChanged { .. } => {
-                "train anew with `--resume never` (the earlier run is kept aside), or choose another `run_dir`"
-            }
             Self::RunInUse { .. } => "wait for that process to end, or choose another `run_dir`",
             Self::VocabularyTooLarge { .. } => {
                 "the folder mixes the files of two models: fetch it again"

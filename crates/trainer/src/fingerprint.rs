@@ -12,9 +12,11 @@ const SHARED_SECTIONS: [&str; 4] = ["seed", "task", "protocol", "prompts"];
 
 /// Keys of the stages that may change between a stop and a resume: how often something is written, what is checked, and
 /// how work is cut. (Cutting changes the rounding of sums and nothing else.)
-const FREE_KEYS: [&str; 8] = [
+const FREE_KEYS: [&str; 10] = [
     "save_every_steps",
     "keep_checkpoints",
+    "keep_best_checkpoints",
+    "best_metric",
     "log_every_steps",
     "dump_episodes_every_steps",
     "max_logprob_mismatch",

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use asyncthink_data::TrainingRow;
-use asyncthink_data::parquet::{read_episodes, write_episodes};
 use asyncthink_recipe::{self as recipes, GrpoSection, LossAggregation, Recipe, Stage};
 use asyncthink_rollout::{Episode, Query};
 use asyncthink_tasks::Problem;
@@ -22,6 +21,7 @@ use crate::advantage::Advantage;
 use crate::card::ModelCard;
 use crate::checkpoint::{Checkpoint, model_identity};
 use crate::episode_figures::EpisodeFigures;
+use crate::episode_files;
 use crate::episodes::{
     GradedEpisode, assign_advantages, episode_records, grade_episode, training_rows,
 };
@@ -77,10 +77,6 @@ pub fn run_grpo(
         return Err(error);
     }
     let num_steps = section.num_steps as u64;
-    let save = SavePolicy {
-        every_steps: section.save_every_steps as u64,
-        keep: section.keep_checkpoints,
-    };
     let origin = Origin {
         dataset: fingerprint::of_problems(&problems)?,
         initial_model: match &initial {
@@ -101,7 +97,7 @@ pub fn run_grpo(
         Stage::Grpo,
         origin,
         num_steps,
-        save,
+        SavePolicy::of_grpo(recipe, section),
         options,
         observer,
     )?;
@@ -151,6 +147,9 @@ pub fn run_grpo(
             run.append_metrics(&line)?;
         }
         report(observer, &line, num_steps);
+        for (metric, figure) in line.figures_of_checkpoint() {
+            run.note(metric.name(), figure);
+        }
         run.finish_step(&model, &optimizer, observer)?;
         if !run.is_finished() && run.stop_requested(stop)?.is_some() {
             return run.stop(stop, &model, &optimizer, observer);
@@ -280,7 +279,13 @@ impl<'a> Trainer<'a> {
         };
         let update = UpdateFigures { num_rows, ..update };
         let started = Instant::now();
-        self.dump(context.step, &episodes, &queries, model)?;
+        let dump_every = self.section.dump_episodes_every_steps;
+        if dump_every.is_some_and(|every| context.step.is_multiple_of(every as u64)) {
+            let texts: Vec<&str> = queries.iter().map(|query| query.text.as_str()).collect();
+            let records = episode_records(context.step, &episodes, &texts, &model.tokenizer);
+            let path = self.layout.episodes(Stage::Grpo, context.step);
+            episode_files::write(&path, records, &self.ranks)?;
+        }
         context.clock.book(Phase::Save, started);
         let figures = EpisodeFigures::over_ranks(&episodes, &self.ranks)?;
         let trained = update.num_tokens * self.section.num_updates_per_rollout;
@@ -489,39 +494,6 @@ impl<'a> Trainer<'a> {
             }
             _ => Ok(()),
         }
-    }
-
-    fn dump(
-        &self,
-        step: u64,
-        episodes: &[GradedEpisode],
-        queries: &[Query],
-        model: &Trainee,
-    ) -> Result<()> {
-        let is_due = self
-            .section
-            .dump_episodes_every_steps
-            .is_some_and(|every| step.is_multiple_of(every as u64));
-        if !is_due {
-            return Ok(());
-        }
-        let texts: Vec<&str> = queries.iter().map(|query| query.text.as_str()).collect();
-        let mut records = episode_records(step, episodes, &texts, &model.tokenizer);
-        let path = self.layout.episodes(Stage::Grpo, step);
-        // Every rank leaves its episodes beside the file, and the first puts them together in the order of the prompts.
-        let part = |rank: usize| path.with_extension(format!("rank_{rank}"));
-        if !self.ranks.is_first() {
-            let written = write_episodes(&part(self.ranks.rank()), &records);
-            self.ranks.agree(written.map_err(Error::from))?;
-            return self.ranks.agree(Ok(()));
-        }
-        self.ranks.agree(Ok(()))?;
-        let gathered = (1..self.ranks.world_size()).try_for_each(|rank| -> Result<()> {
-            records.extend(read_episodes(&part(rank))?);
-            Ok(fs_err::remove_file(part(rank))?)
-        });
-        let written = gathered.and_then(|()| Ok(write_episodes(&path, &records)?));
-        self.ranks.agree(written)
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a GRPO step writes to `metrics.jsonl` and shows.
 
+use asyncthink_recipe::GrpoMetric;
 use serde::Serialize;
 
 use crate::episode_figures::EpisodeFigures;
@@ -20,6 +21,19 @@ pub(crate) struct GrpoLine {
     #[serde(flatten)]
     pub(crate) update: UpdateFigures,
     pub(crate) timing: Timing,
+}
+
+impl GrpoLine {
+    /// What checkpoints may be compared by.
+    pub(crate) fn figures_of_checkpoint(&self) -> [(GrpoMetric, Option<f64>); 4] {
+        let episodes = &self.episodes;
+        [
+            (GrpoMetric::Reward, Some(episodes.reward)),
+            (GrpoMetric::RewardAccuracy, Some(episodes.reward_accuracy)),
+            (GrpoMetric::AllCorrect, Some(episodes.all_correct)),
+            (GrpoMetric::EtaRatio, episodes.eta_ratio),
+        ]
+    }
 }
 
 /// What the updates of a step measured; means over the updates where there are several.

@@ -15,10 +15,12 @@
 //! `vocab`.
 
 mod advantage;
+mod background;
 mod batch;
 mod card;
 mod checkpoint;
 mod episode_figures;
+mod episode_files;
 mod episodes;
 mod error;
 mod figures;
@@ -61,7 +63,7 @@ mod update;
 pub use advantage::{Advantage, Group};
 pub use batch::MicroBatch;
 pub use card::{MODEL_CARD_FILE, ModelCard};
-pub use checkpoint::{Checkpoint, CheckpointStore, Found, TrainerState};
+pub use checkpoint::{Checkpoint, CheckpointStore, Found, Retention, TrainerState};
 pub use episode_figures::EpisodeFigures;
 pub use episodes::{
     GradedEpisode, assign_advantages, episode_records, grade_episode, training_rows,
@@ -79,7 +81,7 @@ pub use optimizer::{AdamW, AdamWSettings, is_decayed};
 pub use problems::{test_problems, train_problems};
 pub use ranks::{Ranks, SharedFailure};
 pub use reward::{EpisodeScore, LambdaSchedule, RewardParts, RewardRule};
-pub use run::{Resume, RunOptions, RunOutcome};
+pub use run::{Attempt, Resume, RunOptions, RunOutcome};
 pub use sampling::EpisodeSampler;
 pub use schedule::{Decay, LearningRate};
 pub use score::score_sequences;

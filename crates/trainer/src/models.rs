@@ -163,6 +163,15 @@ impl ModelFiles {
         self.decoder.save(dir)?;
         Ok(self.tokenizer.save(dir)?)
     }
+
+    /// Writes the model with its adapters added, as a folder of its own.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub(crate) fn save_merged(&self, dir: &Path) -> Result<()> {
+        self.decoder.merged()?.save(dir)?;
+        Ok(self.tokenizer.save(dir)?)
+    }
 }
 
 /// The tokenizer of a model folder, whose ids the model knows.

@@ -412,7 +412,8 @@ mod tests {
                 let mut second_half = optimizer_of(&broken);
                 let dir = tempfile::tempdir().unwrap();
                 let ranks = Ranks::single();
-                optimizer_files::write_share(&first_half, &ranks, dir.path()).unwrap();
+                let share = optimizer_files::snapshot(&first_half, &ranks).unwrap();
+                share.write(dir.path()).unwrap();
                 let num_updates = first_half.num_updates();
                 optimizer_files::restore(&mut second_half, &ranks, dir.path(), num_updates)
                     .unwrap();

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::flat::{FlatLayout, Piece, Place, signed, stretch};
 use crate::optimizer::AdamW;
 use crate::ranks::Ranks;
-use crate::tensors;
+use crate::tensors::{self, Values};
 
 /// Below a checkpoint's folder.
 const FOLDER: &str = "trainer/optimizer";
@@ -32,37 +32,60 @@ struct Index {
     files: Vec<Vec<Range<usize>>>,
 }
 
-/// Writes this rank's moments below the checkpoint folder `dir`; the first rank writes what all files hold as well.
+/// This rank's moments of one moment, as they are written; the first rank's with what all files hold.
+#[derive(Debug)]
+pub(crate) struct Share {
+    rank: usize,
+    world_size: usize,
+    moments: [Values; 2],
+    index: Option<String>,
+}
+
+/// Copies this rank's moments to the host, in the form in which they are written.
 ///
 /// # Errors
-/// When the disk refuses.
-pub(crate) fn write_share(optimizer: &AdamW, ranks: &Ranks, dir: &Path) -> Result<()> {
-    let folder = dir.join(FOLDER);
-    fs::create_dir_all(&folder)?;
+/// When the memory cannot be had.
+pub(crate) fn snapshot(optimizer: &AdamW, ranks: &Ranks) -> Result<Share> {
     let world_size = ranks.world_size();
-    if ranks.is_first() {
+    let index = || {
         let index = Index {
             parameters: optimizer.layout().places().to_vec(),
             files: (0..world_size)
                 .map(|rank| elements_of(&optimizer.pieces(rank)))
                 .collect(),
         };
-        let text = serde_json::to_string(&index)
-            .map_err(|error| Error::stage("writing the optimizer's index", error))?;
-        fs::write(folder.join(INDEX_FILE), text)?;
-    }
+        serde_json::to_string(&index)
+            .map_err(|error| Error::stage("writing the optimizer's index", error))
+    };
     let (moments, pieces) = (optimizer.owned(), optimizer.pieces(ranks.rank()));
-    let path = file_of(&folder, ranks.rank(), world_size);
-    tensors::save(
-        &path,
-        &[
-            (FIRST.to_owned(), packed(&moments.first_moments, &pieces)?),
-            (SECOND.to_owned(), packed(&moments.second_moments, &pieces)?),
+    Ok(Share {
+        rank: ranks.rank(),
+        world_size,
+        moments: [
+            Values::of(FIRST, &packed(&moments.first_moments, &pieces)?)?,
+            Values::of(SECOND, &packed(&moments.second_moments, &pieces)?)?,
         ],
-    )?;
-    // Its owner alone knows when it is on the disk.
-    fs::File::open(&path)?.sync_all()?;
-    Ok(())
+        index: ranks.is_first().then(index).transpose()?,
+    })
+}
+
+impl Share {
+    /// Writes the moments below the checkpoint folder `dir`.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
+        let folder = dir.join(FOLDER);
+        fs::create_dir_all(&folder)?;
+        if let Some(index) = &self.index {
+            fs::write(folder.join(INDEX_FILE), index)?;
+        }
+        let path = file_of(&folder, self.rank, self.world_size);
+        tensors::write(&path, &self.moments)?;
+        // Its owner alone knows when it is on the disk.
+        fs::File::open(&path)?.sync_all()?;
+        Ok(())
+    }
 }
 
 /// Takes over this rank's moments from a checkpoint of any number of ranks, and the count of updates.

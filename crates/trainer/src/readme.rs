@@ -274,6 +274,7 @@ mod tests {
             recipe: recipe
                 .map(|(key, value)| (key.to_owned(), value.to_owned()))
                 .into(),
+            figures: std::collections::BTreeMap::new(),
         }
     }
 

@@ -1,14 +1,18 @@
 //! What both stages share: progress of a run, resuming and saving, by all ranks together.
 
+mod saving;
+
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
 
-use asyncthink_recipe::{OptimizerSection, Recipe, Schedule, Stage};
+use asyncthink_launch::World;
+use asyncthink_recipe::{
+    GrpoSection, OptimizerSection, Recipe, SaveInBackground, Schedule, SftSection, Stage,
+};
 use asyncthink_torch::Traffic;
 use serde::Serialize;
 
-use crate::checkpoint::{Checkpoint, CheckpointStore, TrainerState};
+use crate::checkpoint::{Checkpoint, CheckpointStore, Retention, TrainerState};
 use crate::error::{Error, Result};
 use crate::fingerprint::recipe_keys;
 use crate::layout::RunLayout;
@@ -18,8 +22,10 @@ use crate::optimizer::{AdamW, AdamWSettings};
 use crate::optimizer_files;
 use crate::ranks::Ranks;
 use crate::schedule::{Decay, LearningRate};
-use crate::stage_folder::{SavedModel, StageFolder};
+use crate::stage_folder::StageFolder;
 use crate::trainee::Trainee;
+
+pub(crate) use saving::ModelShare;
 
 /// Where a run begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +46,31 @@ pub struct RunOptions {
     pub resume: Resume,
     /// The processes that run it together. All of them need the run's folder.
     pub ranks: Arc<Ranks>,
+    /// Which attempt this is, of a launcher that tries again. Where one of them has begun as `resume` says, later ones go
+    /// on from its checkpoints.
+    pub attempt: Option<Attempt>,
+}
+
+/// One of the attempts of a launch, which starts its ranks again when one fails.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// The same for all attempts of a launch.
+    pub launch: String,
+    /// How many came before.
+    pub num_before: u32,
+}
+
+impl Attempt {
+    /// The attempt of this process; `None` where no launcher started it.
+    pub fn of(world: &World) -> Option<Self> {
+        world.master()?;
+        // The launcher of the first rank stays the same for as long as a launch lasts.
+        let run_id = std::env::var("TORCHELASTIC_RUN_ID").unwrap_or_default();
+        Some(Self {
+            launch: format!("{run_id} {}", std::os::unix::process::parent_id()),
+            num_before: world.restart_count(),
+        })
+    }
 }
 
 /// How a run ended.
@@ -63,16 +94,49 @@ pub enum RunOutcome {
     },
 }
 
-/// How often a stage saves.
+/// When a stage saves, and what it keeps.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SavePolicy {
     pub(crate) every_steps: u64,
-    pub(crate) keep: usize,
+    pub(crate) retention: Retention,
+    pub(crate) in_background: SaveInBackground,
+}
+
+impl SavePolicy {
+    /// That of stage `sft`.
+    pub(crate) fn of_sft(recipe: &Recipe, section: &SftSection) -> Self {
+        Self {
+            every_steps: section.save_every_steps as u64,
+            retention: Retention {
+                num_newest: section.keep_checkpoints,
+                num_best: section.keep_best_checkpoints,
+                metric: section.best_metric.name(),
+                less_is_better: section.best_metric.less_is_better(),
+            },
+            in_background: recipe.save_in_background,
+        }
+    }
+
+    /// That of stage `grpo`.
+    pub(crate) fn of_grpo(recipe: &Recipe, section: &GrpoSection) -> Self {
+        Self {
+            every_steps: section.save_every_steps as u64,
+            retention: Retention {
+                num_newest: section.keep_checkpoints,
+                num_best: section.keep_best_checkpoints,
+                metric: section.best_metric.name(),
+                less_is_better: section.best_metric.less_is_better(),
+            },
+            in_background: recipe.save_in_background,
+        }
+    }
 }
 
 /// A stage under way.
 #[derive(Debug)]
 pub(crate) struct StageRun {
+    /// The first field, so that its end is waited for before the folder is let go of.
+    pending: Option<saving::PendingSave>,
     ranks: Arc<Ranks>,
     /// What the first rank alone reads and writes.
     folder: Option<StageFolder>,
@@ -130,6 +194,7 @@ impl StageRun {
             dataset: origin.dataset,
             initial_model: origin.initial_model,
             recipe: recipe_keys(recipe, stage)?,
+            figures: std::collections::BTreeMap::new(),
         };
         ranks.check_same("recipe, data and initial model", &to_json(&state)?)?;
         let opened = ranks.is_first().then(|| {
@@ -138,8 +203,8 @@ impl StageRun {
                 stage,
                 &state,
                 num_steps,
-                save.keep,
-                &options.resume,
+                save.retention,
+                options,
                 observer,
             )
         });
@@ -149,11 +214,12 @@ impl StageRun {
             state.take_progress_of(&checkpoint.state);
         }
         let checkpoints = RunLayout::new(&recipe.run_dir).checkpoints(stage);
-        let store = CheckpointStore::attach(&checkpoints, save.keep);
+        let store = CheckpointStore::attach(&checkpoints, save.retention);
         let saved = checkpoint
             .as_ref()
             .map(|checkpoint| (state.step, store.dir_of(checkpoint.state.step)));
         let run = Self {
+            pending: None,
             ranks,
             folder,
             store,
@@ -223,90 +289,12 @@ impl StageRun {
         self.state.step >= self.num_steps
     }
 
-    /// Books a finished step; saves if one is due.
-    pub(crate) fn finish_step(
-        &mut self,
-        model: &Trainee,
-        optimizer: &AdamW,
-        observer: &mut dyn Observer,
-    ) -> Result<()> {
-        self.traffic_at_line = Some(self.ranks.group().traffic());
-        self.state.step += 1;
-        if self.state.step.is_multiple_of(self.save.every_steps) || self.is_finished() {
-            self.save(model, optimizer, observer)?;
-        }
-        Ok(())
-    }
-
-    /// Saves, unless the newest checkpoint is of this step: the first rank writes the model, every rank its moments, and
-    /// the first rank makes a checkpoint of it when all are done.
-    pub(crate) fn save(
-        &mut self,
-        model: &Trainee,
-        optimizer: &AdamW,
-        observer: &mut dyn Observer,
-    ) -> Result<()> {
-        if self
-            .saved
-            .as_ref()
-            .is_some_and(|(step, _)| *step == self.state.step)
-        {
-            return Ok(());
-        }
-        let started = Instant::now();
-        self.ranks.set_phase(&format!(
-            "{}: saving step {}",
-            self.state.stage, self.state.step
-        ));
-        self.state.num_updates = optimizer.num_updates();
-        let decoder = model.for_saving()?;
-        let dir = match (&mut self.folder, decoder) {
-            (Some(folder), Some(decoder)) => {
-                let files = SavedModel {
-                    decoder: &decoder,
-                    tokenizer: &model.tokenizer,
-                };
-                let is_finished = self.state.step >= self.num_steps;
-                folder.save(&mut self.state, files, optimizer, &self.ranks, is_finished)?
-            }
-            _ => self.save_share(optimizer)?,
+    /// Notes a figure of the step under way, for its checkpoint to be compared by.
+    pub(crate) fn note(&mut self, name: &str, figure: Option<f64>) {
+        match figure {
+            Some(value) => self.state.figures.insert(name.to_owned(), value),
+            None => self.state.figures.remove(name),
         };
-        self.save_seconds += started.elapsed().as_secs_f64();
-        observer.saved(&dir, self.state.step);
-        self.saved = Some((self.state.step, dir));
-        Ok(())
-    }
-
-    /// The part of a rank that is not the first; it keeps step with [`StageFolder::save`].
-    fn save_share(&self, optimizer: &AdamW) -> Result<PathBuf> {
-        let step = self.state.step;
-        self.ranks.agree(Ok(()))?;
-        let written =
-            optimizer_files::write_share(optimizer, &self.ranks, &self.store.partial_dir(step));
-        self.ranks.agree(written)?;
-        self.ranks.agree(Ok(self.store.dir_of(step)))
-    }
-
-    /// Saves the last finished step of a run that fails, if the weights are still those of that step, and hands the
-    /// error back. A save that fails too changes nothing about the error.
-    pub(crate) fn fail(
-        &mut self,
-        error: Error,
-        model: &Trainee,
-        optimizer: &AdamW,
-        num_updates_before: u64,
-        observer: &mut dyn Observer,
-    ) -> Error {
-        let is_good = self.state.step > 0
-            && (self.ranks.is_alone() || error.is_of_all_ranks())
-            && optimizer.num_updates() == num_updates_before
-            && model.is_finite().unwrap_or(false);
-        if is_good && let Err(error) = self.save(model, optimizer, observer) {
-            observer.warning(&format!(
-                "the last finished step could not be saved: {error}"
-            ));
-        }
-        error
     }
 
     /// The outcome of a run that did all its steps.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use asyncthink_data::TrainingRow;
 use asyncthink_data::parquet::{SftPair, read_sft_pairs};
-use asyncthink_recipe::{Recipe, SftSection, Stage};
+use asyncthink_recipe::{Recipe, SftMetric, SftSection, Stage};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
@@ -67,10 +67,7 @@ pub fn run_sft(
         held_out,
     } = read_rows(recipe, section)?;
     let num_steps = section.num_steps as u64;
-    let save = SavePolicy {
-        every_steps: section.save_every_steps as u64,
-        keep: section.keep_checkpoints,
-    };
+    let save = SavePolicy::of_sft(recipe, section);
     let origin = Origin::of_data(fingerprint::of_rows(&rows));
     let ranks = Arc::clone(&options.ranks);
     let (mut run, checkpoint) = StageRun::open(
@@ -152,6 +149,10 @@ pub fn run_sft(
             run.append_metrics(&line)?;
         }
         report(observer, &line, num_steps);
+        run.note(SftMetric::Loss.name(), Some(line.loss));
+        if is_measured {
+            run.note(SftMetric::HeldOutLoss.name(), held_out_loss);
+        }
         run.finish_step(&model, &optimizer, observer)?;
         if !run.is_finished() && run.stop_requested(stop)?.is_some() {
             return run.stop(stop, &model, &optimizer, observer);

@@ -2,35 +2,26 @@
 
 use std::path::{Path, PathBuf};
 
-use asyncthink_data::{Tokenizer, write_bytes_atomic};
-use asyncthink_model::Decoder;
+use asyncthink_data::write_bytes_atomic;
 use asyncthink_recipe::{Recipe, Stage};
 use fs_err as fs;
 
 use crate::card::ModelCard;
 use crate::checkpoint::{
-    Checkpoint, CheckpointStore, PartialCheckpoint, TrainerState, remove, sync,
+    Checkpoint, CheckpointStore, PartialCheckpoint, Retention, TrainerState, remove, sync,
 };
+use crate::episode_files;
 use crate::error::Result;
 use crate::layout::RunLayout;
 use crate::lock::StageLock;
 use crate::metrics::MetricsLog;
+use crate::models::ModelFiles;
 use crate::observer::Observer;
-use crate::optimizer::AdamW;
-use crate::optimizer_files;
-use crate::ranks::Ranks;
-use crate::readme::{Contents, Readme};
-use crate::run::Resume;
+use crate::readme::Readme;
+use crate::run::{ModelShare, Resume, RunOptions};
 
-/// Where the last checkpoint of a run with adapters holds the whole model, if the recipe asks for it.
-const MERGED_FOLDER: &str = "merged";
-
-/// What a checkpoint holds of the model.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct SavedModel<'a> {
-    pub(crate) decoder: &'a Decoder,
-    pub(crate) tokenizer: &'a Tokenizer,
-}
+/// Names the launch that began the run as `--resume` asked, for its later attempts.
+const LAUNCH_FILE: &str = ".launch";
 
 /// The open folder of a stage.
 #[derive(Debug)]
@@ -51,17 +42,19 @@ impl StageFolder {
         stage: Stage,
         begin: &TrainerState,
         num_steps: u64,
-        keep: usize,
-        resume: &Resume,
+        retention: Retention,
+        options: &RunOptions,
         observer: &mut dyn Observer,
     ) -> Result<(Self, Option<Checkpoint>)> {
+        let allowed = &recipe.allow_changed;
         let layout = RunLayout::new(&recipe.run_dir);
         let lock = StageLock::acquire(&layout, stage)?;
         let folder = layout.stage(stage);
         let checkpoints = layout.checkpoints(stage);
         recover_replacement(&folder)?;
-        let mut given = match resume {
-            Resume::From(dir) => Some(open_given(dir, begin)?),
+        let mut given = match &options.resume {
+            _ if has_begun(&folder, options) => None,
+            Resume::From(dir) => Some(open_given(dir, begin, allowed, observer)?),
             Resume::Never => {
                 move_aside(&folder, observer)?;
                 None
@@ -72,19 +65,24 @@ impl StageFolder {
         {
             replace_by_copy(&folder, &foreign, observer)?;
         }
-        let store = CheckpointStore::open(&checkpoints, keep)?;
+        let store = CheckpointStore::open(&checkpoints, retention)?;
         let checkpoint = match given {
             Some(given) => Some(given),
-            None => newest(&store, begin, observer)?,
+            None => newest(&store, begin, allowed, observer)?,
         };
         let mut state = begin.clone();
         if let Some(checkpoint) = &checkpoint {
             state.take_progress_of(&checkpoint.state);
             store.rewind_to(state.step)?;
         }
-        remove_later_episodes(&layout.episodes_folder(stage), state.step)?;
+        episode_files::remove_stale(&layout.episodes_folder(stage), state.step)?;
         write_bytes_atomic(&folder.join("recipe.toml"), recipe.to_toml().as_bytes())?;
         layout.write_recipe(recipe)?;
+        if let (Resume::Never | Resume::From(_), Some(attempt)) =
+            (&options.resume, &options.attempt)
+        {
+            write_bytes_atomic(&folder.join(LAUNCH_FILE), attempt.launch.as_bytes())?;
+        }
         let metrics = MetricsLog::open(&layout.metrics(stage), state.metrics_bytes)?;
         if metrics.missing_bytes() > 0 {
             observer.warning(&format!(
@@ -105,75 +103,76 @@ impl StageFolder {
         Ok((opened, checkpoint))
     }
 
-    /// Writes the checkpoint of `state.step` with the other ranks, each of which adds its moments
-    /// ([`StageRun::save`](crate::run::StageRun::save)). They meet three times, and at each learn whether all went well:
-    /// when the model is written, when all moments are, and when the checkpoint has its name.
-    pub(crate) fn save(
+    /// Makes the folder of the checkpoint of `state.step`, and gathers what goes into it besides the moments.
+    pub(crate) fn begin_checkpoint(
         &mut self,
         state: &mut TrainerState,
-        model: SavedModel<'_>,
-        optimizer: &AdamW,
-        ranks: &Ranks,
+        model: ModelFiles,
         is_finished: bool,
-    ) -> Result<PathBuf> {
-        let partial = ranks.agree(self.begin(state, model, is_finished))?;
-        ranks.agree(optimizer_files::write_share(
-            optimizer,
-            ranks,
-            partial.dir(),
-        ))?;
-        ranks.agree(self.store.commit(partial, state))
+    ) -> Result<ModelShare> {
+        state.metrics_bytes = self.metrics.sync()?;
+        Ok(ModelShare {
+            partial: self.store.begin(state.step)?,
+            model,
+            card: self.card.clone(),
+            readme: self.readme.clone(),
+            state: state.clone(),
+            latest: self.metrics.last_line()?,
+            saves_merged: self.save_merged && is_finished,
+        })
     }
 
-    /// Writes all but the moments.
-    fn begin(
-        &mut self,
-        state: &mut TrainerState,
-        model: SavedModel<'_>,
-        is_finished: bool,
-    ) -> Result<PartialCheckpoint> {
-        state.metrics_bytes = self.metrics.sync()?;
-        let state = &*state;
-        let latest = self.metrics.last_line()?;
-        let describe =
-            |dir: &Path, contents| self.readme.write(dir, state, latest.as_ref(), contents);
-        let contents = match model.decoder.adapters() {
-            Some(_) => Contents::Adapters,
-            None => Contents::Model,
-        };
-        let partial = self.store.begin(state.step)?;
-        let dir = partial.dir();
-        model.decoder.save(dir)?;
-        model.tokenizer.save(dir)?;
-        self.card.write(dir)?;
-        describe(dir, contents)?;
-        if self.save_merged && is_finished {
-            let merged = dir.join(MERGED_FOLDER);
-            fs::create_dir_all(&merged)?;
-            model.decoder.merged()?.save(&merged)?;
-            model.tokenizer.save(&merged)?;
-            self.card.write(&merged)?;
-            describe(&merged, Contents::Model)?;
-        }
-        Ok(partial)
+    /// Makes the checkpoint of `step` out of what all ranks have written.
+    pub(crate) fn publish(&self, partial: &PartialCheckpoint, step: u64) -> Result<PathBuf> {
+        self.store.publish(partial, step)
     }
 }
 
-fn open_given(dir: &Path, now: &TrainerState) -> Result<Checkpoint> {
-    let dir = fs::canonicalize(dir)?;
-    let checkpoint = Checkpoint::open(&dir)?;
-    checkpoint.state.check_same_run(now, &dir)?;
+/// Whether an attempt of the same launch has begun the run that is in the folder.
+fn has_begun(folder: &Path, options: &RunOptions) -> bool {
+    options.attempt.as_ref().is_some_and(|attempt| {
+        attempt.num_before > 0
+            && fs::read_to_string(folder.join(LAUNCH_FILE)).is_ok_and(|text| text == attempt.launch)
+    })
+}
+
+/// Fails where the run would not be that of the checkpoint, and says which differences are accepted.
+fn check_same_run(
+    checkpoint: &Checkpoint,
+    now: &TrainerState,
+    allowed: &[String],
+    observer: &mut dyn Observer,
+) -> Result<()> {
+    let dir = &checkpoint.dir;
+    for difference in checkpoint.state.check_same_run(now, dir, allowed)? {
+        observer.warning(&format!(
+            "going on from `{}` with a change that `allow_changed` names: {difference}",
+            dir.display()
+        ));
+    }
+    Ok(())
+}
+
+fn open_given(
+    dir: &Path,
+    now: &TrainerState,
+    allowed: &[String],
+    observer: &mut dyn Observer,
+) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::open(&fs::canonicalize(dir)?)?;
+    check_same_run(&checkpoint, now, allowed, observer)?;
     Ok(checkpoint)
 }
 
 fn newest(
     store: &CheckpointStore,
     now: &TrainerState,
+    allowed: &[String],
     observer: &mut dyn Observer,
 ) -> Result<Option<Checkpoint>> {
     let found = store.newest()?;
     if let Some(checkpoint) = &found.checkpoint {
-        checkpoint.state.check_same_run(now, &checkpoint.dir)?;
+        check_same_run(checkpoint, now, allowed, observer)?;
     }
     for error in &found.passed_over {
         observer.warning(&format!("{error}; going back to the checkpoint before it"));
@@ -195,7 +194,8 @@ fn replace_by_copy(folder: &Path, given: &Checkpoint, observer: &mut dyn Observe
     let next = replacement(folder);
     let partial = next.with_extension("partial");
     remove(&partial)?;
-    CheckpointStore::open(&partial.join("checkpoints"), 1)?.adopt(given)?;
+    let retention = Retention::newest(1);
+    CheckpointStore::open(&partial.join("checkpoints"), retention)?.adopt(given)?;
     sync(&partial)?;
     fs::rename(&partial, &next)?;
     move_aside(folder, observer)?;
@@ -221,25 +221,6 @@ fn replacement(folder: &Path) -> PathBuf {
         .file_name()
         .map_or_else(|| "stage".into(), |name| name.to_string_lossy());
     folder.with_file_name(format!(".{name}.next"))
-}
-
-/// Removes episodes of steps that the run is going to do again, or never does: they are of another history.
-fn remove_later_episodes(folder: &Path, step: u64) -> Result<()> {
-    if !folder.is_dir() {
-        return Ok(());
-    }
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let later = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.strip_prefix("step_")?.strip_suffix(".parquet"))
-            .and_then(|number| number.parse::<u64>().ok());
-        if later.is_some_and(|later| later > step) {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
 }
 
 /// Renames what an earlier run left to the first free name, so that starting over loses nothing.

@@ -8,13 +8,17 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 
-/// Writes f32 tensors.
-pub(crate) fn save(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
-    let fail = |error: safetensors::SafeTensorError| {
-        Error::stage(format!("writing `{}`", path.display()), error)
-    };
-    let mut buffers = Vec::with_capacity(tensors.len());
-    for (name, tensor) in tensors {
+/// The bytes of a named f32 tensor.
+#[derive(Debug)]
+pub(crate) struct Values {
+    name: &'static str,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl Values {
+    /// Copies a tensor to the host, as f32.
+    pub(crate) fn of(name: &'static str, tensor: &Tensor) -> Result<Self> {
         let host = tensor
             .detach()
             .f_to_device(Device::Cpu)?
@@ -22,16 +26,26 @@ pub(crate) fn save(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
             .f_contiguous()?;
         let mut bytes = vec![0_u8; host.numel() * 4];
         host.f_copy_data_u8(&mut bytes, host.numel())?;
-        let shape: Vec<usize> = host
+        let shape = host
             .size()
             .iter()
             .map(|&size| usize::try_from(size).unwrap_or(0))
             .collect();
-        buffers.push((name.as_str(), shape, bytes));
+        Ok(Self { name, shape, bytes })
     }
-    let views = buffers
+}
+
+/// Writes tensors into a file.
+pub(crate) fn write(path: &Path, tensors: &[Values]) -> Result<()> {
+    let fail = |error: safetensors::SafeTensorError| {
+        Error::stage(format!("writing `{}`", path.display()), error)
+    };
+    let views = tensors
         .iter()
-        .map(|(name, shape, bytes)| Ok((*name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
+        .map(|values| {
+            let view = TensorView::new(Dtype::F32, values.shape.clone(), &values.bytes)?;
+            Ok((values.name, view))
+        })
         .collect::<Result<Vec<_>, _>>()
         .map_err(fail)?;
     safetensors::serialize_to_file(views, None, path).map_err(fail)

@@ -242,15 +242,31 @@ impl Trainee {
         })
     }
 
-    /// The whole decoder on the first rank, to be written. All ranks ask together.
-    pub(crate) fn for_saving(&self) -> Result<Option<WholeDecoder<'_>>> {
-        Ok(match &self.weights {
-            Weights::Whole(decoder) if self.ranks.is_first() => Some(WholeDecoder::Own(decoder)),
-            Weights::Whole(_) => None,
-            Weights::Sharded(decoder) => {
-                let whole = decoder.gather_on_first_rank()?;
-                whole.map(|whole| WholeDecoder::Gathered(Box::new(whole)))
-            }
-        })
+    /// What the first rank writes of the model; `None` on the others. All ranks ask together.
+    ///
+    /// With `is_copy` the weights that training changes are host copies, and training may go on while they are written;
+    /// without, they may be the model's own.
+    ///
+    /// # Errors
+    /// When the memory cannot be had, or a rank is lost.
+    pub(crate) fn snapshot(&self, is_copy: bool) -> Result<Option<ModelFiles>> {
+        let decoder = match &self.weights {
+            Weights::Sharded(decoder) => decoder.gather_on_first_rank()?,
+            Weights::Whole(_) if !self.ranks.is_first() => None,
+            Weights::Whole(decoder) if is_copy => Some(decoder.host_copy()?),
+            Weights::Whole(decoder) => Some(decoder.replica()?),
+        };
+        Ok(decoder.map(|decoder| ModelFiles {
+            decoder,
+            tokenizer: self.tokenizer.clone(),
+        }))
+    }
+
+    /// Where the weights are.
+    pub(crate) fn device(&self) -> Device {
+        match &self.weights {
+            Weights::Whole(decoder) => decoder.device(),
+            Weights::Sharded(decoder) => decoder.device(),
+        }
     }
 }

@@ -87,7 +87,8 @@ fn adapters_are_trained_saved_resumed_and_merged_in_both_stages() {
             .any(|line| line["grad_norm"].as_f64() > Some(0.0))
     );
 
-    let broken = adapted(&dir.path().join("broken"), &base, &sets);
+    let in_background = [&sets[..], &["save_in_background=always"]].concat();
+    let broken = adapted(&dir.path().join("broken"), &base, &in_background);
     stop_after(&broken, Stage::Sft, 3);
     assert_eq!(
         adapter_bytes(&finish(&broken, Stage::Sft)),

@@ -18,7 +18,7 @@ use asyncthink_launch::World;
 use asyncthink_recipe::{Recipe, Stage};
 use asyncthink_torch::{GroupOptions, ProcessGroup, Store, StoreOptions};
 use asyncthink_trainer::{
-    AdamW, AdamWSettings, Ranks, Resume, RunLayout, RunOptions, RunOutcome, run_grpo, run_sft,
+    AdamW, AdamWSettings, Ranks, RunLayout, RunOptions, RunOutcome, run_grpo, run_sft,
 };
 use common::{Watcher, alone, copy_folder, metrics, weights};
 use fs_err as fs;
@@ -28,6 +28,9 @@ use tch::{Device, Kind, Tensor};
 const RECIPE: &str = "RANKS_TEST_RECIPE";
 const STAGE: &str = "RANKS_TEST_STAGE";
 const STOP_AFTER: &str = "RANKS_TEST_STOP_AFTER";
+
+/// Runs a program that can write no file above 64 KiB, as on a disk that is full.
+const ON_A_FULL_DISK: &str = "trap '' XFSZ; ulimit -f 128; exec \"$0\" \"$@\"";
 
 /// One rank of a run: what the processes that [`run_ranks`] starts do.
 #[test]
@@ -48,22 +51,28 @@ fn a_rank() {
         ..Watcher::default()
     };
     let options = RunOptions {
-        resume: Resume::Auto,
         ranks: Arc::clone(&ranks),
+        ..RunOptions::default()
     };
     let stop = watcher.stop.clone();
     let outcome = match stage {
         Stage::Sft => run_sft(&recipe, &options, &mut watcher, &stop),
         _ => run_grpo(&recipe, &options, &mut watcher, &stop),
     }
-    .unwrap();
+    .unwrap_or_else(|error| panic!("{error}"));
     ranks.part().unwrap();
     let has_stopped = matches!(outcome, RunOutcome::Stopped { .. });
     assert_eq!(has_stopped, env::var(STOP_AFTER).is_ok());
 }
 
-/// Runs a stage with so many ranks; with `stop_after`, until the last rank asks to stop.
-fn run_ranks(recipe: &Recipe, stage: Stage, world_size: usize, stop_after: Option<u64>) {
+/// Starts a stage with so many ranks; with `stop_after`, all of them ask to stop then. The disk of one may be full.
+fn start_ranks(
+    recipe: &Recipe,
+    stage: Stage,
+    world_size: usize,
+    stop_after: Option<u64>,
+    full_disk_of: Option<usize>,
+) -> Vec<Child> {
     let path = recipe.run_dir.join("ranks.toml");
     fs::write(&path, recipe.to_toml()).unwrap();
     let port = TcpListener::bind("127.0.0.1:0")
@@ -71,33 +80,48 @@ fn run_ranks(recipe: &Recipe, stage: Stage, world_size: usize, stop_after: Optio
         .local_addr()
         .unwrap()
         .port();
-    let ranks: Vec<Child> = (0..world_size)
-        .map(|rank| {
-            let mut command = Command::new(env::current_exe().unwrap());
-            command
-                .args([
-                    "--exact",
-                    "a_rank",
-                    "--ignored",
-                    "--nocapture",
-                    "--test-threads=1",
-                ])
-                .env(RECIPE, &path)
-                .env(STAGE, stage.name())
-                .env("RANK", rank.to_string())
-                .env("LOCAL_RANK", rank.to_string())
-                .env("WORLD_SIZE", world_size.to_string())
-                .env("LOCAL_WORLD_SIZE", world_size.to_string())
-                .env("MASTER_ADDR", "127.0.0.1")
-                .env("MASTER_PORT", port.to_string())
-                .stdout(Stdio::null());
-            if let Some(step) = stop_after {
-                // All of them, as a launcher's signal would; they need not notice at the same moment.
-                command.env(STOP_AFTER, step.to_string());
-            }
-            command.spawn().unwrap()
-        })
-        .collect();
+    let program = env::current_exe().unwrap();
+    let start = |rank: usize| {
+        let is_full = full_disk_of == Some(rank);
+        let mut command = if is_full {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", ON_A_FULL_DISK]).arg(&program);
+            shell
+        } else {
+            Command::new(&program)
+        };
+        command
+            .args([
+                "--exact",
+                "a_rank",
+                "--ignored",
+                "--nocapture",
+                "--test-threads=1",
+            ])
+            .env(RECIPE, &path)
+            .env(STAGE, stage.name())
+            .env("RANK", rank.to_string())
+            .env("LOCAL_RANK", rank.to_string())
+            .env("WORLD_SIZE", world_size.to_string())
+            .env("LOCAL_WORLD_SIZE", world_size.to_string())
+            .env("MASTER_ADDR", "127.0.0.1")
+            .env("MASTER_PORT", port.to_string())
+            .stdout(Stdio::null());
+        if full_disk_of.is_some() {
+            command.stderr(Stdio::piped());
+        }
+        if let Some(step) = stop_after {
+            // All of them, as a launcher's signal would; they need not notice at the same moment.
+            command.env(STOP_AFTER, step.to_string());
+        }
+        command.spawn().unwrap()
+    };
+    (0..world_size).map(start).collect()
+}
+
+/// Runs a stage to its end, or with `stop_after` until then.
+fn run_ranks(recipe: &Recipe, stage: Stage, world_size: usize, stop_after: Option<u64>) {
+    let ranks = start_ranks(recipe, stage, world_size, stop_after, None);
     for (rank, mut child) in ranks.into_iter().enumerate() {
         assert!(
             child.wait().unwrap().success(),
@@ -271,6 +295,50 @@ fn a_run_goes_on_with_another_number_of_ranks() {
             weights(&model_of(&begun, Stage::Sft)),
             weights(&model_of(&unbroken, Stage::Sft))
         );
+    }
+}
+
+#[test]
+fn ranks_write_in_the_background_together_and_fail_together() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    for (world_size, file) in [(1, "model.safetensors"), (2, "rank_1_of_2.safetensors")] {
+        let run_of = |how: &str| {
+            let background = format!("save_in_background={how}");
+            let sets = ["sft.optimizer.learning_rate=1e-3", &background];
+            recipe(&dir.path().join(format!("{how}-{world_size}")), &sets)
+        };
+        let (never, always) = (run_of("never"), run_of("always"));
+        run_ranks(&never, Stage::Sft, world_size, None);
+        run_ranks(&always, Stage::Sft, world_size, Some(5));
+        let before = model_of(&always, Stage::Sft);
+        assert!(before.ends_with("step_5"));
+
+        // The save of step 8 fails in the thread of the last rank, and with it all ranks.
+        let ranks = start_ranks(&always, Stage::Sft, world_size, None, Some(world_size - 1));
+        for (rank, child) in ranks.into_iter().enumerate() {
+            let output = child.wait_with_output().unwrap();
+            let message = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(
+                !output.status.success() && message.contains(file),
+                "{message}"
+            );
+            let is_told = message.contains(&format!("rank {} failed", world_size - 1));
+            assert_eq!(is_told, rank + 1 < world_size, "{message}");
+        }
+        assert_eq!(model_of(&always, Stage::Sft), before);
+
+        run_ranks(&always, Stage::Sft, world_size, None);
+        assert_eq!(metrics(&always, Stage::Sft), metrics(&never, Stage::Sft));
+        let (a, b) = (model_of(&never, Stage::Sft), model_of(&always, Stage::Sft));
+        assert_eq!(weights(&a), weights(&b));
+        for rank in 0..world_size {
+            let file = format!("trainer/optimizer/rank_{rank}_of_{world_size}.safetensors");
+            assert_eq!(
+                fs::read(a.join(&file)).unwrap(),
+                fs::read(b.join(&file)).unwrap()
+            );
+        }
     }
 }
 

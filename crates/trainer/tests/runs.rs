@@ -367,16 +367,20 @@ fn a_run_that_fails_keeps_its_last_finished_step() {
     };
     let bound = mismatch[..failing].iter().copied().fold(0.0, f64::max);
     let bound = format!("grpo.max_logprob_mismatch={bound}");
-    let strict = recipe(dir.path(), &[&sets[..], &[bound.as_str()]].concat());
-    let error = run(&strict, Stage::Grpo, Resume::Never, &mut Watcher::default()).unwrap_err();
-    let Error::LogprobMismatch { step, .. } = error else {
-        panic!("{error}")
-    };
-    assert_eq!(step, failing as u64 + 1);
-    let checkpoint = RunLayout::new(&good.run_dir)
-        .checkpoints(Stage::Grpo)
-        .join(format!("step_{failing}"));
-    assert!(checkpoint.is_dir());
+    // The last finished step is saved at the failure, or was being written in the background.
+    let in_background = ["save_in_background=always", "grpo.save_every_steps=1"];
+    for more in [&in_background[..], &[]] {
+        let strict = recipe(dir.path(), &[&sets[..], &[bound.as_str()], more].concat());
+        let error = run(&strict, Stage::Grpo, Resume::Never, &mut Watcher::default()).unwrap_err();
+        let Error::LogprobMismatch { step, .. } = error else {
+            panic!("{error}")
+        };
+        assert_eq!(step, failing as u64 + 1);
+        let checkpoint = RunLayout::new(&good.run_dir)
+            .checkpoints(Stage::Grpo)
+            .join(format!("step_{failing}"));
+        assert!(checkpoint.is_dir());
+    }
     assert_eq!(weights(&finish(&good, Stage::Grpo)), expected_weights);
     assert_eq!(metrics(&good, Stage::Grpo), expected);
 }

@@ -194,10 +194,19 @@ fn corrupt_parquet() {
 }
 
 #[test]
-fn corrupt_checkpoint() {
+fn changed_recipe_and_corrupt_checkpoint() {
     let workspace = Workspace::new();
     workspace.done(&["synth", "tiny.toml"]);
     workspace.done(&["sft", "tiny.toml"]);
+    let changed = [
+        "sft",
+        "tiny.toml",
+        "--set",
+        "sft.optimizer.learning_rate=0.5",
+        "--set",
+        "seed=7",
+    ];
+    insta::assert_snapshot!("changed_recipe", refused(&workspace, &changed));
     let folder = workspace.path().join("run/sft/checkpoints/step_10");
     let file = folder.join("model.safetensors");
     let bytes = std::fs::read(&file).expect("the weights");

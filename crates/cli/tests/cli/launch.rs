@@ -79,3 +79,30 @@ fn wrong_options_name_a_way_out() {
     }
     insta::assert_snapshot!("launch_wrong_options", text);
 }
+
+#[test]
+fn a_restarted_rank_goes_on_from_the_attempt_before() {
+    let workspace = Workspace::new();
+    workspace.done(&["synth", "tiny.toml"]);
+    workspace.done(&["sft", "tiny.toml"]);
+    let attempt = |resume: &str, restart_count: &str| {
+        let output = workspace
+            .command(&["sft", "tiny.toml", "--resume", resume])
+            .envs([("RANK", "0"), ("LOCAL_RANK", "0")])
+            .envs([("WORLD_SIZE", "1"), ("LOCAL_WORLD_SIZE", "1")])
+            .envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29999")])
+            .env("TORCHELASTIC_RESTART_COUNT", restart_count)
+            .output()
+            .expect("the program starts");
+        assert!(output.status.success(), "{}", workspace.show(&output));
+    };
+    let aside = |number: u32| workspace.path().join(format!("run/sft.old-{number}"));
+    attempt("never", "0");
+    assert!(aside(1).is_dir());
+    attempt("never", "1");
+    assert!(!aside(2).exists());
+    // The checkpoint that a launch began at may be gone by then.
+    attempt("run/sft/checkpoints/step_10", "0");
+    attempt("run/gone", "1");
+    assert!(!aside(2).exists());
+}

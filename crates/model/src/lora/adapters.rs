@@ -125,6 +125,22 @@ impl Adapters {
         }
     }
 
+    /// The same adapters with other matrices.
+    pub(crate) fn map(
+        &self,
+        change: impl Fn(&Tensor) -> Result<Tensor, TchError>,
+    ) -> Result<Self, TchError> {
+        let changed = self
+            .parameters
+            .iter()
+            .map(|(name, tensor)| Ok((name.clone(), change(tensor)?)));
+        Ok(Self {
+            config: self.config.clone(),
+            base: self.base.clone(),
+            parameters: changed.collect::<Result<Vec<_>, TchError>>()?,
+        })
+    }
+
     pub(crate) fn set_requires_grad(&mut self, requires_grad: bool) {
         for (_, tensor) in &mut self.parameters {
             *tensor = tensor.set_requires_grad(requires_grad);

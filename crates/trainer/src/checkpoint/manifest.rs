@@ -48,6 +48,25 @@ impl Manifest {
         Ok(())
     }
 
+    fn read(dir: &Path) -> Result<Self> {
+        let bytes = fs::read(dir.join(MANIFEST_FILE))?;
+        serde_json::from_slice(&bytes).map_err(|error| Error::stage("reading a manifest", error))
+    }
+
+    /// Whether the files of `dir` have the sizes that its manifest says, and `file` its contents: enough to speak of a
+    /// checkpoint without reading large weights.
+    pub(super) fn seems_whole(dir: &Path, file: &str) -> bool {
+        let Ok(manifest) = Self::read(dir) else {
+            return false;
+        };
+        let has_size = |(name, expected): (&String, &FileSummary)| {
+            fs::metadata(dir.join(name)).is_ok_and(|found| found.len() == expected.size_bytes)
+        };
+        manifest.format == FORMAT
+            && manifest.files.iter().all(has_size)
+            && summarise(&dir.join(file)).ok().as_ref() == manifest.files.get(file)
+    }
+
     /// Reads the manifest of `dir` and compares every file with it.
     pub(super) fn verify(dir: &Path) -> Result<()> {
         let damaged = |file: &str, reason: String| Error::DamagedCheckpoint {
@@ -55,10 +74,8 @@ impl Manifest {
             file: file.to_owned(),
             reason,
         };
-        let bytes = fs::read(dir.join(MANIFEST_FILE))
-            .map_err(|error| damaged(MANIFEST_FILE, error.to_string()))?;
-        let manifest: Self = serde_json::from_slice(&bytes)
-            .map_err(|error| damaged(MANIFEST_FILE, error.to_string()))?;
+        let manifest =
+            Self::read(dir).map_err(|error| damaged(MANIFEST_FILE, error.to_string()))?;
         if manifest.format != FORMAT {
             return Err(damaged(
                 MANIFEST_FILE,

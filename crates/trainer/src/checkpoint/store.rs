@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use fs_err as fs;
 
 use super::manifest::{MANIFEST_FILE, Manifest, file_names};
+use super::retention::Retention;
 use super::state::TrainerState;
 use crate::error::{Error, Result};
 
 const STATE_FILE: &str = "trainer/state.json";
 const LATEST: &str = "latest";
+const BEST: &str = "best";
 /// Names with this prefix are unfinished or condemned; they are removed at the next start.
 const HIDDEN: &str = ".partial-";
 
@@ -17,7 +19,7 @@ const HIDDEN: &str = ".partial-";
 #[derive(Debug)]
 pub struct CheckpointStore {
     folder: PathBuf,
-    keep: usize,
+    retention: Retention,
 }
 
 /// A checkpoint whose files have been compared with its manifest.
@@ -39,7 +41,7 @@ pub struct Found {
 }
 
 /// A checkpoint that is being written, under a hidden name; one that is never finished is swept up later.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct PartialCheckpoint {
     dir: PathBuf,
 }
@@ -48,6 +50,19 @@ impl PartialCheckpoint {
     /// Where its files go.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Adds the state and the manifest to what is written, and puts everything on the disk.
+    ///
+    /// # Errors
+    /// When anything cannot be written.
+    pub(crate) fn seal(&self, state: &TrainerState) -> Result<()> {
+        let mut text = serde_json::to_string_pretty(state)
+            .map_err(|error| Error::stage("writing a checkpoint's state", error))?;
+        text.push('\n');
+        fs::write(self.dir.join(STATE_FILE), text)?;
+        Manifest::of(&self.dir)?.write(&self.dir)?;
+        sync_tree(&self.dir)
     }
 }
 
@@ -73,16 +88,13 @@ impl Checkpoint {
 }
 
 impl CheckpointStore {
-    /// Opens the folder, creating it, and removes what a killed process left unfinished. Keeps at least one checkpoint.
+    /// Opens the folder, creating it, and removes what a killed process left unfinished.
     ///
     /// # Errors
     /// When the folder cannot be created or cleaned.
-    pub fn open(folder: &Path, keep: usize) -> Result<Self> {
+    pub fn open(folder: &Path, retention: Retention) -> Result<Self> {
         fs::create_dir_all(folder)?;
-        let store = Self {
-            folder: folder.to_owned(),
-            keep: keep.max(1),
-        };
+        let store = Self::attach(folder, retention);
         for name in store.entries()? {
             if name.starts_with(HIDDEN) {
                 remove(&folder.join(name))?;
@@ -92,10 +104,10 @@ impl CheckpointStore {
     }
 
     /// The folder as a process sees it that does not own it: nothing is created or removed.
-    pub(crate) fn attach(folder: &Path, keep: usize) -> Self {
+    pub(crate) fn attach(folder: &Path, retention: Retention) -> Self {
         Self {
             folder: folder.to_owned(),
-            keep: keep.max(1),
+            retention,
         }
     }
 
@@ -141,11 +153,11 @@ impl CheckpointStore {
     /// # Errors
     /// When the folder cannot be changed.
     pub fn rewind_to(&self, step: u64) -> Result<()> {
-        self.point_latest_at(step)?;
-        for later in self.steps()?.into_iter().filter(|other| *other > step) {
-            self.condemn(later)?;
-        }
-        Ok(())
+        let (earlier, later): (Vec<u64>, Vec<u64>) =
+            self.steps()?.into_iter().partition(|other| *other <= step);
+        self.point(LATEST, step)?;
+        self.point_at_best(&self.ranking(&earlier))?;
+        later.into_iter().try_for_each(|step| self.condemn(step))
     }
 
     /// Where the checkpoint of `step` is written until it is whole.
@@ -164,7 +176,8 @@ impl CheckpointStore {
     ) -> Result<PathBuf> {
         let partial = self.begin(state.step)?;
         write_files(partial.dir())?;
-        self.commit(partial, state)
+        partial.seal(state)?;
+        self.publish(&partial, state.step)
     }
 
     /// Makes an empty folder for the files of the checkpoint of `step`.
@@ -178,30 +191,19 @@ impl CheckpointStore {
         Ok(PartialCheckpoint { dir })
     }
 
-    /// Makes what was begun the newest checkpoint. Returns its folder.
+    /// Makes what was sealed the newest checkpoint, and removes those that need not stay. Returns its folder.
     ///
     /// # Errors
-    /// When anything cannot be written; the checkpoints that exist are then untouched.
-    pub(crate) fn commit(
-        &self,
-        partial: PartialCheckpoint,
-        state: &TrainerState,
-    ) -> Result<PathBuf> {
-        let PartialCheckpoint { dir: partial } = partial;
-        let final_dir = self.dir_of(state.step);
-        let mut text = serde_json::to_string_pretty(state)
-            .map_err(|error| Error::stage("writing a checkpoint's state", error))?;
-        text.push('\n');
-        fs::write(partial.join(STATE_FILE), text)?;
-        Manifest::of(&partial)?.write(&partial)?;
-        sync_tree(&partial)?;
+    /// When anything cannot be changed; until it has its name, the checkpoints that exist are untouched.
+    pub(crate) fn publish(&self, partial: &PartialCheckpoint, step: u64) -> Result<PathBuf> {
+        let final_dir = self.dir_of(step);
         if final_dir.exists() {
-            self.condemn(state.step)?;
+            self.condemn(step)?;
         }
-        fs::rename(&partial, &final_dir)?;
+        fs::rename(&partial.dir, &final_dir)?;
         sync(&self.folder)?;
-        self.point_latest_at(state.step)?;
-        self.prune(state.step)?;
+        self.point(LATEST, step)?;
+        self.prune(step)?;
         Ok(final_dir)
     }
 
@@ -231,16 +233,42 @@ impl CheckpointStore {
     }
 
     fn prune(&self, newest: u64) -> Result<()> {
-        let older: Vec<u64> = self
-            .steps()?
-            .into_iter()
-            .filter(|step| *step < newest)
-            .collect();
-        let num_condemned = older.len().saturating_sub(self.keep - 1);
-        for step in &older[..num_condemned] {
-            self.condemn(*step)?;
+        let mut steps = self.steps()?;
+        steps.retain(|step| *step <= newest);
+        let ranking = self.ranking(&steps);
+        self.point_at_best(&ranking)?;
+        for step in self.retention.superfluous(&steps, &ranking) {
+            self.condemn(step)?;
         }
         Ok(())
+    }
+
+    /// Those of `steps` that can be compared, the best one first; none where none is kept for being good.
+    ///
+    /// Damaged checkpoints are left out. That their large files are damaged shows by their sizes only.
+    fn ranking(&self, steps: &[u64]) -> Vec<u64> {
+        if self.retention.num_best == 0 {
+            return Vec::new();
+        }
+        let figure = |step: &u64| {
+            let dir = self.dir_of(*step);
+            if !Manifest::seems_whole(&dir, STATE_FILE) {
+                return None;
+            }
+            let bytes = fs::read(dir.join(STATE_FILE)).ok()?;
+            let state: TrainerState = serde_json::from_slice(&bytes).ok()?;
+            Some((*step, *state.figures.get(self.retention.metric)?))
+        };
+        self.retention
+            .ranking(steps.iter().filter_map(figure).collect())
+    }
+
+    /// Without a best one there is no link.
+    fn point_at_best(&self, ranking: &[u64]) -> Result<()> {
+        match ranking.first() {
+            Some(best) => self.point(BEST, *best),
+            None => remove(&self.folder.join(BEST)),
+        }
     }
 
     /// Hides a checkpoint by a rename, then removes it: it never exists in part under its own name.
@@ -272,7 +300,12 @@ impl CheckpointStore {
     }
 
     fn latest_step(&self) -> Option<u64> {
-        let target = fs::read_link(self.folder.join(LATEST)).ok()?;
+        self.step_of(LATEST)
+    }
+
+    /// The step that a link names.
+    fn step_of(&self, link: &str) -> Option<u64> {
+        let target = fs::read_link(self.folder.join(link)).ok()?;
         target
             .file_name()?
             .to_str()?
@@ -281,14 +314,14 @@ impl CheckpointStore {
             .ok()
     }
 
-    fn point_latest_at(&self, step: u64) -> Result<()> {
-        if self.latest_step() == Some(step) {
+    fn point(&self, link: &str, step: u64) -> Result<()> {
+        if self.step_of(link) == Some(step) {
             return Ok(());
         }
-        let fresh = self.folder.join(format!("{HIDDEN}latest"));
+        let fresh = self.folder.join(format!("{HIDDEN}{link}"));
         remove(&fresh)?;
         fs::os::unix::fs::symlink(format!("step_{step}"), &fresh)?;
-        fs::rename(&fresh, self.folder.join(LATEST))?;
+        fs::rename(&fresh, self.folder.join(link))?;
         sync(&self.folder)
     }
 }
@@ -328,172 +361,5 @@ fn sync_tree(dir: &Path) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn state(step: u64) -> TrainerState {
-        TrainerState {
-            stage: "sft".into(),
-            step,
-            num_updates: step,
-            metrics_bytes: 0,
-            seed: 1,
-            dataset: "d".into(),
-            initial_model: None,
-            recipe: std::collections::BTreeMap::new(),
-        }
-    }
-
-    fn write(dir: &Path) -> Result<()> {
-        fs::write(dir.join("model.safetensors"), b"weights")?;
-        fs::write(dir.join("trainer/optimizer.safetensors"), b"moments")?;
-        Ok(())
-    }
-
-    fn store_with(dir: &Path, keep: usize, steps: &[u64]) -> CheckpointStore {
-        let store = CheckpointStore::open(dir, keep).unwrap();
-        for step in steps {
-            store.save(&state(*step), &mut write).unwrap();
-        }
-        store
-    }
-
-    #[test]
-    fn an_empty_folder_has_no_checkpoint() {
-        let dir = tempfile::tempdir().unwrap();
-        let found = store_with(dir.path(), 2, &[]).newest().unwrap();
-        assert!(found.checkpoint.is_none() && found.passed_over.is_empty());
-    }
-
-    #[test]
-    fn latest_points_at_the_newest_and_old_ones_go() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = store_with(dir.path(), 2, &[1, 2, 10]);
-        assert_eq!(store.steps().unwrap(), [2, 10]);
-        assert_eq!(store.newest().unwrap().checkpoint.unwrap().state.step, 10);
-        assert!(dir.path().join("latest/model.safetensors").is_file());
-    }
-
-    #[test]
-    fn a_damaged_checkpoint_is_passed_over_and_named() {
-        for file in ["model.safetensors", "trainer/state.json", MANIFEST_FILE] {
-            for damage in ["flip", "cut", "remove"] {
-                let dir = tempfile::tempdir().unwrap();
-                let store = store_with(dir.path(), 2, &[1, 2]);
-                let path = store.dir_of(2).join(file);
-                let mut bytes = fs::read(&path).unwrap();
-                match damage {
-                    "flip" => bytes[0] ^= 1,
-                    _ => bytes.truncate(bytes.len() / 2),
-                }
-                fs::write(&path, bytes).unwrap();
-                if damage == "remove" {
-                    fs::remove_file(&path).unwrap();
-                }
-                let found = store.newest().unwrap();
-                assert_eq!(found.checkpoint.unwrap().state.step, 1, "{file} {damage}");
-                assert!(
-                    found.passed_over[0].to_string().contains(file),
-                    "{}",
-                    found.passed_over[0]
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn nothing_readable_is_an_error() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = store_with(dir.path(), 2, &[1]);
-        fs::remove_file(store.dir_of(1).join(STATE_FILE)).unwrap();
-        assert!(matches!(
-            store.newest(),
-            Err(Error::NoReadableCheckpoint { .. })
-        ));
-    }
-
-    #[test]
-    fn a_failed_write_leaves_the_old_ones_and_is_swept_up() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = store_with(dir.path(), 1, &[1]);
-        let failed = store.save(&state(2), &mut |partial| {
-            write(partial)?;
-            Err(Error::Io(std::io::Error::other("disk full")))
-        });
-        assert!(failed.is_err());
-        assert_eq!(store.newest().unwrap().checkpoint.unwrap().state.step, 1);
-        let store = CheckpointStore::open(dir.path(), 1).unwrap();
-        assert!(
-            !store
-                .entries()
-                .unwrap()
-                .iter()
-                .any(|name| name.starts_with(HIDDEN))
-        );
-    }
-
-    #[test]
-    fn a_later_checkpoint_that_latest_does_not_name_is_ignored() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = store_with(dir.path(), 3, &[1, 2, 3]);
-        store.point_latest_at(2).unwrap();
-        assert_eq!(store.newest().unwrap().checkpoint.unwrap().state.step, 2);
-        store.rewind_to(1).unwrap();
-        assert_eq!(store.steps().unwrap(), [1]);
-        assert_eq!(store.newest().unwrap().checkpoint.unwrap().state.step, 1);
-    }
-
-    #[test]
-    fn an_adopted_checkpoint_is_whole_and_starts_its_own_metrics() {
-        let dir = tempfile::tempdir().unwrap();
-        let there = store_with(&dir.path().join("there"), 2, &[]);
-        let far = TrainerState {
-            metrics_bytes: 77,
-            ..state(5)
-        };
-        there.save(&far, &mut write).unwrap();
-        let given = there.newest().unwrap().checkpoint.unwrap();
-        let here = CheckpointStore::open(&dir.path().join("here"), 2).unwrap();
-        let adopted = here.adopt(&given).unwrap();
-        assert_eq!(adopted.dir, here.dir_of(5));
-        let found = here.newest().unwrap().checkpoint.unwrap();
-        assert_eq!((found.state.step, found.state.metrics_bytes), (5, 0));
-        assert!(found.dir.join("trainer/optimizer.safetensors").is_file());
-    }
-
-    #[test]
-    fn changed_recipe_and_data_are_refused_by_name() {
-        let before = TrainerState {
-            recipe: [("sft.num_steps".to_owned(), "5".to_owned())].into(),
-            ..state(1)
-        };
-        let mut now = before.clone();
-        assert!(before.check_same_run(&now, Path::new("c")).is_ok());
-        now.dataset = "other".into();
-        assert!(matches!(
-            before.check_same_run(&now, Path::new("c")),
-            Err(Error::DatasetChanged { .. })
-        ));
-        now.dataset = before.dataset.clone();
-        now.initial_model = Some("b".into());
-        assert!(before.check_same_run(&now, Path::new("c")).is_ok());
-        let known = TrainerState {
-            initial_model: Some("a".into()),
-            ..before.clone()
-        };
-        assert!(matches!(
-            known.check_same_run(&now, Path::new("c")),
-            Err(Error::InitialModelChanged { .. })
-        ));
-        now.initial_model = None;
-        assert!(known.check_same_run(&now, Path::new("c")).is_ok());
-        now.recipe.insert("sft.num_steps".into(), "6".into());
-        let error = before.check_same_run(&now, Path::new("c")).unwrap_err();
-        assert!(error.to_string().contains("`sft.num_steps` is 6, was 5"));
-        now.stage = "grpo".into();
-        assert!(matches!(
-            before.check_same_run(&now, Path::new("c")),
-            Err(Error::WrongStage { .. })
-        ));
-    }
-}
+#[path = "store_tests.rs"]
+mod tests;

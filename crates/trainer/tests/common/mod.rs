@@ -112,7 +112,7 @@ pub fn recipe(dir: &Path, sets: &[&str]) -> Recipe {
 }
 
 /// Raises the stop flag at a moment and collects what it is told.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Watcher {
     pub stop: StopFlag,
     pub stop_after_step: Option<u64>,
@@ -120,6 +120,8 @@ pub struct Watcher {
     pub phases_seen: u64,
     pub warnings: Vec<String>,
     pub steps: Vec<u64>,
+    /// Step of each checkpoint, and the step after which it was complete.
+    pub saved: Vec<(u64, u64)>,
 }
 
 impl Observer for Watcher {
@@ -141,6 +143,11 @@ impl Observer for Watcher {
         }
     }
 
+    fn saved(&mut self, _dir: &Path, step: u64) {
+        let done = self.steps.last().copied().unwrap_or_default();
+        self.saved.push((step, done));
+    }
+
     fn warning(&mut self, message: &str) {
         self.warnings.push(message.to_owned());
     }
@@ -152,14 +159,23 @@ pub fn run(
     resume: Resume,
     watcher: &mut Watcher,
 ) -> Result<RunOutcome, Error> {
-    let stop = watcher.stop.clone();
     let options = RunOptions {
         resume,
         ..RunOptions::default()
     };
+    run_with(recipe, stage, &options, watcher)
+}
+
+pub fn run_with(
+    recipe: &Recipe,
+    stage: Stage,
+    options: &RunOptions,
+    watcher: &mut Watcher,
+) -> Result<RunOutcome, Error> {
+    let stop = watcher.stop.clone();
     match stage {
-        Stage::Sft => run_sft(recipe, &options, watcher, &stop),
-        _ => run_grpo(recipe, &options, watcher, &stop),
+        Stage::Sft => run_sft(recipe, options, watcher, &stop),
+        _ => run_grpo(recipe, options, watcher, &stop),
     }
 }
 

@@ -1,0 +1,299 @@
+//! Saving: every rank takes a snapshot of its share of a checkpoint at the end of a step, and writes it at once or in a thread
+//! while training goes on.
+//!
+//! The ranks meet when the first has made the folder, when all have written their shares, when the manifest describes them, and
+//! when the checkpoint has its name; at each they learn whether all went well. While a thread writes they ask each other at the
+//! end of every step whether all are done. Collectives are called between steps only, never from the thread.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use asyncthink_recipe::SaveInBackground;
+use fs_err as fs;
+use serde_json::Value;
+use tch::Device;
+
+use super::{SavePolicy, StageRun};
+use crate::background::Task;
+use crate::card::ModelCard;
+use crate::checkpoint::{PartialCheckpoint, TrainerState};
+use crate::error::{Error, Result};
+use crate::models::ModelFiles;
+use crate::observer::Observer;
+use crate::optimizer::AdamW;
+use crate::optimizer_files;
+use crate::readme::{Contents, Readme};
+use crate::trainee::Trainee;
+
+/// Where the last checkpoint of a run with adapters holds the whole model, if the recipe asks for it.
+const MERGED_FOLDER: &str = "merged";
+
+/// What the first rank writes besides its moments.
+#[derive(Debug)]
+pub(crate) struct ModelShare {
+    pub(crate) partial: PartialCheckpoint,
+    pub(crate) model: ModelFiles,
+    pub(crate) card: ModelCard,
+    pub(crate) readme: Readme,
+    pub(crate) state: TrainerState,
+    /// The newest line of the metrics.
+    pub(crate) latest: Option<Value>,
+    /// Whether a model with adapters is written as a whole too.
+    pub(crate) saves_merged: bool,
+}
+
+impl ModelShare {
+    fn write(&self) -> Result<()> {
+        let dir = self.partial.dir();
+        let contents = match self.model.decoder.adapters() {
+            Some(_) => Contents::Adapters,
+            None => Contents::Model,
+        };
+        self.model.save(dir)?;
+        self.write_cards(dir, contents)?;
+        if self.saves_merged {
+            let merged = dir.join(MERGED_FOLDER);
+            fs::create_dir_all(&merged)?;
+            self.model.save_merged(&merged)?;
+            self.write_cards(&merged, Contents::Model)?;
+        }
+        Ok(())
+    }
+
+    fn write_cards(&self, dir: &Path, contents: Contents) -> Result<()> {
+        self.card.write(dir)?;
+        self.readme
+            .write(dir, &self.state, self.latest.as_ref(), contents)
+    }
+}
+
+/// One rank's share of a checkpoint.
+struct Share {
+    dir: PathBuf,
+    moments: optimizer_files::Share,
+    /// The first rank's.
+    model: Option<ModelShare>,
+}
+
+impl Share {
+    fn write(&self) -> Result<()> {
+        if let Some(model) = &self.model {
+            model.write()?;
+        }
+        self.moments.write(&self.dir)
+    }
+}
+
+/// A checkpoint under way.
+#[derive(Debug)]
+pub(super) struct PendingSave {
+    state: TrainerState,
+    /// The first rank's.
+    partial: Option<PartialCheckpoint>,
+    task: Task,
+    /// Whether the task is the last one before the checkpoint gets its name.
+    is_sealing: bool,
+}
+
+impl SavePolicy {
+    fn is_in_background(&self, device: Device) -> bool {
+        match self.in_background {
+            SaveInBackground::Always => true,
+            SaveInBackground::Never => false,
+            SaveInBackground::Auto => device != Device::Cpu,
+        }
+    }
+}
+
+impl StageRun {
+    /// Books a finished step; saves if that is due, and looks after the save under way.
+    pub(crate) fn finish_step(
+        &mut self,
+        model: &Trainee,
+        optimizer: &AdamW,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        self.traffic_at_line = Some(self.ranks.group().traffic());
+        self.state.step += 1;
+        if self.is_finished() {
+            return self.save(model, optimizer, observer);
+        }
+        let started = Instant::now();
+        if self.state.step.is_multiple_of(self.save.every_steps) {
+            self.finish_save(observer)?;
+            let in_background = self.save.is_in_background(model.device());
+            self.begin_save(model, optimizer, in_background)?;
+            if !in_background {
+                self.finish_save(observer)?;
+            }
+        } else if self.pending.is_some() {
+            self.look_after_save(observer)?;
+        } else {
+            return Ok(());
+        }
+        self.save_seconds += started.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    /// Saves and waits for it, unless the newest checkpoint is of this step.
+    pub(crate) fn save(
+        &mut self,
+        model: &Trainee,
+        optimizer: &AdamW,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let started = Instant::now();
+        self.finish_save(observer)?;
+        if self.saved.as_ref().map(|(step, _)| *step) != Some(self.state.step) {
+            self.begin_save(model, optimizer, false)?;
+            self.finish_save(observer)?;
+        }
+        self.save_seconds += started.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    /// Takes a snapshot and begins to write it.
+    fn begin_save(
+        &mut self,
+        model: &Trainee,
+        optimizer: &AdamW,
+        in_background: bool,
+    ) -> Result<()> {
+        self.state.num_updates = optimizer.num_updates();
+        self.set_save_phase(self.state.step);
+        let share = self.share(model, optimizer, in_background);
+        let share = self.ranks.agree(share)?;
+        let partial = share.model.as_ref().map(|model| model.partial.clone());
+        let state = self.state.clone();
+        // Alone, there is nobody to wait for in between.
+        let to_seal = partial.clone().filter(|_| self.ranks.is_alone());
+        let is_sealing = to_seal.is_some();
+        let sealed_state = state.clone();
+        let work = move || {
+            share.write()?;
+            to_seal.map_or(Ok(()), |partial| partial.seal(&sealed_state))
+        };
+        self.pending = Some(PendingSave {
+            state,
+            partial,
+            task: if in_background {
+                Task::start(work)
+            } else {
+                Task::done(work())
+            },
+            is_sealing,
+        });
+        Ok(())
+    }
+
+    fn share(&mut self, model: &Trainee, optimizer: &AdamW, is_copy: bool) -> Result<Share> {
+        let written = model.snapshot(is_copy)?;
+        let moments = optimizer_files::snapshot(optimizer, &self.ranks)?;
+        let is_finished = self.is_finished();
+        let model = match (&mut self.folder, written) {
+            (Some(folder), Some(model)) => {
+                Some(folder.begin_checkpoint(&mut self.state, model, is_finished)?)
+            }
+            _ => None,
+        };
+        Ok(Share {
+            dir: self.store.partial_dir(self.state.step),
+            moments,
+            model,
+        })
+    }
+
+    /// Goes on with the save under way as far as all ranks are done with their parts.
+    fn look_after_save(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        while let Some(pending) = &self.pending {
+            let is_done = f64::from(u8::from(pending.task.is_done()));
+            let all = self.ranks.gather_values(&[is_done])?;
+            if all.iter().any(|of_rank| of_rank[0] == 0.0) {
+                break;
+            }
+            self.advance_save(observer)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the save under way, if there is one.
+    fn finish_save(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        while self.pending.is_some() {
+            self.advance_save(observer)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for what all ranks are at and does what comes after it.
+    fn advance_save(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let Some(pending) = self.pending.take() else {
+            return Ok(());
+        };
+        let PendingSave {
+            state,
+            partial,
+            task,
+            is_sealing,
+        } = pending;
+        self.set_save_phase(state.step);
+        self.ranks.agree(task.wait())?;
+        if !is_sealing {
+            let sealed_state = state.clone();
+            let task = match partial.clone() {
+                Some(partial) => Task::start(move || partial.seal(&sealed_state)),
+                None => Task::done(Ok(())),
+            };
+            self.pending = Some(PendingSave {
+                state,
+                partial,
+                task,
+                is_sealing: true,
+            });
+            return Ok(());
+        }
+        let dir = match (&self.folder, &partial) {
+            (Some(folder), Some(partial)) => folder.publish(partial, state.step),
+            _ => Ok(self.store.dir_of(state.step)),
+        };
+        let dir = self.ranks.agree(dir)?;
+        observer.saved(&dir, state.step);
+        self.saved = Some((state.step, dir));
+        Ok(())
+    }
+
+    fn set_save_phase(&self, step: u64) {
+        let stage = &self.state.stage;
+        self.ranks
+            .set_phase(&format!("{stage}: saving step {step}"));
+    }
+
+    /// Finishes the save under way of a run that fails, saves its last finished step too if the weights are still those of
+    /// that step, and hands the error back. A save that fails changes nothing about the error.
+    pub(crate) fn fail(
+        &mut self,
+        error: Error,
+        model: &Trainee,
+        optimizer: &AdamW,
+        num_updates_before: u64,
+        observer: &mut dyn Observer,
+    ) -> Error {
+        if !self.ranks.is_alone() && !error.is_of_all_ranks() {
+            return error;
+        }
+        let is_good = self.state.step > 0
+            && optimizer.num_updates() == num_updates_before
+            && model.is_finite().unwrap_or(false);
+        let saved = self.finish_save(observer).and_then(|()| {
+            if is_good {
+                self.save(model, optimizer, observer)?;
+            }
+            Ok(())
+        });
+        if let Err(error) = saved {
+            observer.warning(&format!(
+                "the last finished step could not be saved: {error}"
+            ));
+        }
+        error
+    }
+}
