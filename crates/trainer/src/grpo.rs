@@ -8,46 +8,25 @@
 //! 2. All updates of a step use the whole batch of the rollout.
 //! 3. Advantages may be mean-centred only, the reward may gate its concurrency term, and a KL term is optional.
 
+mod step;
+
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
 
-use asyncthink_data::TrainingRow;
-use asyncthink_recipe::{self as recipes, GrpoSection, LossAggregation, Recipe, Stage};
-use asyncthink_rollout::{Episode, Query};
-use asyncthink_tasks::Problem;
+use asyncthink_recipe::{Recipe, Stage};
 
-use crate::advantage::Advantage;
-use crate::card::ModelCard;
+use step::Trainer;
+
 use crate::checkpoint::{Checkpoint, model_identity};
-use crate::episode_figures::EpisodeFigures;
-use crate::episode_files;
-use crate::episodes::{
-    GradedEpisode, assign_advantages, episode_records, grade_episode, training_rows,
-};
 use crate::error::{Error, Result};
-use crate::figures::BatchFigures;
 use crate::fingerprint;
-use crate::grpo_line::{GrpoLine, UpdateFigures, report};
+use crate::grpo_line::report;
 use crate::layout::RunLayout;
-use crate::loss::{Aggregation, Clip};
-use crate::metrics::{Phase, StepClock};
-use crate::mismatch::{Mismatch, mismatch_of_skipped_rows};
 use crate::models::grpo_initial_model;
 use crate::observer::{Observer, RunStart, StopFlag};
-use crate::optimizer::AdamW;
 use crate::problems::train_problems;
-use crate::ranks::{Ranks, count_of};
-use crate::reward::{LambdaSchedule, RewardRule};
-use crate::run::{
-    Origin, Resume, RunOptions, RunOutcome, SavePolicy, StageRun, check_finite, learning_rate,
-    new_optimizer, restore_optimizer,
-};
-use crate::sampling::EpisodeSampler;
-use crate::schedule::LearningRate;
-use crate::streams::{DataOrder, Stream, derive_seed};
+use crate::run::{Origin, Resume, RunOptions, RunOutcome, SavePolicy, StageRun, new_optimizer};
 use crate::trainee::{Trainee, load_reference};
-use crate::update::{BatchSettings, Objective, Weights, accumulate_gradient};
 
 /// Optimises the model that `sft` left.
 ///
@@ -108,11 +87,13 @@ pub fn run_grpo(
     let device = ranks.open_device(recipe)?;
     let mut model = Trainee::load(&begin, recipe, &ranks, device)?;
     run.check_same_start(&model)?;
-    let bucket_bytes = recipe.distributed.bucket_bytes(ranks.world_size());
-    let mut optimizer = new_optimizer(&mut model, &section.optimizer, bucket_bytes)?;
-    if let Some(checkpoint) = &checkpoint {
-        restore_optimizer(&mut optimizer, &ranks, checkpoint)?;
-    }
+    let mut optimizer = new_optimizer(
+        &mut model,
+        &section.optimizer,
+        recipe,
+        &ranks,
+        checkpoint.as_ref(),
+    )?;
     let reference = reference
         .map(|dir| load_reference(&dir, recipe, &ranks, device))
         .transpose()?;
@@ -172,365 +153,5 @@ fn model_folders(
             let initial = initial?;
             (initial.clone(), has_reference.then_some(initial))
         }
-    })
-}
-
-/// Everything that stays the same from step to step.
-struct Trainer<'a> {
-    section: &'a GrpoSection,
-    seed: u64,
-    problems: &'a [Problem],
-    order: DataOrder,
-    sampler: EpisodeSampler,
-    reference: Option<Weights>,
-    advantage: Advantage,
-    batch: BatchSettings,
-    learning_rate: LearningRate,
-    lambda: LambdaSchedule,
-    layout: RunLayout,
-    ranks: Arc<Ranks>,
-}
-
-impl<'a> Trainer<'a> {
-    fn new(
-        recipe: &Recipe,
-        section: &'a GrpoSection,
-        problems: &'a [Problem],
-        reference: Option<Weights>,
-        ranks: Arc<Ranks>,
-    ) -> Result<Self> {
-        let num_steps = section.num_steps as u64;
-        Ok(Self {
-            section,
-            seed: recipe.seed,
-            problems,
-            order: DataOrder::new(recipe.seed, problems.len())
-                .ok_or_else(|| Error::stage("ordering the problems", "there are none"))?,
-            sampler: EpisodeSampler::new(&ModelCard::of(recipe), section.temperature)?
-                .with_max_agents(recipe.engine.max_agents),
-            reference,
-            advantage: match section.advantage {
-                recipes::Advantage::MeanCentred => Advantage::MeanCentred,
-                recipes::Advantage::MeanStd => Advantage::MeanStd {
-                    eps: section.advantage_eps,
-                },
-            },
-            batch: batch_settings(section)?,
-            learning_rate: learning_rate(&section.optimizer, num_steps),
-            lambda: LambdaSchedule {
-                first: section.reward.lambda,
-                last: section.reward.lambda_final,
-                num_steps,
-            },
-            layout: RunLayout::new(&recipe.run_dir),
-            ranks,
-        })
-    }
-
-    /// One step after `done` finished ones; `None` if the stop flag was raised before the weights moved.
-    fn step(
-        &mut self,
-        done: u64,
-        clock: StepClock,
-        model: &mut Trainee,
-        optimizer: &mut AdamW,
-        observer: &mut dyn Observer,
-        stop: &StopFlag,
-    ) -> Result<Option<GrpoLine>> {
-        let mut context = StepContext {
-            step: done + 1,
-            observer,
-            stop,
-            clock,
-        };
-        let identity = format!("step {}: problems {:?}", done + 1, self.prompts(done));
-        self.ranks.check_same("the prompts of a step", &identity)?;
-        let queries = self.queries(done);
-        let started = Instant::now();
-        model.begin_sampling()?;
-        context.clock.book(Phase::Rollout, started);
-        let Some(episodes) = self.sample(&queries, model, &mut context)? else {
-            return Ok(None);
-        };
-        let lambda = self.lambda.at(done);
-        let started = Instant::now();
-        let mut episodes = self.grade(episodes, lambda);
-        // Groups are whole on every rank.
-        let constant_groups =
-            assign_advantages(&mut episodes, self.section.group_size, self.advantage);
-        let rows = training_rows(&episodes)?;
-        let mut sums = [constant_groups as f64, rows.len() as f64];
-        self.ranks.sum(&mut sums)?;
-        let [constant_groups, num_rows] = sums.map(count_of);
-        context.clock.book(Phase::Reward, started);
-        let skipped = self.skipped(&rows, model, &mut context)?;
-        model.end_sampling();
-        let learning_rate = self.learning_rate.at(done);
-        let update = self.update(
-            &rows,
-            skipped,
-            learning_rate,
-            model,
-            optimizer,
-            &mut context,
-        )?;
-        let Some(update) = update else {
-            return Ok(None);
-        };
-        let update = UpdateFigures { num_rows, ..update };
-        let started = Instant::now();
-        let dump_every = self.section.dump_episodes_every_steps;
-        if dump_every.is_some_and(|every| context.step.is_multiple_of(every as u64)) {
-            let texts: Vec<&str> = queries.iter().map(|query| query.text.as_str()).collect();
-            let records = episode_records(context.step, &episodes, &texts, &model.tokenizer);
-            let path = self.layout.episodes(Stage::Grpo, context.step);
-            episode_files::write(&path, records, &self.ranks)?;
-        }
-        context.clock.book(Phase::Save, started);
-        let figures = EpisodeFigures::over_ranks(&episodes, &self.ranks)?;
-        let trained = update.num_tokens * self.section.num_updates_per_rollout;
-        let tokens = [
-            (Phase::Rollout, figures.decoded_tokens),
-            (Phase::Train, trained),
-        ];
-        let traffic = self.ranks.group().traffic();
-        let timing = context.clock.timing(&tokens, traffic);
-        Ok(Some(GrpoLine {
-            step: context.step,
-            epoch: self.order.epoch(self.position(done)),
-            episodes: figures,
-            constant_groups,
-            lambda,
-            learning_rate,
-            update,
-            timing,
-        }))
-    }
-
-    /// Position of a step's first prompt in the endless sequence of prompts.
-    fn position(&self, done: u64) -> u64 {
-        done * self.section.prompts_per_step as u64
-    }
-
-    /// The problems of a step, of all ranks.
-    fn prompts(&mut self, done: u64) -> Vec<usize> {
-        let first = self.position(done);
-        (0..self.section.prompts_per_step as u64)
-            .map(|slot| self.order.item(first + slot))
-            .collect()
-    }
-
-    /// This rank's share, group after group, one query per episode.
-    fn queries(&mut self, done: u64) -> Vec<Query> {
-        let group_size = self.section.group_size;
-        let share = self.ranks.share_of(self.section.prompts_per_step);
-        let mut queries = Vec::with_capacity(share.len() * group_size);
-        for slot in share {
-            let prompt_index = self.order.item(self.position(done) + slot as u64);
-            for sample_index in 0..group_size {
-                // By slot, not by prompt: a step that spans two epochs may hold a prompt twice.
-                let episode = (slot * group_size + sample_index) as u64;
-                let seed = derive_seed(self.seed, Stream::Rollout, done, episode);
-                queries.push(self.sampler.query(
-                    &self.problems[prompt_index],
-                    prompt_index,
-                    sample_index,
-                    seed,
-                ));
-            }
-        }
-        queries
-    }
-
-    fn sample(
-        &self,
-        queries: &[Query],
-        model: &Trainee,
-        context: &mut StepContext<'_>,
-    ) -> Result<Option<Vec<Episode>>> {
-        let started = Instant::now();
-        let StepContext {
-            step,
-            observer,
-            stop,
-            ..
-        } = context;
-        let episodes = self
-            .sampler
-            .run(
-                model.sampler()?,
-                &model.tokenizer,
-                queries,
-                &mut |progress| {
-                    observer.phase(
-                        Phase::Rollout,
-                        progress.finished_episodes as u64,
-                        progress.total_episodes as u64,
-                    );
-                    stop.requested().is_none()
-                },
-            )
-            .map_err(|error| error.at_step(*step))?;
-        context.clock.book(Phase::Rollout, started);
-        let is_cut_short = episodes.len() < queries.len();
-        let mut num_cut_short = [f64::from(u8::from(is_cut_short))];
-        self.ranks.sum(&mut num_cut_short)?;
-        Ok((num_cut_short[0] == 0.0).then_some(episodes))
-    }
-
-    fn grade(&self, episodes: Vec<Episode>, lambda: f64) -> Vec<GradedEpisode> {
-        let reward = &self.section.reward;
-        let rule = RewardRule {
-            lambda,
-            tau: reward.tau,
-            format_error: reward.format_error,
-            gate_concurrency: reward.gate_concurrency,
-        };
-        episodes
-            .into_iter()
-            .map(|episode| {
-                let problem = &self.problems[episode.prompt_index];
-                grade_episode(episode, problem, &rule, reward.count_unjoined)
-            })
-            .collect()
-    }
-
-    /// Compares trainer and sampler on the rows that no gradient is computed for, if the recipe bounds the difference.
-    fn skipped(
-        &self,
-        rows: &[TrainingRow],
-        model: &Trainee,
-        context: &mut StepContext<'_>,
-    ) -> Result<Option<Mismatch>> {
-        if self.section.max_logprob_mismatch.is_none() {
-            return Ok(None);
-        }
-        let started = Instant::now();
-        let own = mismatch_of_skipped_rows(model.scorer()?, rows, &self.batch)?;
-        let all = own.over_ranks(&self.ranks)?;
-        context.clock.book(Phase::Score, started);
-        Ok(Some(all))
-    }
-
-    /// All updates on one rollout; `None` if the stop flag was raised before the weights moved.
-    fn update(
-        &self,
-        rows: &[TrainingRow],
-        skipped: Option<Mismatch>,
-        learning_rate: f64,
-        model: &Trainee,
-        optimizer: &mut AdamW,
-        context: &mut StepContext<'_>,
-    ) -> Result<Option<UpdateFigures>> {
-        let num_updates = self.section.num_updates_per_rollout;
-        let mut means = UpdateFigures::default();
-        for index in 0..num_updates {
-            optimizer.zero_grad();
-            let started = Instant::now();
-            let StepContext {
-                step,
-                observer,
-                stop,
-                ..
-            } = context;
-            let figures = accumulate_gradient(
-                model.weights(),
-                self.reference.as_ref(),
-                rows,
-                &self.batch,
-                optimizer,
-                &mut |done, total| {
-                    observer.phase(Phase::Train, done as u64, total as u64);
-                    index > 0 || stop.requested().is_none()
-                },
-            )?;
-            let step = *step;
-            context.clock.book(Phase::Train, started);
-            let Some(mut figures) = figures else {
-                return Ok(None);
-            };
-            if self.reference.is_some() {
-                context
-                    .clock
-                    .add(Phase::Reference, figures.reference_seconds);
-                context.clock.add(Phase::Train, -figures.reference_seconds);
-            }
-            check_finite(step, "the loss", figures.loss)?;
-            if index == 0 {
-                if let Some(skipped) = &skipped {
-                    figures.include_mismatch(skipped);
-                }
-                self.check_mismatch(step, &figures)?;
-                means.start(&figures);
-            }
-            let started = Instant::now();
-            let grad_norm = optimizer.clip_grad_norm(self.section.optimizer.max_grad_norm)?;
-            check_finite(step, "the gradient norm", grad_norm)?;
-            optimizer.step(learning_rate)?;
-            context.clock.book(Phase::Optimizer, started);
-            means.add(
-                &figures,
-                self.reference.is_some(),
-                grad_norm,
-                num_updates as f64,
-            );
-        }
-        Ok(Some(means))
-    }
-
-    fn check_mismatch(&self, step: u64, figures: &BatchFigures) -> Result<()> {
-        check_finite(
-            step,
-            "the log-probability of a token",
-            figures.mismatch_max_nats,
-        )?;
-        match self.section.max_logprob_mismatch {
-            Some(bound_nats) if figures.mismatch_max_nats > bound_nats => {
-                Err(Error::LogprobMismatch {
-                    step,
-                    max_nats: figures.mismatch_max_nats,
-                    bound_nats,
-                })
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// What the parts of one step share.
-struct StepContext<'a> {
-    /// Counted from 1.
-    step: u64,
-    observer: &'a mut dyn Observer,
-    stop: &'a StopFlag,
-    clock: StepClock,
-}
-
-fn batch_settings(section: &GrpoSection) -> Result<BatchSettings> {
-    let aggregation = match (section.loss_aggregation, section.constant_length_tokens) {
-        (LossAggregation::TokenMean, _) => Aggregation::TokenMean,
-        (LossAggregation::EpisodeMean, _) => Aggregation::EpisodeMean,
-        (LossAggregation::ConstantLength, Some(tokens)) => Aggregation::ConstantLength {
-            tokens: tokens as u64,
-        },
-        (LossAggregation::ConstantLength, None) => {
-            return Err(Error::stage(
-                "reading `grpo.loss_aggregation`",
-                "`constant_length_tokens` is missing",
-            ));
-        }
-    };
-    Ok(BatchSettings {
-        objective: Objective::Policy {
-            clip: Clip {
-                low: section.clip_eps_low,
-                high: section.clip_eps_high,
-            },
-            kl_beta: section.kl_beta,
-        },
-        aggregation,
-        temperature: section.temperature,
-        micro_batch_tokens: section.micro_batch_tokens,
-        activation_checkpointing: section.activation_checkpointing,
     })
 }

@@ -342,21 +342,13 @@ fn of_first_rank(found: Option<Checkpoint>, ranks: &Ranks) -> Result<Option<Chec
     Ok(told.map(|(dir, state)| Checkpoint { dir, state }))
 }
 
-/// Restores the optimizer's moments from a checkpoint.
-pub(crate) fn restore_optimizer(
-    optimizer: &mut AdamW,
-    ranks: &Ranks,
-    checkpoint: &Checkpoint,
-) -> Result<()> {
-    let num_updates = checkpoint.state.num_updates;
-    optimizer_files::restore(optimizer, ranks, &checkpoint.dir, num_updates)
-}
-
-/// The optimizer that a recipe's section describes.
+/// The optimizer that a recipe's section describes, with the moments of the checkpoint that the run goes on from.
 pub(crate) fn new_optimizer(
     model: &mut Trainee,
     section: &OptimizerSection,
-    bucket_bytes: usize,
+    recipe: &Recipe,
+    ranks: &Ranks,
+    checkpoint: Option<&Checkpoint>,
 ) -> Result<AdamW> {
     let settings = AdamWSettings {
         beta1: section.beta1,
@@ -364,7 +356,13 @@ pub(crate) fn new_optimizer(
         eps: section.eps,
         weight_decay: section.weight_decay,
     };
-    model.new_optimizer(settings, bucket_bytes)
+    let bucket_bytes = recipe.distributed.bucket_bytes(ranks.world_size());
+    let mut optimizer = model.new_optimizer(settings, bucket_bytes)?;
+    if let Some(checkpoint) = checkpoint {
+        let num_updates = checkpoint.state.num_updates;
+        optimizer_files::restore(&mut optimizer, ranks, &checkpoint.dir, num_updates)?;
+    }
+    Ok(optimizer)
 }
 
 /// The learning rate that a recipe's section describes.

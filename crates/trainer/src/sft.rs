@@ -8,6 +8,7 @@ use asyncthink_data::parquet::{SftPair, read_sft_pairs};
 use asyncthink_recipe::{Recipe, SftMetric, SftSection, Stage};
 use serde::Serialize;
 
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::figures::BatchFigures;
 use crate::fingerprint;
@@ -21,7 +22,7 @@ use crate::problems::check_synth_is_complete;
 use crate::ranks::Ranks;
 use crate::run::{
     Origin, RunOptions, RunOutcome, SavePolicy, StageRun, check_finite, learning_rate,
-    new_optimizer, restore_optimizer,
+    new_optimizer,
 };
 use crate::streams::DataOrder;
 use crate::trainee::Trainee;
@@ -82,18 +83,15 @@ pub fn run_sft(
     if run.is_finished() {
         return Ok(run.finished());
     }
-    let device = ranks.open_device(recipe)?;
-    let mut model = match &checkpoint {
-        Some(checkpoint) => Trainee::load(&checkpoint.dir, recipe, &ranks, device)?,
-        None => Trainee::for_sft(recipe, &ranks, device)?,
-    };
-    check_lengths(&rows, &model)?;
+    let mut model = model_to_train(recipe, checkpoint.as_ref(), &rows, &ranks)?;
     run.check_same_start(&model)?;
-    let bucket_bytes = recipe.distributed.bucket_bytes(ranks.world_size());
-    let mut optimizer = new_optimizer(&mut model, &section.optimizer, bucket_bytes)?;
-    if let Some(checkpoint) = &checkpoint {
-        restore_optimizer(&mut optimizer, &ranks, checkpoint)?;
-    }
+    let mut optimizer = new_optimizer(
+        &mut model,
+        &section.optimizer,
+        recipe,
+        &ranks,
+        checkpoint.as_ref(),
+    )?;
     observer.started(&RunStart {
         stage: Stage::Sft,
         step: run.step(),
@@ -159,6 +157,21 @@ pub fn run_sft(
         }
     }
     Ok(run.finished())
+}
+
+fn model_to_train(
+    recipe: &Recipe,
+    checkpoint: Option<&Checkpoint>,
+    rows: &[TrainingRow],
+    ranks: &Arc<Ranks>,
+) -> Result<Trainee> {
+    let device = ranks.open_device(recipe)?;
+    let model = match checkpoint {
+        Some(checkpoint) => Trainee::load(&checkpoint.dir, recipe, ranks, device)?,
+        None => Trainee::for_sft(recipe, ranks, device)?,
+    };
+    check_lengths(rows, &model)?;
+    Ok(model)
 }
 
 fn report(observer: &mut dyn Observer, line: &SftLine, num_steps: u64) {
