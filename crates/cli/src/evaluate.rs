@@ -56,7 +56,7 @@ pub(crate) fn run(
         let measured = measure(&name, &model, recipe, &ranks, &stop)?;
         let added = match (&mut report, measured) {
             (Some(report), Some((evaluation, episodes))) => {
-                report.add(&name, evaluation, &episodes)
+                report.add(&name, &evaluation, &episodes)
             }
             _ => Ok(()),
         };
@@ -141,7 +141,7 @@ impl Report {
     fn add(
         &mut self,
         name: &str,
-        evaluation: Evaluation,
+        evaluation: &Evaluation,
         episodes: &[EpisodeLine],
     ) -> Result<(), Failure> {
         write_episodes(&self.layout, name, episodes)?;

@@ -207,7 +207,7 @@ fn a_signal_stops_an_evaluation_by_several_ranks() {
         "eval",
         "tiny.toml",
         "--set",
-        "eval.samples_per_problem=20000",
+        "eval.samples_per_problem=10000",
     ];
     let mut child = workspace.spawn(&launched("2", &eval));
     let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
