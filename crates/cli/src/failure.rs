@@ -64,8 +64,9 @@ impl Failure {
         }
     }
 
-    /// An error with its chain of causes.
-    pub(crate) fn of(error: &dyn Error, is_input: bool, hint: Option<String>) -> Self {
+    /// An error with its chain of causes. Without a hint, that of the system's error among them is given.
+    pub(crate) fn of(error: &(dyn Error + 'static), is_input: bool, hint: Option<String>) -> Self {
+        let hint = hint.or_else(|| system_hint(error).map(str::to_owned));
         let mut failure = if is_input {
             Self::input(error.to_string())
         } else {
@@ -133,6 +134,24 @@ impl Failure {
     }
 }
 
+/// What to do where the system would not store what was written.
+fn system_hint(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    use std::io::ErrorKind as K;
+    let Some(system) = error.downcast_ref::<std::io::Error>() else {
+        return error.source().and_then(system_hint);
+    };
+    match system.kind() {
+        K::StorageFull | K::QuotaExceeded => Some(
+            "make room there and give the same command again: what was complete is kept, and it goes on from that",
+        ),
+        K::FileTooLarge => Some(
+            "`ulimit -f` or the file system bounds files; raise that and give the same command again: what was complete \
+             is kept, and it goes on from that",
+        ),
+        _ => system.source().and_then(system_hint),
+    }
+}
+
 /// A message of several lines stays one block.
 fn indented(message: &str) -> String {
     message.trim_end().replace('\n', "\n    ")
@@ -190,6 +209,17 @@ mod tests {
             "error: step 3 failed\n  Caused by: cannot save: disk full\n\nhint: make room\n"
         );
         assert_eq!(failure.exit_code(), 1);
+    }
+
+    #[test]
+    fn a_full_disk_has_a_hint_wherever_it_is_among_the_causes() {
+        let full = fs_err::write("/dev/full", b"x").expect_err("it has no room");
+        let text = Failure::from(asyncthink_trainer::Error::from(full)).render();
+        assert!(text.contains("/dev/full"), "{text}");
+        assert!(text.contains("\n\nhint: make room there"), "{text}");
+        let other = std::io::Error::from(std::io::ErrorKind::Interrupted);
+        let text = Failure::of(&other, false, None).render();
+        assert!(!text.contains("hint"), "{text}");
     }
 
     #[test]

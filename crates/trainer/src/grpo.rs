@@ -142,7 +142,7 @@ pub fn run_grpo(
         let num_updates = optimizer.num_updates();
         let clock = run.clock();
         model.refresh_sampler()?;
-        run.set_phase("sampling and updating");
+        run.set_phase("preparing");
         let result = trainer.step(run.step(), clock, &model, &mut optimizer, observer, stop);
         let result =
             result.map_err(|error| run.fail(error, &model, &optimizer, num_updates, observer))?;
@@ -273,6 +273,10 @@ impl<'a> Trainer<'a> {
         }))
     }
 
+    fn set_phase(&self, step: u64, what: &str) {
+        self.ranks.set_step_phase(Stage::Grpo, step, what);
+    }
+
     /// Position of a step's first prompt in the endless sequence of prompts.
     fn position(&self, done: u64) -> u64 {
         done * self.section.prompts_per_step as u64
@@ -321,6 +325,7 @@ impl<'a> Trainer<'a> {
             stop,
             ..
         } = context;
+        self.set_phase(*step, "sampling");
         let episodes = self
             .sampler
             .run(
@@ -381,6 +386,7 @@ impl<'a> Trainer<'a> {
                 stop,
                 ..
             } = context;
+            self.set_phase(*step, "computing the gradient");
             let figures = accumulate_gradient(
                 &model.decoder,
                 self.reference.as_ref(),
@@ -415,6 +421,7 @@ impl<'a> Trainer<'a> {
                 means.start(&figures);
             }
             let started = Instant::now();
+            self.set_phase(step, "updating the weights");
             optimizer.reduce_gradients()?;
             let grad_norm = optimizer.clip_grad_norm(self.section.optimizer.max_grad_norm)?;
             check_finite(step, "the gradient norm", grad_norm)?;
@@ -462,6 +469,7 @@ impl<'a> Trainer<'a> {
         if !is_due {
             return Ok(());
         }
+        self.set_phase(step, "writing episodes");
         let texts: Vec<&str> = queries.iter().map(|query| query.text.as_str()).collect();
         let mut records = episode_records(step, episodes, &texts, &model.tokenizer);
         let path = self.layout.episodes(Stage::Grpo, step);

@@ -18,7 +18,8 @@ use asyncthink_launch::World;
 use asyncthink_recipe::{Recipe, Stage};
 use asyncthink_torch::{GroupOptions, ProcessGroup, Store, StoreOptions};
 use asyncthink_trainer::{
-    AdamW, AdamWSettings, Ranks, Resume, RunLayout, RunOptions, RunOutcome, run_grpo, run_sft,
+    AdamW, AdamWSettings, CheckpointStore, Observer, Phase, Ranks, Resume, RunLayout, RunOptions,
+    RunOutcome, StepReport, run_grpo, run_sft,
 };
 use common::{Watcher, alone, copy_folder, metrics, weights};
 use fs_err as fs;
@@ -28,6 +29,25 @@ use tch::{Device, Kind, Tensor};
 const RECIPE: &str = "RANKS_TEST_RECIPE";
 const STAGE: &str = "RANKS_TEST_STAGE";
 const STOP_AFTER: &str = "RANKS_TEST_STOP_AFTER";
+const FREEZE: &str = "RANKS_TEST_FREEZE";
+
+/// Stops its own process where `kill -STOP` from elsewhere would: in a phase of the third step.
+struct Freezer(Watcher);
+
+impl Observer for Freezer {
+    fn phase(&mut self, _phase: Phase, _done: u64, _total: u64) {
+        if self.0.steps.len() == 2 {
+            // Time for its last sign of life.
+            std::thread::sleep(Duration::from_secs(1));
+            let pid = std::process::id().to_string();
+            Command::new("kill").args(["-STOP", &pid]).status().unwrap();
+        }
+    }
+
+    fn step(&mut self, report: &StepReport<'_>) {
+        self.0.step(report);
+    }
+}
 
 /// One rank of a run: what the processes that [`run_ranks`] starts do.
 #[test]
@@ -52,18 +72,25 @@ fn a_rank() {
         ranks: Arc::clone(&ranks),
     };
     let stop = watcher.stop.clone();
+    let mut freezer;
+    let observer: &mut dyn Observer = if env::var(FREEZE).is_ok() {
+        freezer = Freezer(watcher);
+        &mut freezer
+    } else {
+        &mut watcher
+    };
     let outcome = match stage {
-        Stage::Sft => run_sft(&recipe, &options, &mut watcher, &stop),
-        _ => run_grpo(&recipe, &options, &mut watcher, &stop),
+        Stage::Sft => run_sft(&recipe, &options, observer, &stop),
+        _ => run_grpo(&recipe, &options, observer, &stop),
     }
-    .unwrap();
+    .unwrap_or_else(|error| panic!("{error}"));
     ranks.part().unwrap();
     let has_stopped = matches!(outcome, RunOutcome::Stopped { .. });
     assert_eq!(has_stopped, env::var(STOP_AFTER).is_ok());
 }
 
-/// Runs a stage with so many ranks; with `stop_after`, until the last rank asks to stop.
-fn run_ranks(recipe: &Recipe, stage: Stage, world_size: usize, stop_after: Option<u64>) {
+/// What runs each rank of a stage.
+fn commands_of_ranks(recipe: &Recipe, stage: Stage, world_size: usize) -> Vec<Command> {
     let path = recipe.run_dir.join("ranks.toml");
     fs::write(&path, recipe.to_toml()).unwrap();
     let port = TcpListener::bind("127.0.0.1:0")
@@ -71,7 +98,7 @@ fn run_ranks(recipe: &Recipe, stage: Stage, world_size: usize, stop_after: Optio
         .local_addr()
         .unwrap()
         .port();
-    let ranks: Vec<Child> = (0..world_size)
+    (0..world_size)
         .map(|rank| {
             let mut command = Command::new(env::current_exe().unwrap());
             command
@@ -91,6 +118,16 @@ fn run_ranks(recipe: &Recipe, stage: Stage, world_size: usize, stop_after: Optio
                 .env("MASTER_ADDR", "127.0.0.1")
                 .env("MASTER_PORT", port.to_string())
                 .stdout(Stdio::null());
+            command
+        })
+        .collect()
+}
+
+/// Runs a stage with so many ranks; with `stop_after`, until the last rank asks to stop.
+fn run_ranks(recipe: &Recipe, stage: Stage, world_size: usize, stop_after: Option<u64>) {
+    let ranks: Vec<Child> = commands_of_ranks(recipe, stage, world_size)
+        .into_iter()
+        .map(|mut command| {
             if let Some(step) = stop_after {
                 // All of them, as a launcher's signal would; they need not notice at the same moment.
                 command.env(STOP_AFTER, step.to_string());
@@ -260,6 +297,48 @@ fn a_run_goes_on_with_another_number_of_ranks() {
         weights(&model_of(&begun, Stage::Sft)),
         weights(&model_of(&unbroken, Stage::Sft))
     );
+}
+
+#[test]
+fn a_stopped_rank_is_named_by_the_one_that_waits_for_it() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let sets = [
+        "distributed.timeout_secs=3",
+        "sft.num_steps=4",
+        "sft.save_every_steps=2",
+    ];
+    let recipe = recipe(dir.path(), &sets);
+    run_ranks(&recipe, Stage::Sft, 1, None);
+    for (stage, part) in [
+        (Stage::Grpo, "sampling"),
+        (Stage::Sft, "computing the gradient"),
+    ] {
+        if stage == Stage::Sft {
+            fs::remove_dir_all(recipe.run_dir.join("sft")).unwrap();
+        }
+        let mut commands = commands_of_ranks(&recipe, stage, 2);
+        let mut stopped = commands[1].env(FREEZE, "").spawn().unwrap();
+        let waiting = commands[0].stderr(Stdio::piped()).spawn().unwrap();
+        let ended = waiting.wait_with_output().unwrap();
+        assert!(stopped.try_wait().unwrap().is_none(), "it is only stopped");
+        stopped.kill().unwrap();
+        stopped.wait().unwrap();
+        let text = String::from_utf8(ended.stderr).unwrap();
+        assert!(!ended.status.success());
+        let name = stage.name();
+        for said in [
+            format!("timed out after 3s on rank 0 of 2 in `{name} step 3: {part}`"),
+            "rank 1 gives no sign of life, last seen at collective ".to_owned(),
+            format!(" in `{name} step 3: {part}`\n"),
+        ] {
+            assert!(text.contains(&said), "{said}: {text}");
+        }
+        // What was done before is there to go on from.
+        let saved = CheckpointStore::open(&RunLayout::new(&recipe.run_dir).checkpoints(stage), 2);
+        let newest = saved.unwrap().newest().unwrap().checkpoint.unwrap();
+        assert_eq!(newest.state.step, 2);
+    }
 }
 
 fn parameters() -> Vec<(String, Tensor)> {
