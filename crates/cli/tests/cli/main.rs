@@ -6,6 +6,7 @@ mod chat;
 mod help;
 mod launch;
 mod lines;
+mod ranks;
 mod score;
 mod stages;
 mod think;
