@@ -33,7 +33,8 @@ import runs
 
 ADDRESSES = ["10.231.77.1", "10.231.77.2"]
 PORT = 29400
-SETS = ["sft.num_steps=60", "grpo.num_steps=10"]
+# A launcher gives ranks one thread each where a host has several; as many threads everywhere make the same bits.
+SETS = ["num_threads=1", "sft.num_steps=60", "grpo.num_steps=10"]
 # Of a collective, in the run whose cable is cut.
 TIMEOUT_SECS = 5
 # Longer than the launchers may take: 30 s until a silent one is given up, and 30 s for its ranks to end.
