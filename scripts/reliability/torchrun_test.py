@@ -10,8 +10,8 @@ steps. torchrun must start all ranks again, these must go on from the newest com
 another way with each: `standalone` (c10d) and `static`, where torchrun hosts the store, and `own-store`, where rank 0 does.
 Last, a run whose input is wrong: torchrun must print our message from the error file.
 
-Without `--torchrun`, PyTorch is installed into a virtual environment of its own (`--venv`): the CPU build, 1 GB on disk, where
-download.pytorch.org can be reached, else that of PyPI with its CUDA libraries, 7 GB. Nothing of it is used by the program.
+Without `--torchrun`, PyTorch is installed into a virtual environment of its own (`--venv`): the CPU build where download.pytorch.org
+can be reached, else that of PyPI with its CUDA libraries, 5 GB. Nothing of it is used by the program.
 Prints one JSON object; exit code 1 if something is not as it should be. Python 3 standard library only, Linux.
 """
 
@@ -58,7 +58,8 @@ def install_torchrun(folder):
     if torchrun.exists():
         return torchrun
     venv.create(folder, with_pip=True, clear=True)
-    install = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", f"torch=={TORCH_VERSION}"]
+    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--retries", "1"]
+    install = [*pip, f"torch=={TORCH_VERSION}"]
     for options in (["--index-url", CPU_INDEX], []):
         if subprocess.run([*install, *options], check=False, stdout=sys.stderr).returncode == 0:
             return torchrun

@@ -64,9 +64,8 @@ impl Failure {
         }
     }
 
-    /// An error with its chain of causes. Without a hint, that of the system's error among them is given.
-    pub(crate) fn of(error: &(dyn Error + 'static), is_input: bool, hint: Option<String>) -> Self {
-        let hint = hint.or_else(|| system_hint(error).map(str::to_owned));
+    /// An error with its chain of causes.
+    pub(crate) fn of(error: &dyn Error, is_input: bool, hint: Option<String>) -> Self {
         let mut failure = if is_input {
             Self::input(error.to_string())
         } else {
@@ -83,7 +82,8 @@ impl Failure {
             }
             source = cause.source();
         }
-        match hint {
+        let system_hint = system_hint(&failure.render()).map(str::to_owned);
+        match system_hint.or(hint) {
             Some(hint) => failure.hint(hint),
             None => failure,
         }
@@ -134,22 +134,21 @@ impl Failure {
     }
 }
 
-/// What to do where the system would not store what was written.
-fn system_hint(error: &(dyn Error + 'static)) -> Option<&'static str> {
-    use std::io::ErrorKind as K;
-    let Some(system) = error.downcast_ref::<std::io::Error>() else {
-        return error.source().and_then(system_hint);
-    };
-    match system.kind() {
-        K::StorageFull | K::QuotaExceeded => Some(
+/// What to do where the system would not store what was written. Such an error is often handed on as text alone, as another
+/// rank's is, so its number in the text tells; the numbers are Linux's.
+fn system_hint(text: &str) -> Option<&'static str> {
+    const NO_SPACE: &str = "(os error 28)";
+    const OVER_QUOTA: &str = "(os error 122)";
+    const FILE_TOO_LARGE: &str = "(os error 27)";
+    if text.contains(NO_SPACE) || text.contains(OVER_QUOTA) {
+        return Some(
             "make room there and give the same command again: what was complete is kept, and it goes on from that",
-        ),
-        K::FileTooLarge => Some(
-            "`ulimit -f` or the file system bounds files; raise that and give the same command again: what was complete \
-             is kept, and it goes on from that",
-        ),
-        _ => system.source().and_then(system_hint),
+        );
     }
+    text.contains(FILE_TOO_LARGE).then_some(
+        "`ulimit -f` or the file system bounds files; raise that and give the same command again: what was complete is \
+         kept, and it goes on from that",
+    )
 }
 
 /// A message of several lines stays one block.
@@ -212,14 +211,17 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_has_a_hint_wherever_it_is_among_the_causes() {
+    fn a_full_disk_has_a_hint_on_every_rank() {
         let full = fs_err::write("/dev/full", b"x").expect_err("it has no room");
-        let text = Failure::from(asyncthink_trainer::Error::from(full)).render();
-        assert!(text.contains("/dev/full"), "{text}");
-        assert!(text.contains("\n\nhint: make room there"), "{text}");
-        let other = std::io::Error::from(std::io::ErrorKind::Interrupted);
-        let text = Failure::of(&other, false, None).render();
-        assert!(!text.contains("hint"), "{text}");
+        let other = asyncthink_trainer::Error::OtherRank {
+            rank: 1,
+            message: full.to_string(),
+        };
+        for error in [asyncthink_trainer::Error::from(full), other] {
+            let text = Failure::from(error).render();
+            assert!(text.contains("`/dev/full`: No space left"), "{text}");
+            assert!(text.contains("\n\nhint: make room there"), "{text}");
+        }
     }
 
     #[test]

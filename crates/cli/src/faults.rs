@@ -36,9 +36,6 @@ fn data_hint(error: &asyncthink_data::Error) -> Option<String> {
         E::ChatTemplate { .. } | E::ChatRender { .. } => {
             "docs/models.md says what a chat template may use; without `[prompts.chat]` the prompts are plain text"
         }
-        E::WriteParquet { .. } => {
-            "there must be room on that disk; the same command goes on from what was complete"
-        }
         E::MissingPlaceholder { .. } => "put the placeholder into the template in `[prompts]`",
         _ => return None,
     };

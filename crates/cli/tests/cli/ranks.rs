@@ -37,6 +37,7 @@ fn a_stopped_rank_ends_the_launch_and_is_named() {
         "sft",
         "tiny.toml",
         "--set=sft.num_steps=100000",
+        "--set=sft.save_every_steps=100000",
         "--set=distributed.timeout_secs=3",
     ]);
     wait_for_lines(&workspace.path().join("run/sft/metrics.jsonl"), 3);
