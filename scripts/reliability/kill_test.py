@@ -1,21 +1,33 @@
 #!/usr/bin/env python3
-"""Kills training at random moments with SIGKILL, resumes it, and compares with a run that was never killed.
+"""Kills training with SIGKILL in every phase, resumes it, and compares with a run that was never killed.
 
     python3 scripts/reliability/kill_test.py --binary target/release/asyncthink-train \\
-        --recipe scripts/reliability/tiny.toml --kills 20 --seed 1
+        --recipe scripts/reliability/tiny.toml --ranks 2 --kills 20 --seed 1
 
-For `sft` and for `grpo`: one unbroken run, then KILLS trials. A trial starts the stage in a fresh run folder, kills it at
-a random moment (every second trial waits for a checkpoint that is being written and kills inside it), checks that every
-checkpoint in place is whole, resumes with `--resume auto` to the end, and compares `metrics.jsonl` without `timing` byte
-for byte, and the final weights. Prints one JSON object; exit code 1 if anything differs or a checkpoint is unreadable.
+For `sft` and for `grpo`: one unbroken run, then KILLS trials. A trial starts the stage in a fresh run folder, kills it
+once, checks that every checkpoint in place is whole, resumes with `--resume auto` to the end, and compares `metrics.jsonl`
+without `timing` byte for byte, and the final weights. Nothing may be left running, and no part of a file be left lying.
+Prints one JSON object; exit code 1 if anything differs or a checkpoint is unreadable.
 
-With `--ranks N` the stage runs under `asyncthink-train launch` with N ranks, and each trial kills one rank (the launcher
-then starts all again), the launcher, or everything. Nothing may be left running afterwards.
+With `--ranks N` the stage runs under `asyncthink-train launch` with N ranks, and each trial kills the first rank or another
+one (the launcher then starts all again), the launcher (its ranks must go with it), or everything.
+
+Each trial aims at a phase, in turn, from a random moment of the run on:
+
+    rollout  the victim samples: its process is named `grpo 12 samplin`
+    update   it computes the gradient or updates the weights: `... computi`, `... updatin`
+    save     a checkpoint is being written: its hidden folder is there, without a manifest
+    commit   it is being made the newest: the hidden folder has a manifest, `latest` is behind, or an old one is going
+    random   whatever it is
+
+What a rank does is in the name of its process (`/proc/PID/comm`, as `ps` shows it). A random time of the phase's length after
+the phase is seen, all ranks are stopped with SIGSTOP, the phase that they are really in is read and counted, and the victim is
+killed; so nothing can change between looking and killing. `start` and `between` are what is none of the above.
 Python 3 standard library only, Linux.
 """
 
 import argparse
-import hashlib
+import collections
 import json
 import os
 import random
@@ -25,132 +37,125 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from pathlib import Path
 
-HIDDEN = ".partial-"
-TIMEOUT_SECONDS = 600
+import runs
+from runs import HIDDEN
+
+# How long a phase lasts at most in the tiny recipe: kills are spread over so much of it.
+LENGTH_SECONDS = {"rollout": 0.015, "update": 0.04, "save": 0.015, "commit": 0.06, "random": 0.0}
+AIMS = {"sft": ["update", "save", "commit", "random"], "grpo": ["rollout", "update", "save", "commit", "random"]}
 
 
-def command_of(arguments, stage, run_dir, extra):
-    command = [stage, arguments.recipe, "--set", f'run_dir="{run_dir}"', *extra]
+def command_of(arguments, stage, run_dir, extra=("--resume", "auto")):
+    command = runs.stage_command(stage, arguments.recipe, run_dir, extra=extra)
     if arguments.ranks > 1 and stage != "synth":
         command = ["launch", "--standalone", f"--nproc-per-node={arguments.ranks}", "--max-restarts=1", "--", *command]
     return [arguments.binary, *command]
 
 
-def start(arguments, stage, run_dir, log):
-    return subprocess.Popen(command_of(arguments, stage, run_dir, ["--resume", "auto"]), stdout=log, stderr=log)
+def newest_step(names):
+    return max((int(name[5:]) for name in names if name.startswith("step_")), default=None)
 
 
-def run(arguments, stage, run_dir, log, extra=("--resume", "auto")):
-    command = command_of(arguments, stage, run_dir, extra)
-    began = time.monotonic()
-    result = subprocess.run(command, stdout=log, stderr=log, timeout=TIMEOUT_SECONDS, check=False)
-    if result.returncode != 0:
-        sys.exit(f"error: `{' '.join(map(str, command))}` ended with {result.returncode}; see {log.name}")
-    return time.monotonic() - began
+def phase_on_disk(checkpoints):
+    """`save` or `commit` where a checkpoint is under way, else None."""
+    try:
+        names = os.listdir(checkpoints)
+    except FileNotFoundError:
+        return None
+    hidden = [name for name in names if name.startswith(HIDDEN)]
+    for name in hidden:
+        if not name.startswith(HIDDEN + "step_"):
+            return "commit"
+        return "commit" if (checkpoints / name / "trainer" / "manifest.json").exists() else "save"
+    try:
+        latest = os.readlink(checkpoints / "latest")
+    except FileNotFoundError:
+        latest = None
+    step = newest_step(names)
+    return "commit" if step is not None and latest != f"step_{step}" else None
 
 
-def metrics_without_timing(folder):
-    """Lines as written, cut before their last key, which is `timing`."""
-    lines = (folder / "metrics.jsonl").read_bytes().splitlines()
-    for line in lines:
-        assert b',"timing":' in line, f"no timing in {line!r}"
-    return [line.rsplit(b',"timing":', 1)[0] for line in lines]
+def phase_of(pid, checkpoints):
+    """What the rank `pid` is doing."""
+    saving = phase_on_disk(checkpoints)
+    if saving is not None:
+        return saving
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text()
+    except OSError:
+        return "start"
+    words = name.split()
+    if len(words) < 3 or not words[1].isdigit():
+        return "start"
+    return {"samp": "rollout", "comp": "update", "upda": "update"}.get(words[2][:4], "between")
 
 
-def weights_digest(folder):
-    return hashlib.sha256((folder / "checkpoints" / "latest" / "model.safetensors").read_bytes()).hexdigest()
-
-
-def unreadable(folder):
-    """Checkpoints under their own name whose files are not those of their manifest, and a dangling `latest`."""
-    checkpoints = folder / "checkpoints"
-    if not checkpoints.is_dir():
-        return []
-    bad = []
-    for checkpoint in sorted(checkpoints.glob("step_*")):
+def send(pids, number):
+    for pid in pids:
         try:
-            manifest = json.loads((checkpoint / "trainer" / "manifest.json").read_bytes())
-            for name, expected in manifest["files"].items():
-                content = (checkpoint / name).read_bytes()
-                if len(content) != expected["size_bytes"] or f"{zlib.crc32(content):08x}" != expected["crc32"]:
-                    raise ValueError(f"{name} differs from the manifest")
-        except (OSError, ValueError, KeyError) as error:
-            bad.append(f"{checkpoint.name}: {error}")
-    latest = checkpoints / "latest"
-    if latest.is_symlink() and not latest.exists():
-        bad.append("latest: points nowhere")
-    return bad
-
-
-def children(pid):
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            # The program's name, in parentheses, may hold anything.
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        if parent == pid:
-            found.append(int(stat.parent.name))
-    return sorted(found)
-
-
-def left_running(run_dir):
-    """Processes that name the run folder, after those that were killed have had time to go."""
-    deadline = time.monotonic() + 30
-    while True:
-        found = []
-        for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                if str(run_dir).encode() in cmdline.read_bytes() and int(cmdline.parent.name) != os.getpid():
-                    found.append(int(cmdline.parent.name))
-            except OSError:
-                continue
-        if not found or time.monotonic() > deadline:
-            return found
-        time.sleep(0.05)
-
-
-def is_saving(folder):
-    return any((folder / "checkpoints").glob(HIDDEN + "*"))
-
-
-def kill(process, victim, rng):
-    """Kills a rank, the launcher, or both with all ranks; without ranks, the process."""
-    ranks = children(process.pid) if victim in ("rank", "all") else []
-    if victim == "rank":
-        targets = [rng.choice(ranks)] if ranks else []
-    else:
-        targets = [process.pid, *ranks]
-    for pid in targets:
-        try:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
         except ProcessLookupError:
             pass
-    if victim != "rank":
-        process.wait()
-    return bool(targets)
 
 
-def kill_at(process, folder, moment, aim_at_save, victim, rng):
-    """Kills after `moment` seconds, or inside the first save after it. Returns whether a save was under way, or None
-    if the process had ended by itself."""
-    deadline = time.monotonic() + moment
-    while time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.0005)
-    if aim_at_save:
-        while process.poll() is None and not is_saving(folder):
+class Trial:
+    """One run that is killed once."""
+
+    def __init__(self, arguments, stage, run_dir, log):
+        command = command_of(arguments, stage, run_dir)
+        self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        self.checkpoints = run_dir / stage / "checkpoints"
+        self.num_ranks = arguments.ranks
+
+    def find_ranks(self):
+        """Process ids by rank, once all are there; None if the run has ended."""
+        if self.num_ranks == 1:
+            return {0: self.process.pid}
+        ranks = {}
+
+        def are_there():
+            ranks.update(runs.ranks_below(self.process.pid))
+            return len(ranks) == self.num_ranks
+
+        return ranks if runs.wait_for("the ranks", are_there, self.process) else None
+
+    def kill(self, aim, victim, moment, rng):
+        """Kills the victim in the phase `aim`, at the first occasion after `moment` seconds. Returns the phase that it was
+        in and the lines of metrics, or None if the run had ended by itself."""
+        deadline = time.monotonic() + moment
+        ranks = self.find_ranks()
+        if ranks is None:
+            return None
+        watched = ranks[victim] if isinstance(victim, int) else ranks[0]
+        while time.monotonic() < deadline and self.process.poll() is None:
+            time.sleep(0.0005)
+        while aim != "random" and phase_of(watched, self.checkpoints) != aim:
+            if self.process.poll() is not None:
+                return None
             time.sleep(0.0001)
-        time.sleep(rng.random() * 0.003)
-    ended = process.poll() is not None
-    during_save = is_saving(folder)
-    if not kill(process, victim, rng):
-        process.wait()
-        ended = True
-    return None if ended else during_save
+        time.sleep(rng.random() * LENGTH_SECONDS[aim])
+        if self.process.poll() is not None:
+            return None
+        send([watched, *ranks.values()], signal.SIGSTOP)
+        # A stop takes effect when the kernel next looks; those that compute are interrupted at once.
+        time.sleep(0.001)
+        phase, lines = phase_of(watched, self.checkpoints), runs.num_lines(self.checkpoints.parent)
+        if isinstance(victim, int):
+            send([watched], signal.SIGKILL)
+        elif victim == "launcher":
+            send([self.process.pid], signal.SIGKILL)
+        else:
+            send([self.process.pid, *ranks.values()], signal.SIGKILL)
+        send(ranks.values(), signal.SIGCONT)
+        return phase, lines
+
+    def end(self, victim):
+        """Waits for the end; whether it is the one to be expected. A launcher that lost a rank starts all again."""
+        code = self.process.wait(runs.TIMEOUT_SECONDS)
+        has_restarted = isinstance(victim, int) and self.num_ranks > 1
+        return code == (0 if has_restarted else -signal.SIGKILL)
 
 
 def prepare(source, target, stages):
@@ -158,62 +163,77 @@ def prepare(source, target, stages):
         shutil.copytree(source / stage, target / stage, symlinks=True)
 
 
-def trial(arguments, stage, inputs, reference, expected, seconds, aim_at_save, rng, log):
+def trial(arguments, stage, inputs, reference, expected, seconds, aim, rng, log):
     with tempfile.TemporaryDirectory(dir=arguments.work_dir) as scratch:
         run_dir = Path(scratch) / "run"
         folder = run_dir / stage
         prepare(reference, run_dir, inputs)
-        victim = rng.choice(["rank", "launcher", "all"]) if arguments.ranks > 1 else "process"
-        process = start(arguments, stage, run_dir, log)
-        during_save = kill_at(process, folder, rng.uniform(0.05, 0.95) * seconds, aim_at_save, victim, rng)
-        if during_save is None:
+        victim = rng.choice([0, rng.randrange(1, arguments.ranks), "launcher", "all"]) if arguments.ranks > 1 else 0
+        tried = Trial(arguments, stage, run_dir, log)
+        killed = tried.kill(aim, victim, rng.uniform(0.05, 0.9) * seconds, rng)
+        if killed is None:
+            tried.process.wait(runs.TIMEOUT_SECONDS)
             return None
-        # A launcher that lost a rank starts all again and ends well.
-        restarted = process.wait(TIMEOUT_SECONDS) if victim == "rank" else 0
-        left = left_running(run_dir)
-        bad = unreadable(folder)
-        lines_at_kill = len((folder / "metrics.jsonl").read_bytes().splitlines()) if (folder / "metrics.jsonl").exists() else 0
-        run(arguments, stage, run_dir, log)
+        phase, lines_at_kill = killed
+        has_ended_well = tried.end(victim)
+        left = runs.left_running(run_dir)
+        bad = runs.unreadable(folder)
+        runs.run(command_of(arguments, stage, run_dir), log)
         return {
-            "victim": victim,
-            "restart_failed": restarted != 0,
+            "aim": aim,
+            "phase": phase,
+            "victim": victim if isinstance(victim, str) else ("first rank" if victim == 0 else "other rank"),
+            "wrong_end": not has_ended_well,
             "left_running": len(left),
-            "during_save": during_save,
             "metric_lines_at_kill": lines_at_kill,
-            "metrics_identical": metrics_without_timing(folder) == expected["metrics"],
-            "weights_identical": weights_digest(folder) == expected["weights"],
-            "unreadable": bad + unreadable(folder),
+            "metrics_identical": runs.metrics_without_timing(folder) == expected["metrics"],
+            "weights_identical": runs.weights_digest(folder) == expected["weights"],
+            "unreadable": bad + runs.unreadable(folder),
+            "litter": runs.litter(run_dir),
         }
 
 
 def test_stage(arguments, stage, inputs, reference, rng, log):
-    seconds = run(arguments, stage, reference, log)
+    seconds = runs.run(command_of(arguments, stage, reference), log)
     folder = reference / stage
-    expected = {"metrics": metrics_without_timing(folder), "weights": weights_digest(folder)}
+    expected = {"metrics": runs.metrics_without_timing(folder), "weights": runs.weights_digest(folder)}
     trials, missed = [], 0
+    aims = AIMS[stage]
     while len(trials) < arguments.kills:
-        aim_at_save = len(trials) % 2 == 1
-        result = trial(arguments, stage, inputs, reference, expected, seconds, aim_at_save, rng, log)
+        aim = aims[len(trials) % len(aims)]
+        result = trial(arguments, stage, inputs, reference, expected, seconds, aim, rng, log)
         if result is None:
             missed += 1
             if missed > 10 * arguments.kills:
-                sys.exit(f"error: `{stage}` ends before it can be killed; give it more steps")
+                runs.fail(f"`{stage}` ends before it can be killed; give it more steps")
             continue
         trials.append(result)
-        print(f"{stage}: kill {len(trials)} of {arguments.kills}: {result}", file=sys.stderr)
+        print(f"{stage}: kill {len(trials)} of {arguments.kills}: {result}", file=sys.stderr, flush=True)
+    counts = collections.Counter((result["phase"], result["victim"]) for result in trials)
     return {
         "unbroken_seconds": round(seconds, 2),
         "metric_lines": len(expected["metrics"]),
         "kills": len(trials),
-        "victims": {name: sum(result["victim"] == name for result in trials) for name in {result["victim"] for result in trials}},
-        "restarts_failed": sum(result["restart_failed"] for result in trials),
-        "left_running": sum(result["left_running"] for result in trials),
-        "kills_during_save": sum(result["during_save"] for result in trials),
+        "by_phase": dict(collections.Counter(result["phase"] for result in trials)),
+        "by_victim": dict(collections.Counter(result["victim"] for result in trials)),
+        "by_phase_and_victim": {f"{phase}, {victim}": count for (phase, victim), count in sorted(counts.items())},
         "metric_lines_at_kill": sorted(result["metric_lines_at_kill"] for result in trials),
         "metrics_identical": sum(result["metrics_identical"] for result in trials),
         "weights_identical": sum(result["weights_identical"] for result in trials),
         "unreadable_checkpoints": [bad for result in trials for bad in result["unreadable"]],
+        "wrong_ends": sum(result["wrong_end"] for result in trials),
+        "left_running": sum(result["left_running"] for result in trials),
+        "litter": [path for result in trials for path in result["litter"]],
     }
+
+
+def is_good(stage):
+    return (
+        stage["metrics_identical"] == stage["weights_identical"] == stage["kills"]
+        and not stage["unreadable_checkpoints"]
+        and not stage["litter"]
+        and stage["wrong_ends"] == stage["left_running"] == 0
+    )
 
 
 def main():
@@ -233,17 +253,12 @@ def main():
         arguments.work_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.work_dir) as scratch, arguments.log.open("ab") as log:
         reference = Path(scratch) / "reference"
-        run(arguments, "synth", reference, log, extra=())
+        runs.run(command_of(arguments, "synth", reference, extra=()), log)
         report = {
             "sft": test_stage(arguments, "sft", ["synth"], reference, rng, log),
             "grpo": test_stage(arguments, "grpo", ["synth", "sft"], reference, rng, log),
         }
-    report["passed"] = all(
-        stage["metrics_identical"] == stage["weights_identical"] == stage["kills"]
-        and not stage["unreadable_checkpoints"]
-        and stage["restarts_failed"] == stage["left_running"] == 0
-        for stage in report.values()
-    )
+    report["passed"] = all(is_good(stage) for stage in report.values())
     print(json.dumps(report, indent=2))
     sys.exit(0 if report["passed"] else 1)
 

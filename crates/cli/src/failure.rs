@@ -82,7 +82,8 @@ impl Failure {
             }
             source = cause.source();
         }
-        match hint {
+        let system_hint = system_hint(&failure.render()).map(str::to_owned);
+        match system_hint.or(hint) {
             Some(hint) => failure.hint(hint),
             None => failure,
         }
@@ -144,6 +145,23 @@ impl std::fmt::Display for Failure {
     }
 }
 
+/// What to do where the system would not store what was written. Such an error is often handed on as text alone, as another
+/// rank's is, so its number in the text tells; the numbers are Linux's.
+fn system_hint(text: &str) -> Option<&'static str> {
+    const NO_SPACE: &str = "(os error 28)";
+    const OVER_QUOTA: &str = "(os error 122)";
+    const FILE_TOO_LARGE: &str = "(os error 27)";
+    if text.contains(NO_SPACE) || text.contains(OVER_QUOTA) {
+        return Some(
+            "make room there and give the same command again: what was complete is kept, and it goes on from that",
+        );
+    }
+    text.contains(FILE_TOO_LARGE).then_some(
+        "`ulimit -f` or the file system bounds files; raise that and give the same command again: what was complete is \
+         kept, and it goes on from that",
+    )
+}
+
 /// A message of several lines stays one block.
 fn indented(message: &str) -> String {
     message.trim_end().replace('\n', "\n    ")
@@ -201,6 +219,21 @@ mod tests {
             "error: step 3 failed\n  Caused by: cannot save: disk full\n\nhint: make room\n"
         );
         assert_eq!(failure.exit_code(), 1);
+    }
+
+    #[test]
+    fn a_full_disk_has_a_hint_on_every_rank() {
+        let full = fs_err::write("/dev/full", b"x").expect_err("it has no room");
+        let other = asyncthink_trainer::Error::OtherRank {
+            rank: 1,
+            message: full.to_string(),
+            is_input: false,
+        };
+        for error in [asyncthink_trainer::Error::from(full), other] {
+            let text = Failure::from(error).render();
+            assert!(text.contains("`/dev/full`: No space left"), "{text}");
+            assert!(text.contains("\n\nhint: make room there"), "{text}");
+        }
     }
 
     #[test]

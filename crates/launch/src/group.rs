@@ -165,7 +165,7 @@ impl RankGroup {
         self.stop.map(|stop| stop.next)
     }
 
-    /// Asks all ranks to end, once.
+    /// Asks all ranks to end, once. A rank that somebody has stopped (`SIGSTOP`, `^Z`) must go on to hear of it.
     pub(crate) fn stop(&mut self, signal: Signal, grace: Duration) {
         if self.stop.is_none() {
             self.stop = Some(Stop {
@@ -174,6 +174,7 @@ impl RankGroup {
                 is_killed: false,
             });
             self.signal(signal);
+            self.signal(Signal::CONT);
         }
     }
 

@@ -34,6 +34,8 @@ inline bool contains(const std::string& text, const char* part) { return text.fi
 // gloo's exceptions have no header here and c10d wraps some failures in others, so that names and words decide.
 inline Failure kind_of(const std::exception& error, const std::string& text) {
   const std::string name = typeid(error).name();
+  // What gloo says of a connection that was refused at once.
+  if (contains(text, "timed out connecting: SO_ERROR")) return kPeerLost;
   if (dynamic_cast<const c10d::TimeoutError*>(&error) != nullptr || contains(name, "TimeoutException")) return kTimeout;
   for (const char* part : {"Timed out", "timed out", "timeout after", "Timeout", "TIMEOUT"}) {
     if (contains(text, part)) return kTimeout;

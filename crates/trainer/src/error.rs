@@ -241,6 +241,9 @@ fn allow(keys: &[&str]) -> String {
     )
 }
 
+/// What an engine finds that is no number; each rank samples episodes of its own.
+const SAMPLED_LOGIT: &str = "a logit of the model";
+
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -263,7 +266,7 @@ impl Error {
                 asyncthink_engine::Error::NonFinite(_),
             )) => Self::NonFinite {
                 step,
-                what: "a logit of the model",
+                what: SAMPLED_LOGIT,
                 value: f64::NAN,
             },
             other => other,
@@ -293,6 +296,7 @@ impl Error {
                 "use float32, raise `grpo.max_logprob_mismatch`, or remove it to only measure the difference"
             }
             Self::MissingSection { .. } => "add the section to the recipe",
+            Self::OtherRank { .. } => "what that rank said itself tells more, and what to do",
             Self::TooManyRanks { .. } => "raise it, or start fewer ranks",
             Self::SharedGpu { .. } => {
                 "write `cuda`: each rank then takes the GPU of its local rank"
@@ -317,7 +321,11 @@ impl Error {
 
     /// Whether every rank meets this error at the same place, so that they can still act together.
     pub(crate) fn is_of_all_ranks(&self) -> bool {
-        matches!(self, Self::NonFinite { .. } | Self::LogprobMismatch { .. })
+        match self {
+            Self::NonFinite { what, .. } => *what != SAMPLED_LOGIT,
+            Self::LogprobMismatch { .. } => true,
+            _ => false,
+        }
     }
 
     /// Whether the user's input is at fault, rather than the run.
@@ -341,5 +349,25 @@ impl Error {
                 | Self::OtherAdapters { .. }
                 | Self::WrongStage { .. }
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_rank_sampled_is_not_an_error_of_all() {
+        let sampled = Error::Rollout(asyncthink_rollout::Error::Engine(
+            asyncthink_engine::Error::NonFinite(asyncthink_engine::AgentId(1)),
+        ))
+        .at_step(3);
+        assert!(!sampled.is_of_all_ranks(), "{sampled}");
+        let loss = Error::NonFinite {
+            step: 3,
+            what: "the loss",
+            value: f64::NAN,
+        };
+        assert!(loss.is_of_all_ranks());
     }
 }

@@ -110,7 +110,7 @@ pub fn run_grpo(
     while !run.is_finished() {
         let num_updates = optimizer.num_updates();
         let clock = run.clock();
-        run.set_phase("sampling and updating");
+        run.set_phase("preparing");
         let result = trainer.step(
             run.step(),
             clock,

@@ -157,9 +157,18 @@ impl Ranks {
         cut(self.rank())..cut(self.rank() + 1)
     }
 
-    /// Names what this rank does from now on, for the errors of those who wait for it. No collective.
+    /// Names what this rank does from now on, for the errors of those who wait for it, and as the name of the process,
+    /// which `ps` and `top` show. No collective.
     pub fn set_phase(&self, phase: &str) {
         self.group.set_phase(phase);
+        // The kernel keeps 15 bytes: `grpo 12 samplin`. Where it keeps none, nothing is lost.
+        let name = phase.replace("step ", "").replace(':', "");
+        let _ = fs_err::write("/proc/self/comm", name);
+    }
+
+    /// Names the part of a step that this rank is in, the step counted from 1.
+    pub(crate) fn set_step_phase(&self, stage: Stage, step: u64, what: &str) {
+        self.set_phase(&format!("{} step {step}: {what}", stage.name()));
     }
 
     /// Starts to sum `input` over ranks; each rank gets its part of the sum in `output`.

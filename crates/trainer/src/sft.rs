@@ -113,7 +113,6 @@ pub fn run_sft(
             ranks: &ranks,
         };
         let num_updates = optimizer.num_updates();
-        run.set_phase("updating the model");
         let result = update.run(&model, &mut optimizer, &batch, observer, stop, &mut clock);
         let result =
             result.map_err(|error| run.fail(error, &model, &optimizer, num_updates, observer))?;
@@ -293,6 +292,7 @@ impl Update<'_> {
             activation_checkpointing: self.section.activation_checkpointing,
         };
         let ranks = self.ranks;
+        ranks.set_step_phase(Stage::Sft, self.step, "computing the gradient");
         ranks.check_same("the batch of a step", &batch.identity(self.step))?;
         optimizer.zero_grad();
         let started = Instant::now();
@@ -313,6 +313,7 @@ impl Update<'_> {
         };
         check_finite(self.step, "the loss", figures.loss)?;
         let started = Instant::now();
+        ranks.set_step_phase(Stage::Sft, self.step, "updating the weights");
         let grad_norm = optimizer.clip_grad_norm(self.section.optimizer.max_grad_norm)?;
         check_finite(self.step, "the gradient norm", grad_norm)?;
         optimizer.step(self.learning_rate)?;

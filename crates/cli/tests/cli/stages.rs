@@ -72,7 +72,7 @@ fn num_lines(file: &Path) -> usize {
 }
 
 /// Waits until a file has more than `before` lines: the run is under way.
-fn wait_for_lines(file: &Path, before: usize) {
+pub(crate) fn wait_for_lines(file: &Path, before: usize) {
     let start = Instant::now();
     while num_lines(file) <= before {
         assert!(start.elapsed() < Duration::from_mins(1), "nothing happens");

@@ -83,6 +83,24 @@ fn a_rank_that_does_not_end_is_killed() {
 }
 
 #[test]
+fn a_stopped_rank_hears_of_the_end() {
+    let folder = Folder::new();
+    let script = "
+        if [ $RANK = 1 ]; then
+            until [ -e $1/ready ] && grep -q ') T' /proc/$(cat $1/ready)/stat; do sleep 0.01; done
+            exit 3
+        fi
+        trap 'echo terminated; exit 0' TERM
+        echo $$ > $1/pid
+        mv $1/pid $1/ready
+        kill -STOP $$
+        while :; do sleep 0.01; done";
+    let launched = Setup::new(2, script, &folder).grace(60_000).run();
+    assert_eq!(launched.out.text(), "[rank 0] terminated\n");
+    assert!(!launched.err.contains("is killed"), "{}", launched.err);
+}
+
+#[test]
 fn what_ranks_leave_behind_is_killed() {
     let folder = Folder::new();
     let script = "sleep 3600 & echo $! > $1/pid";

@@ -1,7 +1,7 @@
 //! Meeting the other ranks on the store, and connecting to them.
 
 use std::ffi::CString;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _, UdpSocket};
 use std::ptr::NonNull;
 use std::time::Duration;
 
@@ -99,7 +99,7 @@ pub(super) fn gloo(
     store: &Store,
     options: &GroupOptions,
 ) -> Result<NonNull<CGroup>, nccl::GroupError> {
-    let address = gloo_address(store.host());
+    let address = gloo_address(store.host(), store.port());
     let (mut output, mut failure) = (std::ptr::null_mut(), 0);
     // SAFETY: the store lives, the address is null or NUL-terminated, and the places outlive the call.
     unsafe {
@@ -119,21 +119,36 @@ pub(super) fn gloo(
     Ok(ffi::handed_over(output)?)
 }
 
-/// The address that gloo listens at, where it should not choose: a store on the loopback means that all ranks are on
-/// this machine, whose own name need not resolve. `GLOO_SOCKET_IFNAME` goes before, as in PyTorch.
-fn gloo_address(host: &str) -> Option<CString> {
+/// The address that gloo listens at: the one from which this machine reaches the store, as the other ranks do. Left to
+/// itself, gloo takes that of the machine's own name, which need not resolve, and is often a loopback address that others
+/// cannot reach. `GLOO_SOCKET_IFNAME` goes before, as in PyTorch.
+fn gloo_address(host: &str, port: u16) -> Option<CString> {
     if std::env::var_os("GLOO_SOCKET_IFNAME").is_some() {
         return None;
     }
-    let host = if host == "localhost" {
-        "127.0.0.1"
-    } else {
-        host
-    };
-    let address: IpAddr = host.parse().ok()?;
-    if address.is_loopback() {
-        CString::new(host).ok()
-    } else {
-        None
+    let local = (host, port).to_socket_addrs().ok()?.find_map(|store| {
+        let any: IpAddr = match store {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        // Nothing is sent: the system only looks up the way.
+        let socket = UdpSocket::bind((any, 0)).ok()?;
+        socket.connect(store).ok()?;
+        socket.local_addr().ok()
+    })?;
+    CString::new(local.ip().to_string()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gloo_listens_where_the_way_to_the_store_begins() {
+        let listens_at = |host| gloo_address(host, 1).and_then(|text| text.into_string().ok());
+        assert_eq!(listens_at("127.0.0.1").as_deref(), Some("127.0.0.1"));
+        let address: IpAddr = listens_at("localhost").unwrap().parse().unwrap();
+        assert!(address.is_loopback());
+        assert_eq!(listens_at("no-such-host.invalid"), None);
     }
 }

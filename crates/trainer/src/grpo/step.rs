@@ -142,6 +142,7 @@ impl<'a> Trainer<'a> {
             let texts: Vec<&str> = queries.iter().map(|query| query.text.as_str()).collect();
             let records = episode_records(context.step, &episodes, &texts, &model.tokenizer);
             let path = self.layout.episodes(Stage::Grpo, context.step);
+            self.set_phase(context.step, "writing episodes");
             episode_files::write(&path, records, &self.ranks)?;
         }
         context.clock.book(Phase::Save, started);
@@ -163,6 +164,10 @@ impl<'a> Trainer<'a> {
             update,
             timing,
         }))
+    }
+
+    fn set_phase(&self, step: u64, what: &str) {
+        self.ranks.set_step_phase(Stage::Grpo, step, what);
     }
 
     /// Position of a step's first prompt in the endless sequence of prompts.
@@ -213,6 +218,7 @@ impl<'a> Trainer<'a> {
             stop,
             ..
         } = context;
+        self.set_phase(*step, "sampling");
         let episodes = self
             .sampler
             .run(
@@ -291,6 +297,7 @@ impl<'a> Trainer<'a> {
                 stop,
                 ..
             } = context;
+            self.set_phase(*step, "computing the gradient");
             let figures = accumulate_gradient(
                 model.weights(),
                 self.reference.as_ref(),
@@ -322,6 +329,7 @@ impl<'a> Trainer<'a> {
                 means.start(&figures);
             }
             let started = Instant::now();
+            self.set_phase(step, "updating the weights");
             let grad_norm = optimizer.clip_grad_norm(self.section.optimizer.max_grad_norm)?;
             check_finite(step, "the gradient norm", grad_norm)?;
             optimizer.step(learning_rate)?;

@@ -1,0 +1,165 @@
+//! The same figures, weights and episodes whatever the number of ranks and what they share out.
+
+use std::path::{Path, PathBuf};
+
+use asyncthink_recipe::{Recipe, Stage};
+use asyncthink_trainer::RunLayout;
+use serde_json::Value;
+
+use crate::common::{alone, copy_folder, metrics, weights};
+use crate::processes::{model_of, recipe, run_ranks};
+
+fn figure(line: &Value, key: &str) -> Option<f64> {
+    line[key].as_f64()
+}
+
+/// Compares the named figures of all lines.
+fn assert_close(expected: &[Value], got: &[Value], keys: &[&str], bound: f64, what: &str) {
+    assert_eq!(expected.len(), got.len(), "{what}");
+    let mut worst: f64 = 0.0;
+    for (a, b) in expected.iter().zip(got) {
+        for key in keys {
+            let (a, b) = (figure(a, key), figure(b, key));
+            let (Some(a), Some(b)) = (a, b) else {
+                assert_eq!(a, b, "{what}: {key}");
+                continue;
+            };
+            let difference = (a - b).abs() / a.abs().max(1e-3);
+            worst = worst.max(difference);
+            assert!(difference < bound, "{what}: `{key}` {a} and {b}");
+        }
+    }
+    eprintln!("{what}: largest relative difference {worst:.1e}");
+}
+
+const WHOLE: &str = "distributed.shard=optimizer";
+const PARTS: &str = "distributed.shard=full";
+
+/// Numbers of ranks, and what they share out.
+const CASES: [(usize, &str); 5] = [(2, WHOLE), (4, WHOLE), (1, PARTS), (2, PARTS), (4, PARTS)];
+
+#[test]
+fn sft_is_the_same_with_any_number_of_ranks() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let sets = [
+        "sft.optimizer.learning_rate=1e-3",
+        "distributed.bucket_mb=1",
+    ];
+    let single = recipe(&dir.path().join("1"), &sets);
+    run_ranks(&single, Stage::Sft, 1, None);
+    let expected = metrics(&single, Stage::Sft);
+    let keys = [
+        "loss",
+        "grad_norm",
+        "held_out_loss",
+        "learning_rate",
+        "num_trained_tokens",
+    ];
+    for (world_size, shard) in CASES {
+        let what = format!("sft, {world_size} ranks, {shard}");
+        let many = recipe(&dir.path().join(&what), &[&sets[..], &[shard]].concat());
+        run_ranks(&many, Stage::Sft, world_size, None);
+        let got = metrics(&many, Stage::Sft);
+        assert_close(&expected, &got, &keys, 1e-5, &what);
+    }
+}
+
+#[test]
+fn grpo_is_the_same_with_any_number_of_ranks() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let sets = [
+        "sft.num_steps=300",
+        "sft.save_every_steps=300",
+        "grpo.kl_beta=0.01",
+        // Rounding decides a sampled token sooner or later, and what follows is another run.
+        "grpo.num_steps=3",
+        "grpo.prompts_per_step=5",
+        "grpo.num_updates_per_rollout=2",
+        "grpo.optimizer.learning_rate=1e-4",
+    ];
+    let single = recipe(&dir.path().join("1"), &sets);
+    run_ranks(&single, Stage::Sft, 1, None);
+    let begin = copy_of_run(&single, &dir.path().join("begin"));
+    run_ranks(&single, Stage::Grpo, 1, None);
+    let expected = metrics(&single, Stage::Grpo);
+    let episodes = |recipe: &Recipe| {
+        let path = RunLayout::new(&recipe.run_dir).episodes(Stage::Grpo, 3);
+        let rows = asyncthink_data::parquet::read_episodes(&path).unwrap();
+        rows.into_iter()
+            .map(|row| (row.prompt_index, row.sample_index, row.text))
+            .collect::<Vec<_>>()
+    };
+    // Losses are differences of small numbers: their rounding is seen against that of the gradient.
+    let keys = [
+        "grad_norm",
+        "reward",
+        "eta_ratio",
+        "entropy",
+        "sampled_nll_nats",
+        "num_rows",
+        "constant_groups",
+        "num_trained_tokens",
+        "num_episodes",
+    ];
+    for (world_size, shard) in CASES {
+        let what = format!("grpo, {world_size} ranks, {shard}");
+        let sets = [
+            &sets[..],
+            &[shard, "distributed.micro_batches_per_gather=2"],
+        ]
+        .concat();
+        let many = recipe(&dir.path().join(&what), &sets);
+        copy_folder(&begin, &many.run_dir.join("sft"));
+        run_ranks(&many, Stage::Grpo, world_size, None);
+        let got = metrics(&many, Stage::Grpo);
+        assert_close(&expected, &got, &keys, 1e-5, &what);
+        assert_eq!(episodes(&many), episodes(&single), "{what}");
+    }
+}
+
+/// Keeps what `sft` left, for other runs to begin with.
+fn copy_of_run(recipe: &Recipe, to: &Path) -> PathBuf {
+    copy_folder(&recipe.run_dir.join("sft"), to);
+    to.to_owned()
+}
+
+#[test]
+fn a_run_goes_on_with_another_number_of_ranks() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let sets = ["sft.optimizer.learning_rate=1e-3"];
+    let straight = recipe(&dir.path().join("straight"), &sets);
+    run_ranks(&straight, Stage::Sft, 1, None);
+    let expected = metrics(&straight, Stage::Sft);
+    let keys = ["loss", "grad_norm", "held_out_loss"];
+    for (saved, resumed) in [(WHOLE, PARTS), (PARTS, WHOLE), (PARTS, PARTS)] {
+        let with = |shard| [&sets[..], &[shard]].concat();
+        let dir = dir.path().join(format!("{saved} {resumed}"));
+        let begun = recipe(&dir.join("begun"), &with(saved));
+        run_ranks(&begun, Stage::Sft, 4, Some(5));
+        for world_size in [1, 2, 3] {
+            let what = format!("from 4 ranks, {saved}, to {world_size}, {resumed}");
+            let resumed = recipe(&dir.join(world_size.to_string()), &with(resumed));
+            copy_folder(&begun.run_dir.join("sft"), &resumed.run_dir.join("sft"));
+            run_ranks(&resumed, Stage::Sft, world_size, None);
+            assert_close(
+                &expected,
+                &metrics(&resumed, Stage::Sft),
+                &keys,
+                1e-5,
+                &what,
+            );
+        }
+        // The same number of ranks, stopped and not: to the bit.
+        let unbroken = recipe(&dir.join("unbroken"), &with(saved));
+        run_ranks(&unbroken, Stage::Sft, 4, None);
+        run_ranks(&begun, Stage::Sft, 4, None);
+        assert_eq!(metrics(&begun, Stage::Sft), metrics(&unbroken, Stage::Sft));
+        assert_eq!(
+            weights(&model_of(&begun, Stage::Sft)),
+            weights(&model_of(&unbroken, Stage::Sft))
+        );
+    }
+}
