@@ -81,7 +81,7 @@ fn a_checkpoint_written_in_the_background_is_that_of_its_step() {
             .as_u64()
             .unwrap();
         let seen = &log[..usize::try_from(recorded).unwrap()];
-        let num_lines = seen.iter().filter(|byte| **byte == b'\n').count();
+        let num_lines = str::from_utf8(seen).unwrap().lines().count();
         assert_eq!(num_lines as u64, step);
         assert_eq!(seen.last(), Some(&b'\n'));
     }
