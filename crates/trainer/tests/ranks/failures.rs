@@ -6,7 +6,7 @@ use asyncthink_recipe::Stage;
 use asyncthink_trainer::{CheckpointStore, Retention, RunLayout};
 use fs_err as fs;
 
-use crate::common::{alone, copy_folder, metrics, weights};
+use crate::common::{alone, metrics, weights};
 use crate::processes::{
     FREEZE, commands_of_ranks, commands_with_a_full_disk, model_of, recipe, run_ranks,
 };

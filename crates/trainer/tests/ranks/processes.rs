@@ -16,10 +16,10 @@ use fs_err as fs;
 
 use crate::common::Watcher;
 
-pub const RECIPE: &str = "RANKS_TEST_RECIPE";
-pub const STAGE: &str = "RANKS_TEST_STAGE";
-pub const STOP_AFTER: &str = "RANKS_TEST_STOP_AFTER";
-pub const FREEZE: &str = "RANKS_TEST_FREEZE";
+const RECIPE: &str = "RANKS_TEST_RECIPE";
+const STAGE: &str = "RANKS_TEST_STAGE";
+const STOP_AFTER: &str = "RANKS_TEST_STOP_AFTER";
+pub(crate) const FREEZE: &str = "RANKS_TEST_FREEZE";
 
 /// Stops its own process where `kill -STOP` from elsewhere would: in a phase of the third step.
 struct Freezer(Watcher);
@@ -83,7 +83,7 @@ fn a_rank() {
 }
 
 /// What runs each rank of a stage.
-pub fn commands_of_ranks(recipe: &Recipe, stage: Stage, world_size: usize) -> Vec<Command> {
+pub(crate) fn commands_of_ranks(recipe: &Recipe, stage: Stage, world_size: usize) -> Vec<Command> {
     let path = recipe.run_dir.join("ranks.toml");
     fs::write(&path, recipe.to_toml()).unwrap();
     let port = TcpListener::bind("127.0.0.1:0")
@@ -117,7 +117,7 @@ pub fn commands_of_ranks(recipe: &Recipe, stage: Stage, world_size: usize) -> Ve
 }
 
 /// The same with a full disk for one of them, and with what they say kept.
-pub fn commands_with_a_full_disk(
+pub(crate) fn commands_with_a_full_disk(
     recipe: &Recipe,
     stage: Stage,
     world_size: usize,
@@ -141,7 +141,7 @@ pub fn commands_with_a_full_disk(
 }
 
 /// Runs a stage with so many ranks; with `stop_after`, until the last rank asks to stop.
-pub fn run_ranks(recipe: &Recipe, stage: Stage, world_size: usize, stop_after: Option<u64>) {
+pub(crate) fn run_ranks(recipe: &Recipe, stage: Stage, world_size: usize, stop_after: Option<u64>) {
     let ranks: Vec<Child> = commands_of_ranks(recipe, stage, world_size)
         .into_iter()
         .map(|mut command| {
@@ -160,13 +160,13 @@ pub fn run_ranks(recipe: &Recipe, stage: Stage, world_size: usize, stop_after: O
     }
 }
 
-pub fn recipe(dir: &Path, sets: &[&str]) -> Recipe {
+pub(crate) fn recipe(dir: &Path, sets: &[&str]) -> Recipe {
     let mut all = vec!["num_threads=1", "distributed.timeout_secs=120"];
     all.extend(sets);
     crate::common::recipe(dir, &all)
 }
 
-pub fn model_of(recipe: &Recipe, stage: Stage) -> PathBuf {
+pub(crate) fn model_of(recipe: &Recipe, stage: Stage) -> PathBuf {
     RunLayout::new(&recipe.run_dir)
         .latest_model(stage)
         .canonicalize()
