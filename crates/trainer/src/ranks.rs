@@ -12,7 +12,8 @@ use crate::error::{Error, Result};
 use crate::models::{ModelFiles, open_device_of_rank, open_recipe_device, share_cores};
 use crate::observer::StopFlag;
 
-/// Longest time that ranks wait for each other to appear.
+/// How long ranks wait for each other's store, whatever the recipe's timeout: processes do not start at one moment.
+const MIN_MEETING: Duration = Duration::from_secs(30);
 const MAX_MEETING: Duration = Duration::from_mins(5);
 
 /// Longest message of a failure that is told to the other ranks.
@@ -85,7 +86,7 @@ impl Ranks {
         let timeout = Duration::from_secs(recipe.distributed.timeout_secs as u64);
         let rank = world.rank().get() as usize;
         let options = StoreOptions {
-            timeout: timeout.min(MAX_MEETING),
+            timeout: timeout.clamp(MIN_MEETING, MAX_MEETING),
             ..StoreOptions::default()
         };
         let store = if rank == 0 && !world.use_agent_store() {
@@ -345,6 +346,12 @@ impl Ranks {
             let _ = write!(text, "{name} {:e} ", sum.f_double_value(&[])?);
         }
         self.check_same("the weights", &text)
+    }
+
+    /// Fails on every rank, naming those that differ, unless all have done the same operations in the same order so far.
+    pub(crate) fn check_order(&self) -> Result<()> {
+        let digest = self.group.order_digest();
+        Ok(self.group.check_same("the order of operations", digest)?)
     }
 
     fn device(&self) -> Device {

@@ -161,6 +161,8 @@ impl StageRun {
     ) -> Result<()> {
         self.state.num_updates = optimizer.num_updates();
         self.set_save_phase(self.state.step);
+        // What ranks that have drifted apart would write belongs to no run.
+        self.ranks.check_order()?;
         let share = self.share(model, optimizer, in_background);
         let share = self.ranks.agree(share)?;
         let partial = share.model.as_ref().map(|model| model.partial.clone());

@@ -62,7 +62,7 @@ fn a_stopped_rank_is_named_by_the_one_that_waits_for_it() {
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let sets = [
-        "distributed.timeout_secs=3",
+        "distributed.timeout_secs=8",
         "sft.num_steps=4",
         "sft.save_every_steps=2",
     ];
@@ -86,7 +86,7 @@ fn a_stopped_rank_is_named_by_the_one_that_waits_for_it() {
         assert!(!ended.status.success());
         let name = stage.name();
         for said in [
-            format!("timed out after 3s on rank 0 of 2 in `{name} step 3: {part}`"),
+            format!("timed out after 8s on rank 0 of 2 in `{name} step 3: {part}`"),
             "rank 1 gives no sign of life, last seen at collective ".to_owned(),
             format!(" in `{name} step 3: {part}`\n"),
         ] {
