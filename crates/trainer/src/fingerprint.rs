@@ -1,9 +1,11 @@
 //! Identifying what a run was made from.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use asyncthink_data::TrainingRow;
 use asyncthink_recipe::{Recipe, Stage};
+use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
 
@@ -63,6 +65,26 @@ fn flatten(prefix: &str, value: &toml::Value, keys: &mut BTreeMap<String, String
     } else {
         keys.insert(prefix.to_owned(), value.to_string());
     }
+}
+
+/// The sums of weights by name, for ranks to compare.
+pub(crate) fn sums_of(parameters: &[(String, Tensor)]) -> Result<String> {
+    let mut text = String::new();
+    for (name, parameter) in parameters {
+        add_sum(&mut text, name, parameter)?;
+    }
+    Ok(text)
+}
+
+/// Adds the sum of one parameter to those of others.
+pub(crate) fn add_sum(text: &mut String, name: &str, parameter: &Tensor) -> Result<()> {
+    let sum = parameter
+        .detach()
+        .f_sum(Kind::Double)?
+        .f_double_value(&[])?;
+    // Writing to a string cannot fail.
+    let _ = write!(text, " {name} {sum:e}");
+    Ok(())
 }
 
 /// A 64-bit FNV-1a hash: enough to notice that a file was made anew, not to resist an attacker.

@@ -1,6 +1,5 @@
 //! The processes that train one model together, as one of them sees it.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use asyncthink_launch::World;
@@ -9,6 +8,7 @@ use asyncthink_torch::{Backend, GroupOptions, ProcessGroup, Reduction, Store, St
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
+use crate::fingerprint::sums_of;
 use crate::models::{ModelFiles, open_device_of_rank, open_recipe_device, share_cores};
 use crate::observer::StopFlag;
 
@@ -339,13 +339,8 @@ impl Ranks {
         if self.is_alone() {
             return Ok(());
         }
-        let mut text = String::new();
-        for (name, parameter) in model.decoder.trained_parameters() {
-            let sum = parameter.detach().f_sum(Kind::Double)?;
-            // Writing to a string cannot fail.
-            let _ = write!(text, "{name} {:e} ", sum.f_double_value(&[])?);
-        }
-        self.check_same("the weights", &text)
+        let sums = sums_of(model.decoder.trained_parameters())?;
+        self.check_same("the weights", &sums)
     }
 
     /// Fails on every rank, naming those that differ, unless all have done the same operations in the same order so far.

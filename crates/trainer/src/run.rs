@@ -251,17 +251,7 @@ impl StageRun {
 
     /// The signal that some rank was asked to stop by; the same answer on all.
     pub(crate) fn stop_requested(&self, stop: &StopFlag) -> Result<Option<i32>> {
-        let own = stop.requested();
-        if self.ranks.is_alone() {
-            return Ok(own);
-        }
-        let signals = self.ranks.gather_values(&[own.map_or(0.0, f64::from)])?;
-        let first = signals
-            .iter()
-            .map(|of_rank| of_rank[0])
-            .find(|&signal| signal != 0.0);
-        #[expect(clippy::cast_possible_truncation, reason = "signals are small")]
-        Ok(first.map(|signal| signal as i32))
+        self.ranks.stop_requested(stop)
     }
 
     /// Appends a line to the metrics.

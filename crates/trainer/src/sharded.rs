@@ -3,7 +3,6 @@
 //! Every rank holds a part of each unit: of what lies before and after the layers, and of every layer. A unit is gathered when it
 //! is computed with and let go afterwards ([`GatheredUnits`](crate::gathered::GatheredUnits)), its gradient is summed into the parts.
 
-use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,6 +14,7 @@ use asyncthink_torch::{Work, set_grad};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
+use crate::fingerprint::add_sum;
 use crate::flat::{FlatLayout, Piece, Place, ROOT, UnitCuts, signed, stretch, unit_of_layer};
 use crate::ranks::Ranks;
 
@@ -108,9 +108,7 @@ impl ShardedDecoder {
                     Error::stage("sharing out the weights", format!("`{name}` is unknown"))
                 })
                 .and_then(|place| {
-                    let sum = tensor.f_sum(Kind::Double)?.f_double_value(&[])?;
-                    // Writing to a string cannot fail.
-                    let _ = write!(digest, " {name} {sum:e}");
+                    add_sum(&mut digest, name, &tensor)?;
                     copy_own_part(place, &tensor, &pieces, &own_values)
                 });
             // The visitor's errors are of another crate.

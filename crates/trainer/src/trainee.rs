@@ -1,7 +1,6 @@
 //! The model that a stage trains, as its ranks hold it.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,6 +11,7 @@ use asyncthink_recipe::{ModelSection, Recipe, Shard};
 use tch::{Device, Kind};
 
 use crate::error::{Error, Result};
+use crate::fingerprint::sums_of;
 use crate::models::{ModelFiles, fitting_tokenizer, new_config, sft_tokenizer};
 use crate::optimizer::{AdamW, AdamWSettings};
 use crate::ranks::Ranks;
@@ -178,20 +178,10 @@ impl Trainee {
 
     /// What tells the weights that training begins with from others.
     pub(crate) fn digest(&self) -> Result<Cow<'_, str>> {
-        let decoder = match &self.weights {
-            Weights::Whole(decoder) => decoder,
-            Weights::Sharded(decoder) => return Ok(Cow::Borrowed(decoder.digest())),
-        };
-        let mut text = String::new();
-        for (name, parameter) in decoder.trained_parameters() {
-            let sum = parameter
-                .detach()
-                .f_sum(Kind::Double)?
-                .f_double_value(&[])?;
-            // Writing to a string cannot fail.
-            let _ = write!(text, " {name} {sum:e}");
-        }
-        Ok(Cow::Owned(text))
+        Ok(match &self.weights {
+            Weights::Whole(decoder) => Cow::Owned(sums_of(decoder.trained_parameters())?),
+            Weights::Sharded(decoder) => Cow::Borrowed(decoder.digest()),
+        })
     }
 
     /// Brings what episodes are sampled from up to date with what training changed. All ranks do it together.
