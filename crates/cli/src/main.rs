@@ -49,7 +49,10 @@ fn main() -> ExitCode {
             let text = failure.render();
             if !text.is_empty() {
                 let message = text.strip_prefix("error: ").unwrap_or(&text);
-                asyncthink_launch::report_failure(&message.replace("\n\n", "\n"));
+                asyncthink_launch::report_failure(
+                    &message.replace("\n\n", "\n"),
+                    failure.exit_code(),
+                );
             }
             let _ = std::io::stderr().write_all(text.as_bytes());
             ExitCode::from(failure.exit_code())
@@ -95,7 +98,7 @@ fn report_panic(info: &std::panic::PanicHookInfo<'_>) {
     let place = info.location().map_or_else(String::new, |location| {
         format!(" ({}:{})", location.file(), location.line())
     });
-    asyncthink_launch::report_failure(&format!("internal error{place}: {message}"));
+    asyncthink_launch::report_failure(&format!("internal error{place}: {message}"), 1);
     let _ = writeln!(
         std::io::stderr(),
         "error: internal error{place}: {message}\n\nhint: this is a bug in asyncthink-train {}; please report it with \

@@ -33,15 +33,16 @@ struct ExtraInfo<'a> {
     py_callstack: &'a str,
     timestamp: String,
     timestamp_millis: u64,
+    exit_code: u8,
 }
 
-/// Writes a rank's reason for failing, with the time of writing.
+/// Writes a rank's reason for failing, with the time of writing and the exit code with which the rank is going to end.
 ///
 /// The file is there with its whole content or not at all.
 ///
 /// # Errors
 /// Fails if the folder does not take the file.
-pub fn write_error_file(path: &Path, message: &str) -> io::Result<()> {
+pub fn write_error_file(path: &Path, message: &str, exit_code: u8) -> io::Result<()> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let now = now.unwrap_or_default();
     let content = ErrorFile {
@@ -51,6 +52,7 @@ pub fn write_error_file(path: &Path, message: &str) -> io::Result<()> {
                 py_callstack: message,
                 timestamp: now.as_secs().to_string(),
                 timestamp_millis: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+                exit_code,
             },
         },
     };
@@ -70,6 +72,8 @@ pub(crate) struct LastWords {
     pub(crate) message: String,
     /// When it was said, where that is known to better than a second.
     pub(crate) at: Option<SystemTime>,
+    /// With what it was going to end.
+    pub(crate) exit_code: Option<i32>,
 }
 
 /// What is understood of an error file: torchelastic's two forms.
@@ -88,9 +92,11 @@ pub(crate) fn read_error_file(path: &Path) -> Option<LastWords> {
     let millis = message["extraInfo"]["timestamp_millis"].as_u64();
     let at =
         millis.and_then(|millis| SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis)));
+    let exit_code = message["extraInfo"]["exit_code"].as_i64();
     Some(LastWords {
         message: shown(said),
         at,
+        exit_code: exit_code.and_then(|code| i32::try_from(code).ok()),
     })
 }
 
@@ -126,10 +132,11 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("error.json");
         let before = SystemTime::now();
-        write_error_file(&path, "first").expect("written");
-        write_error_file(&path, "no \"loss\"\nat step 3").expect("written");
+        write_error_file(&path, "first", 1).expect("written");
+        write_error_file(&path, "no \"loss\"\nat step 3", 2).expect("written");
         let words = read_error_file(&path).expect("readable");
         assert_eq!(words.message, "no \"loss\"\nat step 3");
+        assert_eq!(words.exit_code, Some(2));
         let at = words.at.expect("a time");
         assert!(
             at + Duration::from_millis(1) >= before,
@@ -145,7 +152,7 @@ mod tests {
     fn the_form_is_that_of_torchelastic() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("error.json");
-        write_error_file(&path, "why").expect("written");
+        write_error_file(&path, "why", 1).expect("written");
         let text = std::fs::read_to_string(&path).expect("a file");
         let json: Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(json["message"]["message"], "why");

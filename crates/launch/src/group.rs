@@ -259,6 +259,12 @@ impl RankGroup {
         if !is_own && self.stop.is_some_and(|stop| at > stop.began) {
             return None;
         }
+        // It was about to end with that when the launcher's signal came.
+        let meant = words.as_ref().and_then(|words| words.exit_code);
+        let exit = match (meant, exit) {
+            (Some(code), Exit::Signal(_)) if !is_own => Exit::Code(code),
+            (_, exit) => exit,
+        };
         let log = rank.folder.as_ref().filter(|_| self.has_logs);
         let failure = RankFailure {
             rank: self.share.rank(rank.local_rank),

@@ -180,21 +180,21 @@ impl World {
     ///
     /// # Errors
     /// Fails if the file cannot be written.
-    pub fn write_error_file(&self, message: &str) -> io::Result<()> {
+    pub fn write_error_file(&self, message: &str, exit_code: u8) -> io::Result<()> {
         match &self.error_file {
             None => Ok(()),
-            Some(path) => error_file::write_error_file(path, message),
+            Some(path) => error_file::write_error_file(path, message, exit_code),
         }
     }
 }
 
-/// Tells the launcher of this process, if there is one, why it fails.
+/// Tells the launcher of this process, if there is one, why it fails, and the exit code with which it is going to end.
 ///
 /// For the last moments of a program, in which the environment may be what is
 /// at fault: nothing is checked, and a file that cannot be written is left.
-pub fn report_failure(message: &str) {
+pub fn report_failure(message: &str, exit_code: u8) {
     if let Some(path) = error_file_in_env() {
-        let _ = error_file::write_error_file(&path, message);
+        let _ = error_file::write_error_file(&path, message, exit_code);
     }
 }
 
@@ -314,7 +314,7 @@ mod tests {
         let leftovers = vec![("MASTER_ADDR", "node0"), ("WORLD_SIZE", "1")];
         assert_eq!(parse(&leftovers).ok(), Some(World::single()));
         World::single()
-            .write_error_file("why")
+            .write_error_file("why", 1)
             .expect("nothing to do");
     }
 

@@ -145,6 +145,21 @@ fn wrong_input_is_not_tried_again() {
 }
 
 #[test]
+fn wrong_input_of_a_rank_that_is_stopped_as_it_ends_is_not_tried_again() {
+    let folder = Folder::new();
+    let words =
+        r#"{"message": {"message": "x", "extraInfo": {"timestamp_millis": 17, "exit_code": 2}}}"#;
+    let said = format!("echo x >> $1/attempts; printf '{words}' > $TORCHELASTIC_ERROR_FILE");
+    let script = FAIL_BESIDE.replace("{}", &said).replace("exit 3", "exit 2");
+    let launched = Setup::new(2, &script, &folder).max_restarts(3).run();
+    let Outcome::Failed(report) = launched.outcome() else {
+        panic!("no failure");
+    };
+    assert!(report.is_input());
+    assert_eq!(folder.read("attempts"), "x\n");
+}
+
+#[test]
 fn the_error_file_says_why() {
     let folder = Folder::new();
     let script = r#"
