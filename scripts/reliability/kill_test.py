@@ -48,7 +48,7 @@ AIMS = {"sft": ["update", "save", "commit", "random"], "grpo": ["rollout", "upda
 
 
 def command_of(arguments, stage, run_dir, extra=("--resume", "auto")):
-    command = runs.stage_command(stage, arguments.recipe, run_dir, extra=extra)
+    command = runs.stage_command(stage, arguments.recipe, run_dir, arguments.set, extra)
     if arguments.ranks > 1 and stage != "synth":
         command = ["launch", "--standalone", f"--nproc-per-node={arguments.ranks}", "--max-restarts=1", "--", *command]
     return [arguments.binary, *command]
@@ -240,6 +240,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", required=True, type=Path)
     parser.add_argument("--recipe", required=True, type=Path)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="changes of the recipe")
     parser.add_argument("--kills", type=int, default=20, help="kills per stage")
     parser.add_argument("--ranks", type=int, default=1, help="processes that train together")
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
