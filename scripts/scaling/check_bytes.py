@@ -87,7 +87,7 @@ def expect_optimizer_shard(shape, stage, recipe, line, num_ranks):
     section = recipe[stage]
     num_updates = section["num_updates_per_rollout"] if stage == "grpo" else 1
     # How the vector is cut into buckets changes the number of messages and no byte.
-    exchange = costs.exchange_of_optimizer_shard(shape, num_ranks, num_updates, 25 << 20)
+    exchange = costs.exchange_of_optimizer_shard(shape, num_ranks, num_updates, costs.default_bucket_bytes(num_ranks))
     expected = costs.put_in_bytes(exchange, num_ranks)
     expected["all_gather"] += small_bytes(stage, section, line, num_ranks)
     return expected

@@ -100,8 +100,13 @@ def unit_elements(shape, num_ranks):
     return vector_elements(shape.root_tensors, num_ranks), vector_elements(shape.layer_tensors, num_ranks)
 
 
+def default_bucket_bytes(num_ranks):
+    """What an absent `distributed.bucket_mb` means."""
+    return max(25, 5 * num_ranks) << 20
+
+
 def bucket_sizes(num_elements, num_ranks, bucket_bytes):
-    """Elements of each bucket, as `Cuts` of crates/trainer/src/flat.rs makes them."""
+    """Elements of each bucket, as `BucketCuts` of crates/trainer/src/flat.rs makes them."""
     grain = ALIGNMENT * num_ranks
     bucket = max(round_up(bucket_bytes // F32, grain), grain)
     sizes = [bucket] * (num_elements // bucket)

@@ -218,7 +218,7 @@ class Simulation:
     def optimizer_update(self, streams, shape, setup, num_micro_batches, work):
         ranks = setup.num_ranks
         elements = costs.model_elements(shape, ranks)
-        buckets = costs.bucket_sizes(elements, ranks, (self.options.bucket_mb or max(25, 5 * ranks)) << 20) if ranks > 1 else []
+        buckets = costs.bucket_sizes(elements, ranks, self.options.bucket_mb << 20 or costs.default_bucket_bytes(ranks)) if ranks > 1 else []
         units = costs.unit_elements(shape, 1)
         reduce = lambda size: self.collective("reduce_scatter", ranks, size * costs.F32)
         if setup.has_reference:

@@ -142,7 +142,7 @@ class Simulator(unittest.TestCase):
             if result["shard"] == "full":
                 exchange = costs.exchange_of_full_shard(shape, ranks, rounds)
             else:
-                exchange = costs.exchange_of_optimizer_shard(shape, ranks, 1, 25 << 20)
+                exchange = costs.exchange_of_optimizer_shard(shape, ranks, 1, costs.default_bucket_bytes(ranks))
             self.assertAlmostEqual(result["sent_gb"] * 1e9, costs.sent_bytes(exchange, ranks), delta=1)
             self.assertEqual(result["messages"], sum(kind.messages for kind in exchange.values()))
 
