@@ -5,6 +5,8 @@
     reason = "a failed step of a test is a failed test"
 )]
 
+mod small;
+
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -15,49 +17,7 @@ use asyncthink_protocol::{CharCounter, Overflow, TagStyle, Trace};
 use asyncthink_recipe::Recipe;
 use asyncthink_synth::{Error, SynthReport, run, synthesize};
 use proptest::prelude::*;
-
-const RECIPE: &str = r#"
-name = "small"
-run_dir = "unused"
-
-[task.mcd]
-num_numbers = 5
-number_range = [1, 12]
-target_range = [2, 30]
-numbers_per_solution = [2, 2]
-required_solutions = 2
-num_train_problems = 60
-num_test_problems = 10
-test_target_fraction = 0.2
-
-[protocol]
-capacity = 2
-worker_max_tokens = 120
-organizer_max_tokens = 120
-
-[prompts]
-organizer = "main {query}\n"
-worker = "sub {sub_query}\n"
-query = "{numbers} = {target}"
-
-[model.init]
-hidden_size = 16
-num_layers = 1
-num_heads = 2
-num_kv_heads = 1
-head_dim = 8
-intermediate_size = 16
-max_position_embeddings = 512
-
-[synth]
-num_traces = 300
-focus_rate = 0.3
-"#;
-
-fn recipe(sets: &[&str]) -> Recipe {
-    let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
-    Recipe::parse(RECIPE, Path::new("small.toml"), &sets).unwrap()
-}
+use small::recipe;
 
 fn run_quietly(recipe: &Recipe, directory: &Path) -> SynthReport {
     run(recipe, directory, &mut |_| {}).unwrap()
@@ -198,7 +158,7 @@ fn given_problems_and_a_given_tokenizer_are_used() {
     let rows = r#"{"index":0,"target":15,"available_numbers":[3,5,7,8],"solutions":["3*5"]}"#;
     let file = directory.path().join("rows.jsonl");
     std::fs::write(&file, format!("{rows}\n")).unwrap();
-    let (head, tail) = RECIPE.split_once("num_numbers").unwrap();
+    let (head, tail) = small::RECIPE.split_once("num_numbers").unwrap();
     let (_, tail) = tail.split_once("\n[protocol]").unwrap();
     let (middle, tail) = tail.split_once("[model.init]").unwrap();
     let (_, tail) = tail.split_once("[synth]").unwrap();
@@ -402,7 +362,7 @@ proptest! {
         if large {
             sets.extend(["task.mcd.numbers_per_solution=[2,4]", "task.mcd.number_range=[1,50]", "task.mcd.target_range=[100,200]"].map(str::to_owned));
         }
-        let recipe = Recipe::parse(RECIPE, Path::new("small.toml"), &sets).unwrap();
+        let recipe = Recipe::parse(small::RECIPE, Path::new("small.toml"), &sets).unwrap();
         let directory = tempfile::tempdir().unwrap();
         let report = run_quietly(&recipe, directory.path());
         prop_assert_eq!(&report.rejected, &std::collections::BTreeMap::new());
