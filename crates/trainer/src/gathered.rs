@@ -38,7 +38,6 @@ pub(crate) struct GatheredUnits<'a> {
     gradients: Option<[Tensor; 2]>,
     /// The root unit's values and gradients.
     root: Option<(Tensor, Option<Tensor>)>,
-    round: Round,
     here: Option<Gathered>,
     next: Option<Gathered>,
     /// The gradients in each buffer that are being summed, and those of the root.
@@ -66,7 +65,6 @@ impl<'a> GatheredUnits<'a> {
                 None
             },
             root: None,
-            round: Round::Score,
             here: None,
             next: None,
             reducing: [None, None, None],
@@ -169,7 +167,6 @@ impl Units for GatheredUnits<'_> {
     }
 
     fn begin(&mut self, round: Round) -> Result<DecoderEnds> {
-        self.round = round;
         self.here = None;
         let decoder = self.decoder;
         let buffer = || {
