@@ -30,6 +30,7 @@ mod document;
 mod error;
 mod nearest;
 mod recipe;
+mod registry;
 mod rules;
 mod saving;
 mod schema;
@@ -39,6 +40,7 @@ mod stages;
 pub use device::DeviceSpec;
 pub use error::{ErrorKind, RecipeError, RecipeErrors};
 pub use recipe::{Recipe, RecipeData, Stage};
+pub use registry::Registry;
 pub use saving::{CHANGEABLE_INPUTS, GrpoMetric, SaveInBackground, SftMetric};
 pub use schema::schema;
 pub use sections::{

@@ -7,18 +7,18 @@ use asyncthink_torch::Work;
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::flat::{BucketCuts, FlatLayout, signed, stretch};
+use crate::flat::{BucketCuts, FlatLayout, signed, narrow};
 use crate::ranks::Ranks;
 
 /// Values and gradients of the parameters as two vectors, which the parameters are views of.
 #[derive(Debug)]
-pub(crate) struct Replicated {
-    pub(crate) layout: FlatLayout,
-    pub(crate) cuts: BucketCuts,
+pub struct Replicated {
+    pub layout: FlatLayout,
+    pub cuts: BucketCuts,
     /// f32 `[flat]`, padded.
-    pub(crate) values: Tensor,
+    pub values: Tensor,
     /// f32 `[flat]`, padded; where autograd adds to.
-    pub(crate) gradients: Tensor,
+    pub gradients: Tensor,
     ranks: Arc<Ranks>,
 }
 
@@ -28,7 +28,7 @@ impl Replicated {
     ///
     /// # Errors
     /// When a parameter is not f32, or the memory cannot be had.
-    pub(crate) fn take_over(
+    pub fn take_over(
         parameters: &[(String, Tensor)],
         bucket_elements: usize,
         ranks: Arc<Ranks>,
@@ -46,23 +46,23 @@ impl Replicated {
             .map(|(name, parameter)| (name.as_str(), parameter))
             .collect();
         let _no_grad = tch::no_grad_guard();
-        for place in layout.places() {
+        for slot in layout.slots() {
             let refuse = |reason: &str| {
                 Error::stage(
                     "laying out the parameters",
-                    format!("`{}` {reason}", place.name),
+                    format!("`{}` {reason}", slot.name),
                 )
             };
             let parameter = by_name
-                .get(place.name.as_str())
+                .get(slot.name.as_str())
                 .ok_or_else(|| refuse("is missing"))?;
             if parameter.kind() != Kind::Float {
                 return Err(refuse("is not f32"));
             }
-            let mut value = place.view(&values, 0)?;
+            let mut value = slot.view(&values, 0)?;
             value.f_copy_(&parameter.detach())?;
             parameter.shallow_clone().f_set_data(&value)?;
-            asyncthink_torch::set_grad(parameter, &place.view(&gradients, 0)?)?;
+            asyncthink_torch::set_grad(parameter, &slot.view(&gradients, 0)?)?;
         }
         Ok(Self {
             layout,
@@ -74,7 +74,7 @@ impl Replicated {
     }
 
     /// Begins to sum gradients over the ranks into `sums`, f32 `[owned]`, of what each rank owns.
-    pub(crate) fn exchange<'a>(&'a self, sums: &'a Tensor) -> BucketExchange<'a> {
+    pub fn exchange<'a>(&'a self, sums: &'a Tensor) -> BucketExchange<'a> {
         let is_alone = self.ranks.is_alone();
         BucketExchange {
             parameters: self,
@@ -89,7 +89,7 @@ impl Replicated {
     }
 
     /// Gives every rank what the others own and have updated.
-    pub(crate) fn gather_values(&self) -> Result<()> {
+    pub fn gather_values(&self) -> Result<()> {
         if self.ranks.is_alone() {
             return Ok(());
         }
@@ -97,8 +97,8 @@ impl Replicated {
         for bucket in self.cuts.buckets() {
             let part = self.cuts.part(&bucket, self.ranks.rank());
             // A copy, because the part lies in what is written.
-            let own = stretch(&self.values, &part)?.f_detach_copy()?;
-            let all = stretch(&self.values, &bucket)?;
+            let own = narrow(&self.values, &part)?.f_detach_copy()?;
+            let all = narrow(&self.values, &bucket)?;
             pending.push(self.ranks.all_gather(&own, &all)?);
         }
         pending
@@ -109,7 +109,7 @@ impl Replicated {
 
 /// The sum of one update's gradients over the ranks, bucket after bucket from the last to the first: in the order in which a
 /// backward pass completes them, and in the same order on all ranks.
-pub(crate) struct BucketExchange<'a> {
+pub struct BucketExchange<'a> {
     parameters: &'a Replicated,
     sums: &'a Tensor,
     /// Buckets that were not begun: the first ones.
@@ -123,7 +123,7 @@ impl BucketExchange<'_> {
     ///
     /// # Errors
     /// When a rank is lost.
-    pub(crate) fn unit_is_complete(&mut self, unit: usize) -> Result<()> {
+    pub fn unit_is_complete(&mut self, unit: usize) -> Result<()> {
         let start = self.parameters.layout.units()[unit].elements.start;
         self.begin_from(start)
     }
@@ -132,7 +132,7 @@ impl BucketExchange<'_> {
     ///
     /// # Errors
     /// When a rank is lost or too slow.
-    pub(crate) fn finish(mut self) -> Result<()> {
+    pub fn finish(mut self) -> Result<()> {
         self.begin_from(0)?;
         let ranks = &self.parameters.ranks;
         self.pending
@@ -157,8 +157,8 @@ impl BucketExchange<'_> {
         {
             let owned_start = owned_end - bucket.len() / ranks.world_size();
             if index < self.num_waiting && bucket.start >= start {
-                let sum = stretch(self.sums, &(owned_start..owned_end))?;
-                let gradients = stretch(gradients, &bucket)?;
+                let sum = narrow(self.sums, &(owned_start..owned_end))?;
+                let gradients = narrow(gradients, &bucket)?;
                 self.pending.push(ranks.reduce_scatter(&gradients, &sum)?);
                 self.num_waiting = index;
             }
@@ -198,11 +198,11 @@ mod tests {
             .reduce(|sum, part| sum + part)
             .unwrap();
         loss.backward();
-        for place in flat.layout.places() {
-            let named = parameters.iter().position(|(name, _)| *name == place.name);
-            let gradient = place.view(&flat.gradients, 0).unwrap();
+        for slot in flat.layout.slots() {
+            let named = parameters.iter().position(|(name, _)| *name == slot.name);
+            let gradient = slot.view(&flat.gradients, 0).unwrap();
             let expected = &before[named.unwrap()] * 2.0;
-            assert!(gradient.allclose(&expected, 1e-6, 1e-6, false), "{place:?}");
+            assert!(gradient.allclose(&expected, 1e-6, 1e-6, false), "{slot:?}");
         }
         let _no_grad = tch::no_grad_guard();
         let _ = flat.values.shallow_clone().fill_(2.0);

@@ -1,7 +1,18 @@
-//! Group-relative advantages.
+//! Group-relative advantages, one file per estimator.
 //!
-//! The unit is the episode: an organizer and all of its workers share one reward and therefore one
-//! advantage. A group of one has no baseline, so [`Group`] cannot hold it.
+//! The unit is the episode: an organizer and all of its workers share one reward and therefore one advantage. A group of one has no
+//! baseline, so [`Group`] cannot hold it. Adding an estimator: its file here, and one line in [`registry`].
+
+mod mean_centred;
+mod mean_std;
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use asyncthink_recipe::{GrpoSection, Registry};
+
+pub use mean_centred::MeanCentred;
+pub use mean_std::MeanStd;
 
 /// Rewards of the episodes that answer one prompt; never fewer than two.
 #[derive(Clone, Copy, Debug)]
@@ -13,7 +24,12 @@ impl<'a> Group<'a> {
         (rewards.len() >= 2).then_some(Self(rewards))
     }
 
-    /// Mean reward of the group.
+    /// Rewards, in the order of the episodes.
+    pub fn rewards(&self) -> &'a [f64] {
+        self.0
+    }
+
+    /// Mean reward.
     pub fn mean(&self) -> f64 {
         self.0.iter().sum::<f64>() / self.0.len() as f64
     }
@@ -26,50 +42,38 @@ impl<'a> Group<'a> {
     }
 
     /// Sample standard deviation (`n - 1` in the denominator, as TRL and verl have it).
-    fn std(&self) -> f64 {
+    pub fn std(&self) -> f64 {
         let mean = self.mean();
         let sum: f64 = self.0.iter().map(|reward| (reward - mean).powi(2)).sum();
         (sum / (self.0.len() - 1) as f64).sqrt()
     }
-}
 
-/// How rewards of a group become advantages.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Advantage {
-    /// `A = R - mean`.
-    MeanCentred,
-    /// `A = (R - mean) / (std + eps)`.
-    MeanStd {
-        /// Keeps the quotient finite in a group of nearly equal rewards.
-        eps: f64,
-    },
-}
-
-impl Advantage {
-    /// One advantage per episode of the group, in its order.
+    /// One advantage per episode, in their order.
     ///
-    /// ```text
-    /// mean_centred   A_i = R_i - mean(R)
-    /// mean_std       A_i = (R_i - mean(R)) / (std(R) + eps)
-    /// ```
-    ///
-    /// A group of equal rewards gets exact zeros: the rounding of the mean must not become a signal
-    /// that a division by `std + eps` blows up.
-    pub fn of(self, group: Group<'_>) -> Vec<f64> {
-        if group.is_constant() {
-            return vec![0.0; group.0.len()];
+    /// A group of equal rewards gets exact zeros: the rounding of the mean must not become a signal that a division by a small
+    /// deviation blows up.
+    pub fn advantages(self, estimator: &dyn AdvantageEstimator) -> Vec<f64> {
+        if self.is_constant() {
+            return vec![0.0; self.0.len()];
         }
-        let mean = group.mean();
-        let scale = match self {
-            Self::MeanCentred => 1.0,
-            Self::MeanStd { eps } => 1.0 / (group.std() + eps),
-        };
-        group
-            .0
-            .iter()
-            .map(|reward| (reward - mean) * scale)
-            .collect()
+        estimator.advantages(self)
     }
+}
+
+/// Map from the rewards of a group to advantages: a pure function.
+pub trait AdvantageEstimator: Debug + Send + Sync {
+    /// One advantage per episode of a group whose rewards differ, in their order. Call it through [`Group::advantages`].
+    fn advantages(&self, group: Group<'_>) -> Vec<f64>;
+}
+
+/// Makes an estimator from `[grpo]`.
+pub type BuildAdvantage = fn(&GrpoSection) -> Arc<dyn AdvantageEstimator>;
+
+/// The estimators that `grpo.advantage` can name.
+pub fn registry() -> Registry<BuildAdvantage> {
+    Registry::<BuildAdvantage>::new("advantage estimator")
+        .with("mean_centred", |_| Arc::new(MeanCentred))
+        .with("mean_std", |section| Arc::new(MeanStd::of(section)))
 }
 
 #[cfg(test)]
@@ -77,7 +81,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const KINDS: [Advantage; 2] = [Advantage::MeanCentred, Advantage::MeanStd { eps: 1e-4 }];
+    const KINDS: [&dyn AdvantageEstimator; 2] = [&MeanCentred, &MeanStd { eps: 1e-4 }];
 
     #[test]
     fn a_group_of_one_does_not_exist() {
@@ -90,7 +94,7 @@ mod tests {
     fn equal_rewards_give_exact_zeros() {
         let rewards = [0.1; 3];
         for kind in KINDS {
-            assert_eq!(kind.of(Group::new(&rewards).unwrap()), [0.0; 3]);
+            assert_eq!(Group::new(&rewards).unwrap().advantages(kind), [0.0; 3]);
         }
     }
 
@@ -98,9 +102,9 @@ mod tests {
     fn small_group_by_hand() {
         let rewards = [1.0, 0.0, 0.0, 1.0];
         let group = Group::new(&rewards).unwrap();
-        assert_eq!(Advantage::MeanCentred.of(group), [0.5, -0.5, -0.5, 0.5]);
+        assert_eq!(group.advantages(&MeanCentred), [0.5, -0.5, -0.5, 0.5]);
         let std = (1.0_f64 / 3.0).sqrt();
-        let with_std = Advantage::MeanStd { eps: 0.0 }.of(group);
+        let with_std = group.advantages(&MeanStd { eps: 0.0 });
         assert!((with_std[0] - 0.5 / std).abs() < 1e-12);
     }
 
@@ -113,13 +117,13 @@ mod tests {
             turn in 0_usize..9,
         ) {
             for kind in KINDS {
-                let advantages = kind.of(Group::new(&rewards).unwrap());
+                let advantages = Group::new(&rewards).unwrap().advantages(kind);
                 prop_assert!(advantages.iter().sum::<f64>().abs() < 1e-6);
                 let mut turned = rewards.clone();
                 turned.rotate_left(turn % rewards.len());
                 let mut expected = advantages.clone();
                 expected.rotate_left(turn % rewards.len());
-                for (a, b) in kind.of(Group::new(&turned).unwrap()).iter().zip(&expected) {
+                for (a, b) in Group::new(&turned).unwrap().advantages(kind).iter().zip(&expected) {
                     prop_assert!((a - b).abs() < 1e-6);
                 }
             }
@@ -131,8 +135,8 @@ mod tests {
             shift in -3.0_f64..3.0,
         ) {
             let shifted: Vec<f64> = rewards.iter().map(|reward| reward + shift).collect();
-            let before = Advantage::MeanCentred.of(Group::new(&rewards).unwrap());
-            let after = Advantage::MeanCentred.of(Group::new(&shifted).unwrap());
+            let before = Group::new(&rewards).unwrap().advantages(&MeanCentred);
+            let after = Group::new(&shifted).unwrap().advantages(&MeanCentred);
             for (a, b) in before.iter().zip(&after) {
                 prop_assert!((a - b).abs() < 1e-9);
             }
@@ -143,7 +147,7 @@ mod tests {
             rewards in prop::collection::vec(-2.0_f64..2.0, 2..9),
         ) {
             for kind in KINDS {
-                let advantages = kind.of(Group::new(&rewards).unwrap());
+                let advantages = Group::new(&rewards).unwrap().advantages(kind);
                 for i in 0..rewards.len() {
                     for j in 0..rewards.len() {
                         if rewards[i] > rewards[j] {

@@ -6,7 +6,14 @@
 //! that nobody joined may be left out of eta (`count_unjoined = false`, applied where eta is
 //! computed), and `lambda` may move linearly to another value over the run.
 
+mod concurrency;
+mod lambda;
+
+use asyncthink_recipe::RewardSection;
 use serde::{Deserialize, Serialize};
+
+pub use concurrency::{concurrency, is_paid};
+pub use lambda::LambdaSchedule;
 
 /// What the reward needs to know about an episode.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,6 +54,16 @@ pub struct RewardRule {
 }
 
 impl RewardRule {
+    /// The rule of `[grpo.reward]` at one step's `lambda`.
+    pub fn of(section: &RewardSection, lambda: f64) -> Self {
+        Self {
+            lambda,
+            tau: section.tau,
+            format_error: section.format_error,
+            gate_concurrency: section.gate_concurrency,
+        }
+    }
+
     /// The reward of one episode.
     ///
     /// ```text
@@ -65,9 +82,8 @@ impl RewardRule {
                 accuracy,
                 eta_ratio,
             } => {
-                let paid = !self.gate_concurrency || accuracy > 0.0;
-                let concurrency = if paid {
-                    eta_ratio.min(self.tau) / self.tau
+                let concurrency = if is_paid(self.gate_concurrency, accuracy) {
+                    concurrency(eta_ratio, self.tau)
                 } else {
                     0.0
                 };
@@ -78,29 +94,6 @@ impl RewardRule {
                 }
             }
         }
-    }
-}
-
-/// `lambda` over the run: constant, or a straight line from the first step to the last.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LambdaSchedule {
-    /// Value at the first step.
-    pub first: f64,
-    /// Value at the last step, where it differs.
-    pub last: Option<f64>,
-    /// Steps of the run.
-    pub num_steps: u64,
-}
-
-impl LambdaSchedule {
-    /// The value at step `step`, counted from 0.
-    pub fn at(&self, step: u64) -> f64 {
-        let Some(last) = self.last else {
-            return self.first;
-        };
-        let span = self.num_steps.saturating_sub(1).max(1);
-        let share = step.min(span) as f64 / span as f64;
-        self.first + (last - self.first) * share
     }
 }
 
@@ -157,28 +150,5 @@ mod tests {
             eta_ratio: 1.0,
         });
         assert!((right.total - 1.0).abs() < 1e-12);
-    }
-
-    #[test]
-    fn lambda_moves_in_a_straight_line() {
-        let schedule = LambdaSchedule {
-            first: 1.0,
-            last: Some(0.0),
-            num_steps: 5,
-        };
-        let values: Vec<f64> = (0..5).map(|step| schedule.at(step)).collect();
-        assert_eq!(values, [1.0, 0.75, 0.5, 0.25, 0.0]);
-        let constant = LambdaSchedule {
-            first: 0.3,
-            last: None,
-            num_steps: 5,
-        };
-        assert!((constant.at(4) - 0.3).abs() < 1e-12);
-        let single = LambdaSchedule {
-            first: 1.0,
-            last: Some(0.0),
-            num_steps: 1,
-        };
-        assert!((single.at(0) - 1.0).abs() < 1e-12);
     }
 }

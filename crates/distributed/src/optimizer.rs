@@ -14,7 +14,7 @@ use asyncthink_torch::{AdamwSettings, AdamwState, fused_adamw_, global_norm, sca
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
-use crate::flat::{FlatLayout, Piece, Segment, segments, signed, stretch};
+use crate::flat::{FlatLayout, Piece, Segment, segments, signed, narrow};
 use crate::ranks::Ranks;
 use crate::replicated::{BucketExchange, Replicated};
 use crate::sharded::ShardedDecoder;
@@ -85,7 +85,7 @@ impl Parameters {
 
     fn values(&self, segment: &Segment) -> Result<Tensor> {
         match self {
-            Self::Replicated(whole) => stretch(&whole.values, &segment.elements),
+            Self::Replicated(whole) => Ok(narrow(&whole.values, &segment.elements)?),
             Self::Sharded(sharded) => part(sharded.own_values(), segment),
         }
     }
@@ -93,12 +93,12 @@ impl Parameters {
 
 /// What a rank holds of the optimizer: vectors of the elements that it owns, in order.
 #[derive(Debug)]
-pub(crate) struct Owned {
-    pub(crate) segments: Vec<Segment>,
+pub struct Owned {
+    pub segments: Vec<Segment>,
     /// First moments, f32 `[owned]`.
-    pub(crate) first_moments: Tensor,
+    pub first_moments: Tensor,
     /// Second moments, f32 `[owned]`.
-    pub(crate) second_moments: Tensor,
+    pub second_moments: Tensor,
     /// Gradients summed over ranks, f32 `[owned]`; those of the parameters themselves where these are.
     gradients: Tensor,
 }
@@ -106,7 +106,7 @@ pub(crate) struct Owned {
 /// The elements of a segment in a vector of what the rank owns.
 fn part(vector: &Tensor, segment: &Segment) -> Result<Tensor> {
     let start = segment.owned_start;
-    stretch(vector, &(start..start + segment.elements.len()))
+    Ok(narrow(vector, &(start..start + segment.elements.len()))?)
 }
 
 /// A vector in pieces whose copies in f64 are small.
@@ -114,13 +114,8 @@ fn chunks(vector: &Tensor) -> Result<Vec<Tensor>> {
     let num_elements = vector.numel();
     (0..num_elements)
         .step_by(NORM_ELEMENTS)
-        .map(|start| stretch(vector, &(start..num_elements.min(start + NORM_ELEMENTS))))
+        .map(|start| Ok(narrow(vector, &(start..num_elements.min(start + NORM_ELEMENTS)))?))
         .collect()
-}
-
-/// Whether weight decay applies to a parameter.
-pub fn is_decayed(name: &str, num_dims: usize) -> bool {
-    num_dims >= 2 && !name.ends_with("embed_tokens.weight")
 }
 
 impl AdamW {
@@ -146,7 +141,7 @@ impl AdamW {
     ///
     /// # Errors
     /// When the memory cannot be had.
-    pub(crate) fn of_sharded(
+    pub fn of_sharded(
         decoder: &Rc<ShardedDecoder>,
         settings: AdamWSettings,
         ranks: Arc<Ranks>,
@@ -192,28 +187,28 @@ impl AdamW {
         2 * self.owned.first_moments.numel() * size_of::<f32>()
     }
 
-    pub(crate) fn ranks(&self) -> &Ranks {
+    pub fn ranks(&self) -> &Ranks {
         &self.ranks
     }
 
-    pub(crate) fn layout(&self) -> &FlatLayout {
+    pub fn layout(&self) -> &FlatLayout {
         self.parameters.layout()
     }
 
-    pub(crate) fn owned(&self) -> &Owned {
+    pub fn owned(&self) -> &Owned {
         &self.owned
     }
 
     /// The elements of the vector whose moments a rank holds.
-    pub(crate) fn pieces(&self, rank: usize) -> Vec<Piece> {
+    pub fn pieces(&self, rank: usize) -> Vec<Piece> {
         self.parameters.pieces(rank)
     }
 
-    pub(crate) fn set_num_updates(&mut self, num_updates: u64) {
+    pub fn set_num_updates(&mut self, num_updates: u64) {
         self.num_updates = num_updates;
     }
 
-    /// Sets the gradients to zero, in place.
+    /// Sets the gradients to zero, in slot.
     pub fn zero_grad(&mut self) {
         if let Parameters::Replicated(whole) = &mut self.parameters {
             let _ = whole.gradients.zero_();
@@ -222,15 +217,15 @@ impl AdamW {
     }
 
     /// The exchange of one update's gradients, where every rank has all of them.
-    pub(crate) fn exchange(&self) -> Option<BucketExchange<'_>> {
+    pub fn exchange(&self) -> Option<BucketExchange<'_>> {
         match &self.parameters {
             Parameters::Replicated(whole) => Some(whole.exchange(&self.owned.gradients)),
             Parameters::Sharded(_) => None,
         }
     }
 
-    /// Sums gradients over all ranks that were computed without [`accumulate_gradient`](crate::accumulate_gradient), which does
-    /// it itself; every rank then has the sum of what it owns.
+    /// Sums the gradients over all ranks; every rank then has the sum of what it owns. To be left out where the exchange of
+    /// [`AdamW::exchange`] was finished.
     ///
     /// # Errors
     /// When a rank is lost or too slow.
@@ -426,13 +421,5 @@ mod tests {
         for ((_, a), (_, b)) in straight.iter().zip(&broken) {
             assert!(a.equal(b));
         }
-    }
-
-    #[test]
-    fn embeddings_and_norms_do_not_decay() {
-        assert!(is_decayed("model.layers.0.self_attn.q_proj.weight", 2));
-        assert!(is_decayed("lm_head.weight", 2));
-        assert!(!is_decayed("model.embed_tokens.weight", 2));
-        assert!(!is_decayed("model.norm.weight", 1));
     }
 }

@@ -1,6 +1,6 @@
 //! The optimizer's moments on disk: one file per rank, readable by any number of ranks.
 //!
-//! A file holds the moments of the elements that its rank owns. Elements are named by their place in the vector of all
+//! A file holds the moments of the elements that its rank owns. Elements are named by their slot in the vector of all
 //! parameters ([`FlatLayout`]), which depends on names and shapes alone, so a reader takes what it owns from whichever files
 //! have it.
 
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::error::{Error, Result};
-use crate::flat::{FlatLayout, Piece, Place, signed, stretch};
+use crate::flat::{FlatLayout, Piece, ParameterSlot, signed, narrow};
 use crate::optimizer::AdamW;
 use crate::ranks::Ranks;
 use crate::tensors::{self, Values};
@@ -27,14 +27,14 @@ const SECOND: &str = "exp_avg_sq";
 #[derive(Debug, Serialize, Deserialize)]
 struct Index {
     /// Where each parameter's elements are.
-    parameters: Vec<Place>,
+    parameters: Vec<ParameterSlot>,
     /// The elements of each rank's file, in order.
     files: Vec<Vec<Range<usize>>>,
 }
 
 /// This rank's moments of one moment, as they are written; the first rank's with what all files hold.
 #[derive(Debug)]
-pub(crate) struct Share {
+pub struct Share {
     rank: usize,
     world_size: usize,
     moments: [Values; 2],
@@ -45,11 +45,11 @@ pub(crate) struct Share {
 ///
 /// # Errors
 /// When the memory cannot be had.
-pub(crate) fn snapshot(optimizer: &AdamW, ranks: &Ranks) -> Result<Share> {
+pub fn snapshot(optimizer: &AdamW, ranks: &Ranks) -> Result<Share> {
     let world_size = ranks.world_size();
     let index = || {
         let index = Index {
-            parameters: optimizer.layout().places().to_vec(),
+            parameters: optimizer.layout().slots().to_vec(),
             files: (0..world_size)
                 .map(|rank| elements_of(&optimizer.pieces(rank)))
                 .collect(),
@@ -74,7 +74,7 @@ impl Share {
     ///
     /// # Errors
     /// When the disk refuses.
-    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
+    pub fn write(&self, dir: &Path) -> Result<()> {
         let folder = dir.join(FOLDER);
         fs::create_dir_all(&folder)?;
         if let Some(index) = &self.index {
@@ -92,7 +92,7 @@ impl Share {
 ///
 /// # Errors
 /// When a file is missing or damaged, or is of other parameters.
-pub(crate) fn restore(
+pub fn restore(
     optimizer: &mut AdamW,
     ranks: &Ranks,
     dir: &Path,
@@ -124,8 +124,8 @@ pub(crate) fn restore(
                 ));
             }
             for Overlap { from, to, length } in &copies {
-                stretch(target, &(*to..to + length))?
-                    .f_copy_(&stretch(&saved, &(*from..from + length))?)?;
+                narrow(target, &(*to..to + length))?
+                    .f_copy_(&narrow(&saved, &(*from..from + length))?)?;
                 num_restored += length;
             }
         }
@@ -152,7 +152,7 @@ fn elements_of(pieces: &[Piece]) -> Vec<Range<usize>> {
 fn packed(owned: &Tensor, pieces: &[Piece]) -> Result<Tensor> {
     let part = |piece: &Piece| {
         let start = piece.owned_start;
-        stretch(owned, &(start..start + piece.elements.len()))
+        Ok(narrow(owned, &(start..start + piece.elements.len()))?)
     };
     if let [piece] = pieces {
         return part(piece);
@@ -160,7 +160,7 @@ fn packed(owned: &Tensor, pieces: &[Piece]) -> Result<Tensor> {
     let parts = pieces.iter().map(part).collect::<Result<Vec<_>>>()?;
     if parts.is_empty() {
         // A vector may have fewer elements than there are ranks.
-        return stretch(owned, &(0..0));
+        return Ok(narrow(owned, &(0..0))?);
     }
     Ok(Tensor::f_cat(&parts, 0)?)
 }
@@ -173,14 +173,14 @@ fn read_index(path: &Path, layout: &FlatLayout) -> Result<Index> {
     let refuse = |reason: String| Error::stage(format!("reading `{}`", path.display()), reason);
     let index: Index =
         serde_json::from_slice(&fs::read(path)?).map_err(|error| refuse(error.to_string()))?;
-    if let Some(place) = layout
-        .places()
+    if let Some(slot) = layout
+        .slots()
         .iter()
-        .find(|place| !index.parameters.contains(place))
+        .find(|slot| !index.parameters.contains(slot))
     {
         return Err(refuse(format!(
             "it is of another model: `{}` is missing or has another shape",
-            place.name
+            slot.name
         )));
     }
     Ok(index)
@@ -194,7 +194,7 @@ struct Overlap {
     length: usize,
 }
 
-/// Where what is saved, stretch after stretch, meets what is wanted.
+/// Where what is saved, range after range, meets what is wanted.
 fn overlaps(saved: &[Range<usize>], wanted: &[Piece]) -> Vec<Overlap> {
     let mut copies = Vec::new();
     let mut from_start = 0;
@@ -274,17 +274,17 @@ mod tests {
                             signed(elements.end),
                             (Kind::Int64, Device::Cpu),
                         );
-                        let place = *owned_start..owned_start + elements.len();
-                        stretch(&owned, &place).unwrap().copy_(&numbers);
+                        let slot = *owned_start..owned_start + elements.len();
+                        narrow(&owned, &slot).unwrap().copy_(&numbers);
                     }
                     let file = Vec::<i64>::try_from(packed(&owned, saver).unwrap()).unwrap();
                     for Overlap { from, to, length } in overlaps(&elements_of(saver), wanted) {
                         for offset in 0..length {
-                            let place = |piece: &&Piece| {
+                            let slot = |piece: &&Piece| {
                                 let start = piece.owned_start;
                                 (start..start + piece.elements.len()).contains(&(to + offset))
                             };
-                            let piece = wanted.iter().find(place).unwrap();
+                            let piece = wanted.iter().find(slot).unwrap();
                             let element = piece.elements.start + to + offset - piece.owned_start;
                             prop_assert_eq!(file[from + offset], signed(element));
                             missing -= 1;

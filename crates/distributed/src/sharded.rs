@@ -1,7 +1,7 @@
 //! A decoder whose parameters the ranks share out (`ZeRO`, stage 3).
 //!
 //! Every rank holds a part of each unit: of what lies before and after the layers, and of every layer. A unit is gathered when it
-//! is computed with and let go afterwards ([`GatheredUnits`](crate::gathered::GatheredUnits)), its gradient is summed into the parts.
+//! is computed with and let go afterwards (`asyncthink_gradient::ShardedLayers`), its gradient is summed into the parts.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use asyncthink_torch::{Work, set_grad};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::fingerprint::add_sum;
-use crate::flat::{FlatLayout, Piece, Place, ROOT, UnitCuts, signed, stretch, unit_of_layer};
+use crate::digest::add_sum;
+use crate::flat::{FlatLayout, Piece, ParameterSlot, ROOT, UnitCuts, signed, narrow, unit_of_layer};
 use crate::ranks::Ranks;
 
 /// A decoder in parts, f32.
@@ -38,7 +38,7 @@ pub struct ShardedDecoder {
 
 /// What a decoder in parts is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Purpose {
+pub enum Purpose {
     /// It gets gradients.
     Training,
     /// It is scored with only.
@@ -47,11 +47,11 @@ pub(crate) enum Purpose {
 
 /// How the ranks hold a decoder in parts.
 #[derive(Clone, Debug)]
-pub(crate) struct Sharding {
-    pub(crate) ranks: Arc<Ranks>,
-    pub(crate) device: Device,
+pub struct Sharding {
+    pub ranks: Arc<Ranks>,
+    pub device: Device,
     /// How many micro-batches a gathered layer is used for.
-    pub(crate) micro_batches_per_gather: usize,
+    pub micro_batches_per_gather: usize,
 }
 
 impl ShardedDecoder {
@@ -59,7 +59,7 @@ impl ShardedDecoder {
     ///
     /// # Errors
     /// When the folder cannot be read, or the memory cannot be had.
-    pub(crate) fn load(dir: &Path, sharding: Sharding, purpose: Purpose) -> Result<Self> {
+    pub fn load(dir: &Path, sharding: Sharding, purpose: Purpose) -> Result<Self> {
         let config = read_config(dir)?;
         let device = sharding.device;
         Self::fill(config, sharding, purpose, &mut |visit| {
@@ -71,7 +71,7 @@ impl ShardedDecoder {
     ///
     /// # Errors
     /// When the memory cannot be had.
-    pub(crate) fn init(config: &ModelConfig, seed: u64, sharding: Sharding) -> Result<Self> {
+    pub fn init(config: &ModelConfig, seed: u64, sharding: Sharding) -> Result<Self> {
         Self::fill(config.clone(), sharding, Purpose::Training, &mut |visit| {
             draw_parameters(config, seed, visit)
         })
@@ -101,15 +101,15 @@ impl ShardedDecoder {
         let mut failed = None;
         source(&mut |name, tensor| {
             let copied = layout
-                .places()
+                .slots()
                 .iter()
-                .find(|place| place.name == name)
+                .find(|slot| slot.name == name)
                 .ok_or_else(|| {
                     Error::stage("sharing out the weights", format!("`{name}` is unknown"))
                 })
-                .and_then(|place| {
+                .and_then(|slot| {
                     add_sum(&mut digest, name, &tensor)?;
-                    copy_own_part(place, &tensor, &pieces, &own_values)
+                    copy_own_part(slot, &tensor, &pieces, &own_values)
                 });
             // The visitor's errors are of another crate.
             if let (Err(error), None) = (copied, &failed) {
@@ -149,36 +149,36 @@ impl ShardedDecoder {
         self.own_values.numel() * size_of::<f32>()
     }
 
-    pub(crate) fn positions(&self) -> &Positions {
+    pub fn positions(&self) -> &Positions {
         &self.positions
     }
 
-    pub(crate) fn layout(&self) -> &FlatLayout {
+    pub fn layout(&self) -> &FlatLayout {
         &self.layout
     }
 
-    pub(crate) fn cuts(&self) -> &UnitCuts {
+    pub fn cuts(&self) -> &UnitCuts {
         &self.cuts
     }
 
-    pub(crate) fn own_values(&self) -> &Tensor {
+    pub fn own_values(&self) -> &Tensor {
         &self.own_values
     }
 
-    pub(crate) fn own_gradients(&self) -> &Tensor {
+    pub fn own_gradients(&self) -> &Tensor {
         &self.own_gradients
     }
 
-    pub(crate) fn ranks(&self) -> &Ranks {
+    pub fn ranks(&self) -> &Ranks {
         &self.ranks
     }
 
-    pub(crate) fn micro_batches_per_gather(&self) -> usize {
+    pub fn micro_batches_per_gather(&self) -> usize {
         self.micro_batches_per_gather
     }
 
     /// What must be the same on all ranks when training begins.
-    pub(crate) fn digest(&self) -> &str {
+    pub fn digest(&self) -> &str {
         &self.digest
     }
 
@@ -186,9 +186,9 @@ impl ShardedDecoder {
     ///
     /// # Shapes
     /// `buffer` f32, at least as long as the unit with its padding.
-    pub(crate) fn start_gather(&self, unit: usize, buffer: &Tensor) -> Result<Work<'static>> {
-        let own = stretch(&self.own_values, &self.cuts.owned(unit))?;
-        let whole = stretch(buffer, &(0..self.cuts.padded_elements(unit)))?;
+    pub fn start_gather(&self, unit: usize, buffer: &Tensor) -> Result<Work<'static>> {
+        let own = narrow(&self.own_values, &self.cuts.owned(unit))?;
+        let whole = narrow(buffer, &(0..self.cuts.padded_elements(unit)))?;
         self.ranks.all_gather(&own, &whole)
     }
 
@@ -199,24 +199,24 @@ impl ShardedDecoder {
         unit: usize,
         values: &Tensor,
         gradients: Option<&Tensor>,
-    ) -> Result<Vec<(&Place, Tensor)>> {
+    ) -> Result<Vec<(&ParameterSlot, Tensor)>> {
         let origin = self.layout.units()[unit].elements.start;
         self.layout
-            .places_of(unit)
+            .slots_of(unit)
             .iter()
-            .map(|place| {
-                let mut parameter = place.view(values, origin)?.f_detach()?;
+            .map(|slot| {
+                let mut parameter = slot.view(values, origin)?.f_detach()?;
                 if let Some(gradients) = gradients {
                     parameter = parameter.f_set_requires_grad(true)?;
-                    set_grad(&parameter, &place.view(gradients, origin)?)?;
+                    set_grad(&parameter, &slot.view(gradients, origin)?)?;
                 }
-                Ok((place, parameter))
+                Ok((slot, parameter))
             })
             .collect()
     }
 
     /// A layer over what was gathered.
-    pub(crate) fn layer(
+    pub fn layer(
         &self,
         index: usize,
         values: &Tensor,
@@ -229,7 +229,7 @@ impl ShardedDecoder {
     }
 
     /// Embedding, norm and head over what was gathered.
-    pub(crate) fn ends(&self, values: &Tensor, gradients: Option<&Tensor>) -> Result<DecoderEnds> {
+    pub fn ends(&self, values: &Tensor, gradients: Option<&Tensor>) -> Result<DecoderEnds> {
         let parameters = self.parameters(ROOT, values, gradients)?;
         Ok(DecoderEnds::new(&self.config, &|name| {
             find(&parameters, name)
@@ -240,7 +240,7 @@ impl ShardedDecoder {
     ///
     /// # Errors
     /// When the memory cannot be had, or a rank is lost.
-    pub(crate) fn gather(&self) -> Result<Decoder> {
+    pub fn gather(&self) -> Result<Decoder> {
         let mut parameters = Vec::new();
         let mut pending = Vec::new();
         for unit in 0..self.layout.units().len() {
@@ -259,7 +259,7 @@ impl ShardedDecoder {
     ///
     /// # Errors
     /// When the memory cannot be had, or a rank is lost.
-    pub(crate) fn gather_on_first_rank(&self) -> Result<Option<Decoder>> {
+    pub fn gather_on_first_rank(&self) -> Result<Option<Decoder>> {
         let mut parameters = Vec::new();
         for unit in 0..self.layout.units().len() {
             let size = [signed(self.cuts.padded_elements(unit))];
@@ -280,7 +280,7 @@ impl ShardedDecoder {
     ///
     /// # Errors
     /// When a rank is lost.
-    pub(crate) fn is_finite(&self) -> Result<bool> {
+    pub fn is_finite(&self) -> Result<bool> {
         let is_finite = self.own_values.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0;
         let mut num_bad = [f64::from(u8::from(!is_finite))];
         self.ranks.sum(&mut num_bad)?;
@@ -288,13 +288,13 @@ impl ShardedDecoder {
     }
 }
 
-fn find(parameters: &[(&Place, Tensor)], name: &str) -> Option<Tensor> {
-    let found = parameters.iter().find(|(place, _)| place.name == name);
+fn find(parameters: &[(&ParameterSlot, Tensor)], name: &str) -> Option<Tensor> {
+    let found = parameters.iter().find(|(slot, _)| slot.name == name);
     found.map(|(_, tensor)| tensor.shallow_clone())
 }
 
-fn named(parameters: Vec<(&Place, Tensor)>) -> impl Iterator<Item = (String, Tensor)> {
-    let own_name = |(place, tensor): (&Place, Tensor)| (place.name.clone(), tensor);
+fn named(parameters: Vec<(&ParameterSlot, Tensor)>) -> impl Iterator<Item = (String, Tensor)> {
+    let own_name = |(slot, tensor): (&ParameterSlot, Tensor)| (slot.name.clone(), tensor);
     parameters
         .into_iter()
         .map(own_name)
@@ -304,13 +304,13 @@ fn named(parameters: Vec<(&Place, Tensor)>) -> impl Iterator<Item = (String, Ten
 
 /// Copies what a rank owns of a parameter.
 fn copy_own_part(
-    place: &Place,
+    slot: &ParameterSlot,
     parameter: &Tensor,
     pieces: &[Piece],
     own_values: &Tensor,
 ) -> Result<()> {
     let _no_grad = tch::no_grad_guard();
-    let whole = place.elements();
+    let whole = slot.elements();
     let flat = parameter.f_reshape([-1])?;
     for Piece {
         elements,
@@ -320,9 +320,9 @@ fn copy_own_part(
         let start = whole.start.max(elements.start);
         let end = whole.end.min(elements.end);
         if start < end {
-            let from = stretch(&flat, &(start - whole.start..end - whole.start))?;
+            let from = narrow(&flat, &(start - whole.start..end - whole.start))?;
             let to = owned_start + start - elements.start;
-            stretch(own_values, &(to..to + end - start))?.f_copy_(&from)?;
+            narrow(own_values, &(to..to + end - start))?.f_copy_(&from)?;
         }
     }
     Ok(())

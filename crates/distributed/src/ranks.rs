@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use asyncthink_launch::World;
-use asyncthink_recipe::{Recipe, Stage};
+use asyncthink_recipe::RecipeData;
 use asyncthink_torch::{Backend, GroupOptions, ProcessGroup, Reduction, Store, StoreOptions, Work};
 use tch::{Device, Kind, Tensor};
 
-use crate::error::{Error, Result};
-use crate::fingerprint::sums_of;
-use crate::models::{ModelFiles, open_device_of_rank, open_recipe_device, share_cores};
-use crate::observer::StopFlag;
+use crate::device::{DeviceSettings, open_device, open_device_of_rank, share_cores};
+use crate::digest::sums_of;
+use crate::error::{Error, Result, SharedFailure};
 
 /// How long ranks wait for each other's store, whatever the recipe's timeout: processes do not start at one moment.
 const MIN_MEETING: Duration = Duration::from_secs(30);
@@ -22,15 +21,22 @@ const MAX_MESSAGE_BYTES: usize = 4096;
 /// Most bytes that a rank may bring to an exchange.
 const MAX_GATHERED_BYTES: usize = 1 << 30;
 
-/// An error that ranks tell each other.
-pub trait SharedFailure: From<Error> + std::fmt::Display {
-    /// Whether the user's input is at fault, rather than the run.
-    fn is_input(&self) -> bool;
+/// What joining the ranks of a run needs to know.
+#[derive(Clone, Debug)]
+pub struct RankSettings {
+    /// Device and threads.
+    pub device: DeviceSettings,
+    /// How long ranks wait for each other before the run fails.
+    pub timeout: Duration,
 }
 
-impl SharedFailure for Error {
-    fn is_input(&self) -> bool {
-        Error::is_input(self)
+impl RankSettings {
+    /// The settings of a recipe.
+    pub fn of(recipe: &RecipeData) -> Self {
+        Self {
+            device: DeviceSettings::of(recipe),
+            timeout: Duration::from_secs(recipe.distributed.timeout_secs as u64),
+        }
     }
 }
 
@@ -64,12 +70,17 @@ impl Ranks {
         }
     }
 
-    /// Meets the other ranks of the world that a launcher made; opens this rank's device first, which for `synth` is the
-    /// CPU. Alone, nothing is opened.
+    /// Joins the ranks of the world that a launcher started. Opens this rank's device first; without `needs_device` that is the
+    /// CPU. Nothing is opened for a world of one. `stage` names the process group.
     ///
     /// # Errors
     /// When the device is not there, or ranks do not come in time, which are named.
-    pub fn meet(world: &World, recipe: &Recipe, stage: Stage) -> Result<Self> {
+    pub fn join(
+        world: &World,
+        settings: &RankSettings,
+        stage: &str,
+        needs_device: bool,
+    ) -> Result<Self> {
         let (Some(master), true) = (world.master(), world.world_size() > 1) else {
             return Ok(Self::single());
         };
@@ -77,13 +88,13 @@ impl Ranks {
             world.local_rank().get() as usize,
             world.local_world_size() as usize,
         );
-        let device = if stage == Stage::Synth {
-            share_cores(recipe, num_local_ranks)?;
-            Device::Cpu
+        let device = if needs_device {
+            open_device_of_rank(&settings.device, local_rank, num_local_ranks)?
         } else {
-            open_device_of_rank(recipe, local_rank, num_local_ranks)?
+            share_cores(&settings.device, num_local_ranks)?;
+            Device::Cpu
         };
-        let timeout = Duration::from_secs(recipe.distributed.timeout_secs as u64);
+        let timeout = settings.timeout;
         let rank = world.rank().get() as usize;
         let options = StoreOptions {
             timeout: timeout.clamp(MIN_MEETING, MAX_MEETING),
@@ -99,7 +110,7 @@ impl Ranks {
             world_size: world.world_size() as usize,
             timeout,
             // A launcher's store outlives a restart.
-            name: format!("{} attempt {}", stage.name(), world.restart_count()),
+            name: format!("{stage} attempt {}", world.restart_count()),
         };
         Ok(Self {
             group: ProcessGroup::new(&store, device, &options)?,
@@ -107,14 +118,14 @@ impl Ranks {
         })
     }
 
-    /// The device of the ranks; alone, that of the recipe is opened.
+    /// Device of this rank; in a world of one it is opened now.
     ///
     /// # Errors
     /// When the device is not there, or threads already run in another number.
-    pub fn open_device(&self, recipe: &Recipe) -> Result<Device> {
+    pub fn open_device(&self, settings: &DeviceSettings) -> Result<Device> {
         match self.group.device() {
             Some(device) => Ok(device),
-            None => open_recipe_device(recipe),
+            None => open_device(settings),
         }
     }
 
@@ -168,15 +179,15 @@ impl Ranks {
     }
 
     /// Names the part of a step that this rank is in, the step counted from 1.
-    pub(crate) fn set_step_phase(&self, stage: Stage, step: u64, what: &str) {
-        self.set_phase(&format!("{} step {step}: {what}", stage.name()));
+    pub fn set_step_phase(&self, stage: &str, step: u64, what: &str) {
+        self.set_phase(&format!("{stage} step {step}: {what}"));
     }
 
     /// Starts to sum `input` over ranks; each rank gets its part of the sum in `output`.
     ///
     /// # Shapes
     /// `input` `[world_size * n]`, `output` `[n]`, f32. Neither may be used before [`Ranks::finish`].
-    pub(crate) fn reduce_scatter(&self, input: &Tensor, output: &Tensor) -> Result<Work<'static>> {
+    pub fn reduce_scatter(&self, input: &Tensor, output: &Tensor) -> Result<Work<'static>> {
         let mut output = output.shallow_clone();
         let work = self
             .group
@@ -188,19 +199,19 @@ impl Ranks {
     ///
     /// # Shapes
     /// `input` `[n]`, `output` `[world_size * n]`. Neither may be used before [`Ranks::finish`].
-    pub(crate) fn all_gather(&self, input: &Tensor, output: &Tensor) -> Result<Work<'static>> {
+    pub fn all_gather(&self, input: &Tensor, output: &Tensor) -> Result<Work<'static>> {
         let mut output = output.shallow_clone();
         Ok(self.group.all_gather(input, &mut output)?.detached())
     }
 
     /// Waits until an operation is done.
     #[expect(clippy::unused_self, reason = "reads as part of the group")]
-    pub(crate) fn finish(&self, work: Work<'_>) -> Result<()> {
+    pub fn finish(&self, work: Work<'_>) -> Result<()> {
         Ok(work.wait()?)
     }
 
     /// The values of every rank, in the order of the ranks. All bring equally many.
-    pub(crate) fn gather_values(&self, values: &[f64]) -> Result<Vec<Vec<f64>>> {
+    pub fn gather_values(&self, values: &[f64]) -> Result<Vec<Vec<f64>>> {
         if self.is_alone() || values.is_empty() {
             return Ok(vec![values.to_vec(); self.world_size()]);
         }
@@ -213,7 +224,7 @@ impl Ranks {
     }
 
     /// Sums values over ranks, in the order of the ranks: all get the same bits.
-    pub(crate) fn sum(&self, values: &mut [f64]) -> Result<()> {
+    pub fn sum(&self, values: &mut [f64]) -> Result<()> {
         let all = self.gather_values(values)?;
         for (index, value) in values.iter_mut().enumerate() {
             *value = all.iter().map(|of_rank| of_rank[index]).sum();
@@ -272,17 +283,11 @@ impl Ranks {
     ///
     /// # Errors
     /// When a rank is lost.
-    pub fn stop_requested(&self, stop: &StopFlag) -> Result<Option<i32>> {
-        let own = stop.requested();
+    pub fn stop_requested(&self, own: Option<i32>) -> Result<Option<i32>> {
         let all = self.gather_values(&[own.map_or(0.0, f64::from)])?;
         let first = all.iter().map(|of_rank| of_rank[0]).find(|&of| of != 0.0);
         #[expect(clippy::cast_possible_truncation, reason = "signals are small")]
         Ok(first.map(|signal| signal as i32))
-    }
-
-    /// [`Ranks::agree_as`] for results of this crate.
-    pub(crate) fn agree<T>(&self, result: Result<T>) -> Result<T> {
-        self.agree_as(result)
     }
 
     /// Lets all ranks fail where one does, so that none waits for a rank that has given up. Whoever failed keeps its own
@@ -290,7 +295,7 @@ impl Ranks {
     ///
     /// # Errors
     /// When a rank failed, or is lost.
-    pub fn agree_as<T, E: SharedFailure>(&self, result: Result<T, E>) -> Result<T, E> {
+    pub fn agree<T, E: SharedFailure>(&self, result: Result<T, E>) -> Result<T, E> {
         if self.is_alone() {
             return result;
         }
@@ -335,16 +340,16 @@ impl Ranks {
     ///
     /// # Errors
     /// When ranks differ, or one is lost.
-    pub fn check_same_weights(&self, model: &ModelFiles) -> Result<()> {
+    pub fn check_same_weights(&self, parameters: &[(String, Tensor)]) -> Result<()> {
         if self.is_alone() {
             return Ok(());
         }
-        let sums = sums_of(model.decoder.trained_parameters())?;
+        let sums = sums_of(parameters)?;
         self.check_same("the weights", &sums)
     }
 
     /// Fails on every rank, naming those that differ, unless all have done the same operations in the same order so far.
-    pub(crate) fn check_order(&self) -> Result<()> {
+    pub fn check_order(&self) -> Result<()> {
         let digest = self.group.order_digest();
         Ok(self.group.check_same("the order of operations", digest)?)
     }
@@ -363,7 +368,7 @@ impl Ranks {
     clippy::cast_sign_loss,
     reason = "counts are whole, not negative, and exact in f64"
 )]
-pub(crate) fn count_of(value: f64) -> usize {
+pub fn count_of(value: f64) -> usize {
     value as usize
 }
 
@@ -378,7 +383,7 @@ mod tests {
         assert_eq!(ranks.gather_values(&[1.0, 2.0]).unwrap(), [[1.0, 2.0]]);
         assert_eq!(ranks.gather_bytes(b"abc").unwrap(), [b"abc"]);
         assert_eq!(ranks.first_rank_bytes(b"abc").unwrap(), b"abc");
-        let error = ranks.agree::<()>(Err(Error::stage("a", "b"))).unwrap_err();
+        let error = ranks.agree::<(), Error>(Err(Error::stage("a", "b"))).unwrap_err();
         assert!(matches!(error, Error::Stage { .. }));
     }
 }

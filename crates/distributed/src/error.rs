@@ -1,0 +1,95 @@
+//! What can go wrong between ranks.
+
+use std::io;
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be read or written; the message names it.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// libtorch refused an operation.
+    #[error("libtorch failed: {0}")]
+    Torch(#[from] tch::TchError),
+    /// A device, a kernel or a collective of the torch crate failed.
+    #[error(transparent)]
+    Kernel(#[from] asyncthink_torch::Error),
+    /// A model could not be built or loaded.
+    #[error(transparent)]
+    Model(#[from] asyncthink_model::Error),
+    /// Another rank has failed; this one is well.
+    #[error("rank {rank} failed: {message}")]
+    OtherRank {
+        /// The rank.
+        rank: usize,
+        /// Its message.
+        message: String,
+        /// Whether it found its input wrong.
+        is_input: bool,
+    },
+    /// Several ranks of a machine were given one GPU.
+    #[error("`device` is `{device}` for all {num_local_ranks} ranks of this machine")]
+    SharedGpu {
+        /// The recipe's device.
+        device: String,
+        /// Ranks of this machine.
+        num_local_ranks: usize,
+    },
+    /// A step of the work failed.
+    #[error("{context}: {source}")]
+    Stage {
+        /// What was being done.
+        context: String,
+        /// Why it failed.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// Shorthand for results of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub(crate) fn stage(
+        context: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Stage {
+            context: context.into(),
+            source: source.into(),
+        }
+    }
+
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::OtherRank { .. } => "what that rank said itself tells more, and what to do",
+            Self::SharedGpu { .. } => {
+                "write `cuda`: each rank then takes the GPU of its local rank"
+            }
+            Self::Kernel(error) => return error.hint(),
+            _ => return None,
+        })
+    }
+
+    /// Whether the user's input is at fault, rather than the run.
+    pub fn is_input(&self) -> bool {
+        matches!(
+            self,
+            Self::OtherRank { is_input: true, .. } | Self::SharedGpu { .. }
+        )
+    }
+}
+
+/// An error that ranks tell each other.
+pub trait SharedFailure: From<Error> + std::fmt::Display {
+    /// Whether the user's input is at fault, rather than the run.
+    fn is_input(&self) -> bool;
+}
+
+impl SharedFailure for Error {
+    fn is_input(&self) -> bool {
+        Error::is_input(self)
+    }
+}
+
