@@ -188,6 +188,14 @@ impl Decoder {
         )
     }
 
+    /// So many replicas ([`Self::replica`]).
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation.
+    pub fn replicas(&self, count: usize) -> Result<Vec<Self>> {
+        (0..count).map(|_| self.replica()).collect()
+    }
+
     /// The configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config

@@ -62,6 +62,12 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A thread that worked on a replica panicked.
+    #[error("{work}: a thread panicked")]
+    Panicked {
+        /// What it was doing.
+        work: &'static str,
+    },
     /// libtorch refused an operation.
     #[error("libtorch failed: {0}")]
     Torch(#[from] tch::TchError),

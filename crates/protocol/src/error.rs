@@ -1,7 +1,9 @@
+use serde::{Deserialize, Serialize};
+
 use crate::SubQueryId;
 
 /// The rule that an organizer broke. Generation of an episode stops at its first one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum FormatError {
     /// A Fork of a sub-query that is outstanding: forked and not joined yet.
     #[error("fork of sub-query `{id}` while it is outstanding")]
@@ -54,7 +56,7 @@ impl FormatError {
 }
 
 /// The subtypes of [`FormatError::Malformed`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum MalformedKind {
     /// The organizer ended inside a Fork.
     #[error("the fork of sub-query `{id}` is never closed")]

@@ -38,6 +38,8 @@ pub enum Action {
     Fork {
         /// The sub-query's number.
         id: SubQueryId,
+        /// The worker, by its place in Fork order.
+        worker: WorkerIndex,
         /// The text between the tags, as decoded.
         sub_query: String,
         /// End of the closing tag.
@@ -47,6 +49,8 @@ pub enum Action {
     Join {
         /// The sub-query's number.
         id: SubQueryId,
+        /// The worker that has this number now.
+        worker: WorkerIndex,
         /// End of the tag.
         end: usize,
     },
@@ -86,9 +90,6 @@ enum Mode {
     InAnswer,
     Answered,
 }
-
-/// An action and the worker that it is about (an Answer is about none).
-pub(crate) type Event = (Action, Option<WorkerIndex>);
 
 impl OrganizerMachine {
     /// A machine at the beginning of an episode.
@@ -131,10 +132,10 @@ impl OrganizerMachine {
     ) -> Result<(), FormatError> {
         let mut start = 0;
         loop {
-            let (num_read, event) = self.advance(&bytes[start..])?;
+            let (num_read, action) = self.advance(&bytes[start..])?;
             start += num_read;
-            match event {
-                Some((action, _)) => actions.push(action),
+            match action {
+                Some(action) => actions.push(action),
                 None => return Ok(()),
             }
         }
@@ -173,7 +174,7 @@ impl OrganizerMachine {
 
     /// Reads up to the end of the first action; returns the bytes read and the action, or all
     /// bytes and `None`.
-    pub(crate) fn advance(&mut self, bytes: &[u8]) -> Result<(usize, Option<Event>), FormatError> {
+    pub(crate) fn advance(&mut self, bytes: &[u8]) -> Result<(usize, Option<Action>), FormatError> {
         if let Some(error) = self.error {
             return Err(error);
         }
@@ -198,9 +199,9 @@ impl OrganizerMachine {
                     let end = self.num_pushed_bytes + at;
                     match self.complete(tag, end) {
                         Ok(None) => {}
-                        Ok(event) => {
+                        Ok(action) => {
                             self.num_pushed_bytes = end;
-                            return Ok((at, event));
+                            return Ok((at, action));
                         }
                         Err(error) => {
                             self.error = Some(error);
@@ -226,7 +227,7 @@ impl OrganizerMachine {
         }
     }
 
-    fn complete(&mut self, tag: Tag, end: usize) -> Result<Option<Event>, FormatError> {
+    fn complete(&mut self, tag: Tag, end: usize) -> Result<Option<Action>, FormatError> {
         match (self.mode, tag) {
             (Mode::Think, Tag::ForkOpen(id)) => {
                 self.check_fork(id)?;
@@ -237,7 +238,7 @@ impl OrganizerMachine {
                     .outstanding
                     .remove(&id)
                     .ok_or(FormatError::UnknownJoin { id })?;
-                return Ok(Some((Action::Join { id, end }, Some(worker))));
+                return Ok(Some(Action::Join { id, worker, end }));
             }
             (Mode::Think, Tag::AnswerOpen) => self.mode = Mode::InAnswer,
             (Mode::InFork(id), Tag::ForkClose(closed)) if closed == id => {
@@ -246,8 +247,12 @@ impl OrganizerMachine {
                 self.outstanding.insert(id, worker);
                 self.mode = Mode::Think;
                 let sub_query = self.take_captured();
-                let action = Action::Fork { id, sub_query, end };
-                return Ok(Some((action, Some(worker))));
+                return Ok(Some(Action::Fork {
+                    id,
+                    worker,
+                    sub_query,
+                    end,
+                }));
             }
             (Mode::InFork(outer), Tag::ForkOpen(inner)) => {
                 let kind = MalformedKind::NestedFork { outer, inner };
@@ -260,7 +265,7 @@ impl OrganizerMachine {
             (Mode::InAnswer, Tag::AnswerClose) => {
                 self.mode = Mode::Answered;
                 let text = self.take_captured();
-                return Ok(Some((Action::Answer { text, end }, None)));
+                return Ok(Some(Action::Answer { text, end }));
             }
             // Every other tag is text where it stands.
             _ => self.flush_held(),
@@ -335,11 +340,13 @@ mod tests {
         let expected = vec![
             Action::Fork {
                 id: SubQueryId(1),
+                worker: WorkerIndex(0),
                 sub_query: "b < c".to_owned(),
                 end: 21,
             },
             Action::Join {
                 id: SubQueryId(1),
+                worker: WorkerIndex(0),
                 end: 29,
             },
             Action::Answer {

@@ -1,10 +1,12 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Capacity, Overflow, WorkerIndex};
 
 /// Where in a fragment a worker was forked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForkPoint {
     /// The worker that started.
     pub worker: WorkerIndex,
@@ -15,7 +17,7 @@ pub struct ForkPoint {
 
 /// The organizer's decoded tokens between two Joins. A Join tag belongs to the fragment that it ends;
 /// injected text is not decoded and belongs to none.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fragment {
     /// Decoded tokens (`n_i` in Eq. 4).
     pub num_tokens: u64,
@@ -78,7 +80,7 @@ pub enum TimelineError {
 }
 
 /// How well an episode used its pool (Eq. 1).
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Concurrency {
     /// The critical path `T`, in decoding steps.
     pub latency_tokens: u64,
@@ -90,13 +92,48 @@ pub struct Concurrency {
 
 /// Who decoded how many tokens in one episode, and in which order: enough for latency and
 /// concurrency. A value always describes a possible episode.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "TimelineNumbers", into = "TimelineNumbers")]
 pub struct Timeline {
     pub(crate) capacity: Capacity,
     pub(crate) fragments: Vec<Fragment>,
     pub(crate) worker_tokens: Vec<u64>,
     is_joined: Vec<bool>,
     overflow: Overflow,
+}
+
+/// A timeline as it is written and read; reading checks it.
+#[derive(Serialize, Deserialize)]
+#[serde(rename = "Timeline")]
+struct TimelineNumbers {
+    capacity: Capacity,
+    overflow: Overflow,
+    fragments: Vec<Fragment>,
+    worker_tokens: Vec<u64>,
+}
+
+impl From<Timeline> for TimelineNumbers {
+    fn from(timeline: Timeline) -> Self {
+        Self {
+            capacity: timeline.capacity,
+            overflow: timeline.overflow,
+            fragments: timeline.fragments,
+            worker_tokens: timeline.worker_tokens,
+        }
+    }
+}
+
+impl TryFrom<TimelineNumbers> for Timeline {
+    type Error = TimelineError;
+
+    fn try_from(numbers: TimelineNumbers) -> Result<Self, TimelineError> {
+        Self::new(
+            numbers.capacity,
+            numbers.overflow,
+            numbers.fragments,
+            numbers.worker_tokens,
+        )
+    }
 }
 
 /// When everything happened, by the recursion.
@@ -549,5 +586,17 @@ mod tests {
             let got = timeline(1, overflow, &[fragment(1, &[(0, 1)], None)], &[1]);
             assert!(matches!(got, Err(TimelineError::PoolOverflow { .. })));
         }
+    }
+
+    #[test]
+    fn reading_checks_the_numbers() {
+        let fragments = [fragment(4, &[(0, 3)], Some(0)), fragment(2, &[], None)];
+        let timeline = timeline(2, Overflow::Queue, &fragments, &[9]).expect("legal");
+        let json = serde_json::to_string(&timeline).expect("plain numbers");
+        let read: Timeline = serde_json::from_str(&json).expect("what was written");
+        assert_eq!(read, timeline);
+        let other = json.replace("[9]", "[9,9]");
+        let error = serde_json::from_str::<Timeline>(&other).expect_err("one worker too many");
+        assert!(error.to_string().contains("1 forks"), "{error}");
     }
 }

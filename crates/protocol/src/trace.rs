@@ -254,16 +254,15 @@ impl Reader<'_> {
         let mut machine = OrganizerMachine::new(protocol);
         let mut answer = String::new();
         loop {
-            let (num_read, event) = machine.advance(&text[self.at..])?;
+            let (num_read, action) = machine.advance(&text[self.at..])?;
             self.at += num_read;
-            let Some((action, worker)) = event else {
+            let Some(action) = action else {
                 break;
             };
-            match (&action, worker) {
-                (Action::Fork { id, sub_query, .. }, _) => self.fork(*id, sub_query)?,
-                (Action::Join { id, .. }, Some(worker)) => self.join(*id, worker)?,
-                (Action::Answer { text, .. }, _) => answer.clone_from(text),
-                (Action::Join { .. }, None) => {}
+            match &action {
+                Action::Fork { id, sub_query, .. } => self.fork(*id, sub_query)?,
+                Action::Join { id, worker, .. } => self.join(*id, *worker)?,
+                Action::Answer { text, .. } => answer.clone_from(text),
             }
             self.actions.push(action);
         }

@@ -1,6 +1,6 @@
 //! Laws of the language on random and hostile input.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use asyncthink_protocol::{
@@ -95,7 +95,8 @@ fn pieces(len: usize, cuts: &[usize]) -> Vec<usize> {
 /// The same language by searching whole text: slow, and written in another way.
 fn naive(rules: Protocol, text: &str) -> (Vec<Action>, Result<(), FormatError>) {
     let ids: Vec<_> = (1..=2).map(SubQueryId).collect();
-    let mut outstanding = BTreeSet::new();
+    let mut outstanding = BTreeMap::new();
+    let mut num_forks = 0;
     let mut actions = Vec::new();
     let mut at = 0;
     while at < text.len() {
@@ -108,12 +109,16 @@ fn naive(rules: Protocol, text: &str) -> (Vec<Action>, Result<(), FormatError>) 
             .find(|id| rest.starts_with(&rules.tags.join_open(**id)));
         if let Some(&id) = joined {
             at += rules.tags.join_open(id).len();
-            if !outstanding.remove(&id) {
+            let Some(worker) = outstanding.remove(&id) else {
                 return (actions, Err(FormatError::UnknownJoin { id }));
-            }
-            actions.push(Action::Join { id, end: at });
+            };
+            actions.push(Action::Join {
+                id,
+                worker,
+                end: at,
+            });
         } else if let Some(&id) = forked {
-            if outstanding.contains(&id) {
+            if outstanding.contains_key(&id) {
                 return (actions, Err(FormatError::DuplicateSubQuery { id }));
             }
             let max_workers = rules.capacity.max_workers();
@@ -141,10 +146,13 @@ fn naive(rules: Protocol, text: &str) -> (Vec<Action>, Result<(), FormatError>) 
                 (_, None, None) => MalformedKind::UnclosedFork { id },
                 (_, None, Some(close)) => {
                     at += close + rules.tags.fork_close(id).len();
-                    outstanding.insert(id);
+                    let worker = WorkerIndex(num_forks);
+                    num_forks += 1;
+                    outstanding.insert(id, worker);
                     let sub_query = inside.to_owned();
                     actions.push(Action::Fork {
                         id,
+                        worker,
                         sub_query,
                         end: at,
                     });

@@ -1,6 +1,6 @@
 //! The state of one running episode and how each decoded token changes it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use asyncthink_data::{PromptTemplates, TokenId, Tokenizer};
 use asyncthink_engine::{AgentId, Engine, Request};
@@ -34,7 +34,6 @@ pub(crate) struct RunningEpisode {
     /// Actions behind a Join that is not served yet; only a token that runs past a Join tag can hold any.
     deferred: VecDeque<Action>,
     waiting_for: Option<(WorkerIndex, SubQueryId)>,
-    outstanding: BTreeMap<SubQueryId, WorkerIndex>,
     workers: Vec<RunningWorker>,
     queued: VecDeque<WorkerIndex>,
     fragments: Vec<Fragment>,
@@ -98,7 +97,6 @@ impl RunningEpisode {
             machine: OrganizerMachine::new(shared.settings.protocol),
             deferred: VecDeque::new(),
             waiting_for: None,
-            outstanding: BTreeMap::new(),
             workers: Vec::new(),
             queued: VecDeque::new(),
             fragments: Vec::new(),
@@ -227,11 +225,14 @@ impl RunningEpisode {
             && let Some(action) = self.deferred.pop_front()
         {
             match action {
-                Action::Fork { id, sub_query, .. } => {
-                    self.fork(id, sub_query, shared, engine, observer)?;
-                }
-                Action::Join { id, .. } => {
-                    if let Some(outcome) = self.join(id, shared, engine, observer)? {
+                Action::Fork {
+                    id,
+                    worker,
+                    sub_query,
+                    ..
+                } => self.fork(worker, id, sub_query, shared, engine, observer)?,
+                Action::Join { id, worker, .. } => {
+                    if let Some(outcome) = self.join(worker, id, shared, engine, observer)? {
                         return Ok(Some(outcome));
                     }
                 }
@@ -259,13 +260,13 @@ impl RunningEpisode {
 
     fn fork(
         &mut self,
+        worker: WorkerIndex,
         id: SubQueryId,
         sub_query: String,
         shared: &Shared<'_>,
         engine: &mut dyn Engine,
         observer: &mut dyn RolloutObserver,
     ) -> Result<()> {
-        let worker = WorkerIndex(self.workers.len());
         let forked = AgentEvent::Forked {
             sub_query_id: id,
             sub_query: &sub_query,
@@ -281,7 +282,6 @@ impl RunningEpisode {
             worker,
             at_tokens: self.fragment.num_tokens,
         });
-        self.outstanding.insert(id, worker);
         // A prompt that fills the context leaves its worker no token to decode.
         let fits = prompt
             .as_ref()
@@ -325,15 +325,12 @@ impl RunningEpisode {
 
     fn join(
         &mut self,
+        worker: WorkerIndex,
         id: SubQueryId,
         shared: &Shared<'_>,
         engine: &mut dyn Engine,
         observer: &mut dyn RolloutObserver,
     ) -> Result<Option<Outcome>> {
-        // The machine has checked that the id is outstanding.
-        let Some(worker) = self.outstanding.remove(&id) else {
-            return Ok(Some(Outcome::Failed(FormatError::UnknownJoin { id })));
-        };
         self.fragment.join = Some(worker);
         let next = Fragment {
             num_tokens: 0,

@@ -1,7 +1,5 @@
 //! An episode as flat text.
 
-use std::collections::BTreeMap;
-
 use asyncthink_data::Tokenizer;
 use asyncthink_protocol::{
     Action, OrganizerMachine, Protocol, RawTrace, RawWorker, SubQueryId, WorkerIndex,
@@ -79,8 +77,6 @@ impl Replay {
             num_served: 0,
         };
         let mut machine = OrganizerMachine::new(protocol);
-        let mut outstanding: BTreeMap<SubQueryId, WorkerIndex> = BTreeMap::new();
-        let mut num_forks = 0;
         for index in record.prompt_tokens()..record.ids().len() {
             if !record.decoded()[index] {
                 this.num_served = this.joins.len();
@@ -92,17 +88,8 @@ impl Replay {
             // A format error is the end of the episode: nothing follows that could be read differently.
             let _ = machine.push_into(bytes, &mut actions);
             for action in actions {
-                match action {
-                    Action::Fork { id, .. } => {
-                        outstanding.insert(id, WorkerIndex(num_forks));
-                        num_forks += 1;
-                    }
-                    Action::Join { id, end } => {
-                        if let Some(worker) = outstanding.remove(&id) {
-                            this.joins.push(Join { id, worker, end });
-                        }
-                    }
-                    Action::Answer { .. } => {}
+                if let Action::Join { id, worker, end } = action {
+                    this.joins.push(Join { id, worker, end });
                 }
             }
         }

@@ -66,6 +66,18 @@ pub fn set_parallelism(parallelism: Parallelism) {
     tch::set_num_threads(i32::try_from(within).unwrap_or(i32::MAX));
 }
 
+/// The threads that [`set_num_threads`] allowed this process; `None` before that call.
+pub fn thread_budget() -> Option<usize> {
+    ARE_THREADS_SET
+        .load(Ordering::SeqCst)
+        .then(rayon::current_num_threads)
+}
+
+/// Sets the number of threads that each of libtorch's operations uses.
+pub fn set_operation_threads(count: usize) {
+    tch::set_num_threads(i32::try_from(count).unwrap_or(i32::MAX));
+}
+
 /// Parts that a batch should be cut into, each for a thread of its own.
 pub fn num_workers() -> usize {
     NUM_WORKERS.load(Ordering::SeqCst)
