@@ -2,32 +2,32 @@
 
 use std::thread::{Builder, JoinHandle};
 
-use crate::error::{Error, Result};
+use crate::error::Error;
 
-/// What is being written. Whoever drops it waits for its end: a folder is not let go of while something writes into it.
+/// A write under way. Dropping it waits for its end: a folder is not let go of while something writes into it.
 #[derive(Debug)]
-pub(crate) struct Task {
-    thread: Option<JoinHandle<Result<()>>>,
-    result: Result<()>,
+pub struct Task<E> {
+    thread: Option<JoinHandle<Result<(), E>>>,
+    result: Result<(), E>,
 }
 
-impl Task {
+impl<E: From<Error> + Send + 'static> Task<E> {
     /// Begins in a thread.
-    pub(crate) fn start(work: impl FnOnce() -> Result<()> + Send + 'static) -> Self {
+    pub fn start(work: impl FnOnce() -> Result<(), E> + Send + 'static) -> Self {
         match Builder::new().name("checkpoint".to_owned()).spawn(work) {
             Ok(thread) => Self {
                 thread: Some(thread),
                 result: Ok(()),
             },
-            Err(error) => Self::done(Err(Error::stage(
-                "starting a thread to write a checkpoint",
-                error,
-            ))),
+            Err(error) => {
+                let context = "starting a thread to write a checkpoint";
+                Self::done(Err(Error::stage(context, error).into()))
+            }
         }
     }
 
-    /// What is done already.
-    pub(crate) fn done(result: Result<()>) -> Self {
+    /// A task that is done already.
+    pub fn done(result: Result<(), E>) -> Self {
         Self {
             thread: None,
             result,
@@ -35,22 +35,25 @@ impl Task {
     }
 
     /// Whether [`Task::wait`] would not wait.
-    pub(crate) fn is_done(&self) -> bool {
+    pub fn is_done(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     /// Waits for the end.
-    pub(crate) fn wait(mut self) -> Result<()> {
+    ///
+    /// # Errors
+    /// The error of the work, or that of a thread that panicked.
+    pub fn wait(mut self) -> Result<(), E> {
         match self.thread.take() {
             Some(thread) => thread.join().unwrap_or_else(|_| {
-                Err(Error::stage("writing a checkpoint", "its thread panicked"))
+                Err(Error::stage("writing a checkpoint", "its thread panicked").into())
             }),
             None => std::mem::replace(&mut self.result, Ok(())),
         }
     }
 }
 
-impl Drop for Task {
+impl<E> Drop for Task<E> {
     fn drop(&mut self) {
         if let Some(thread) = self.thread.take() {
             // Whoever wants the result waits for it.
@@ -70,14 +73,14 @@ mod tests {
     #[test]
     fn a_task_ends_with_its_result() {
         let (sender, receiver) = channel::<()>();
-        let task = Task::start(move || {
+        let task = Task::<Error>::start(move || {
             let _ = receiver.recv();
             Err(Error::stage("a", "b"))
         });
         assert!(!task.is_done());
         sender.send(()).unwrap();
         assert_eq!(task.wait().unwrap_err().to_string(), "a: b");
-        let done = Task::done(Ok(()));
+        let done = Task::<Error>::done(Ok(()));
         assert!(done.is_done());
         assert!(done.wait().is_ok());
     }
@@ -87,7 +90,7 @@ mod tests {
         let (sender, receiver) = channel::<()>();
         let is_over = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&is_over);
-        let task = Task::start(move || {
+        let task = Task::<Error>::start(move || {
             let _ = receiver.recv();
             std::thread::yield_now();
             flag.store(true, Ordering::SeqCst);

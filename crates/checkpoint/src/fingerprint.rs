@@ -1,11 +1,10 @@
 //! Identifying what a run was made from.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use asyncthink_data::TrainingRow;
 use asyncthink_recipe::{Recipe, Stage};
-use tch::{Kind, Tensor};
+use serde::Serialize;
 
 use crate::error::{Error, Result};
 
@@ -31,7 +30,7 @@ const FREE_KEYS: [&str; 10] = [
 ///
 /// # Errors
 /// When the resolved recipe cannot be read back.
-pub(crate) fn recipe_keys(recipe: &Recipe, stage: Stage) -> Result<BTreeMap<String, String>> {
+pub fn recipe_keys(recipe: &Recipe, stage: Stage) -> Result<BTreeMap<String, String>> {
     let table: toml::Table = recipe
         .to_toml()
         .parse()
@@ -67,48 +66,28 @@ fn flatten(prefix: &str, value: &toml::Value, keys: &mut BTreeMap<String, String
     }
 }
 
-/// The sums of weights by name, for ranks to compare.
-pub(crate) fn sums_of(parameters: &[(String, Tensor)]) -> Result<String> {
-    let mut text = String::new();
-    for (name, parameter) in parameters {
-        add_sum(&mut text, name, parameter)?;
-    }
-    Ok(text)
-}
-
-/// Adds the sum of one parameter to those of others.
-pub(crate) fn add_sum(text: &mut String, name: &str, parameter: &Tensor) -> Result<()> {
-    let sum = parameter
-        .detach()
-        .f_sum(Kind::Double)?
-        .f_double_value(&[])?;
-    // Writing to a string cannot fail.
-    let _ = write!(text, " {name} {sum:e}");
-    Ok(())
-}
-
 /// A 64-bit FNV-1a hash: enough to notice that a file was made anew, not to resist an attacker.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Fingerprint(u64);
+struct Fingerprint(u64);
 
 impl Fingerprint {
-    pub(crate) fn new() -> Self {
+    fn new() -> Self {
         Self(0xcbf2_9ce4_8422_2325)
     }
 
-    pub(crate) fn add(&mut self, bytes: &[u8]) {
+    fn add(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }
     }
 
-    pub(crate) fn text(self) -> String {
+    fn text(self) -> String {
         format!("{:016x}", self.0)
     }
 }
 
 /// Identifies training rows by their ids and masks.
-pub(crate) fn of_rows(rows: &[TrainingRow]) -> String {
+pub fn of_rows(rows: &[TrainingRow]) -> String {
     let mut fingerprint = Fingerprint::new();
     for row in rows {
         fingerprint.add(&(row.len() as u64).to_le_bytes());
@@ -120,11 +99,14 @@ pub(crate) fn of_rows(rows: &[TrainingRow]) -> String {
     fingerprint.text()
 }
 
-/// Identifies problems by their JSON.
-pub(crate) fn of_problems(problems: &[asyncthink_tasks::Problem]) -> Result<String> {
+/// Identifies items, for instance problems, by their JSON.
+///
+/// # Errors
+/// When an item cannot be written as JSON.
+pub fn of_items(items: &[impl Serialize]) -> Result<String> {
     let mut fingerprint = Fingerprint::new();
-    for problem in problems {
-        let json = serde_json::to_vec(problem)
+    for item in items {
+        let json = serde_json::to_vec(item)
             .map_err(|error| Error::stage("describing the problems", error))?;
         fingerprint.add(&json);
         fingerprint.add(b"\n");

@@ -68,7 +68,7 @@ impl RunLayout {
     }
 
     /// Folder of the episodes that were kept.
-    pub(crate) fn episodes_folder(&self, stage: Stage) -> PathBuf {
+    pub fn episodes_folder(&self, stage: Stage) -> PathBuf {
         self.stage(stage).join("episodes")
     }
 

@@ -1,4 +1,4 @@
-//! Checkpoints as transactions.
+//! Checkpoints as transactions, and the folder of a run.
 //!
 //! `checkpoints/step_N/` is a Hugging Face model folder with the tokenizer's files, `asyncthink.json` (prompts and
 //! protocol), and `trainer/` (optimizer, state, manifest). It is written under a hidden name, every file and folder is
@@ -6,13 +6,23 @@
 //! is one, and only then are old checkpoints removed, again by a rename first. A process killed at any moment leaves whole
 //! checkpoints and hidden leftovers, which the next start removes.
 
+mod background;
+mod error;
+pub mod fingerprint;
+mod layout;
+mod lock;
 mod manifest;
+mod readme;
 mod retention;
 mod state;
 mod store;
 
-pub(crate) use manifest::model_identity;
+pub use background::Task;
+pub use error::{Error, KeyDifference, Result};
+pub use layout::RunLayout;
+pub use lock::StageLock;
+pub use manifest::model_identity;
+pub use readme::{Contents, Readme};
 pub use retention::Retention;
 pub use state::TrainerState;
-pub use store::{Checkpoint, CheckpointStore, Found};
-pub(crate) use store::{PartialCheckpoint, remove, sync};
+pub use store::{Checkpoint, CheckpointStore, Found, PartialCheckpoint, remove, sync};

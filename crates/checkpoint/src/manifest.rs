@@ -10,13 +10,13 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 
 /// Where the manifest lies inside a checkpoint.
-pub(super) const MANIFEST_FILE: &str = "trainer/manifest.json";
+pub(crate) const MANIFEST_FILE: &str = "trainer/manifest.json";
 
 /// Version of the checkpoint's layout.
 const FORMAT: u32 = 1;
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Manifest {
+pub(crate) struct Manifest {
     format: u32,
     files: BTreeMap<String, FileSummary>,
 }
@@ -29,7 +29,7 @@ struct FileSummary {
 
 impl Manifest {
     /// Describes every file below `dir`.
-    pub(super) fn of(dir: &Path) -> Result<Self> {
+    pub(crate) fn of(dir: &Path) -> Result<Self> {
         let mut files = BTreeMap::new();
         for name in file_names(dir)? {
             files.insert(name.clone(), summarise(&dir.join(name))?);
@@ -40,7 +40,7 @@ impl Manifest {
         })
     }
 
-    pub(super) fn write(&self, dir: &Path) -> Result<()> {
+    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
         let mut text = serde_json::to_string_pretty(self)
             .map_err(|error| Error::stage("writing a manifest", error))?;
         text.push('\n');
@@ -55,7 +55,7 @@ impl Manifest {
 
     /// Whether the files of `dir` have the sizes that its manifest says, and `file` its contents: enough to speak of a
     /// checkpoint without reading large weights.
-    pub(super) fn seems_whole(dir: &Path, file: &str) -> bool {
+    pub(crate) fn seems_whole(dir: &Path, file: &str) -> bool {
         let Ok(manifest) = Self::read(dir) else {
             return false;
         };
@@ -68,7 +68,7 @@ impl Manifest {
     }
 
     /// Reads the manifest of `dir` and compares every file with it.
-    pub(super) fn verify(dir: &Path) -> Result<()> {
+    pub(crate) fn verify(dir: &Path) -> Result<()> {
         let damaged = |file: &str, reason: String| Error::DamagedCheckpoint {
             dir: dir.to_owned(),
             file: file.to_owned(),
@@ -110,7 +110,7 @@ impl Manifest {
 ///
 /// # Errors
 /// When a file cannot be read.
-pub(crate) fn model_identity(dir: &Path) -> Result<String> {
+pub fn model_identity(dir: &Path) -> Result<String> {
     let known: BTreeMap<String, FileSummary> = fs::read(dir.join(MANIFEST_FILE))
         .ok()
         .and_then(|bytes| serde_json::from_slice::<Manifest>(&bytes).ok())
@@ -143,7 +143,7 @@ pub(crate) fn model_identity(dir: &Path) -> Result<String> {
 }
 
 /// Files below `dir`, relative to it, with `/`, sorted.
-pub(super) fn file_names(dir: &Path) -> Result<Vec<String>> {
+pub(crate) fn file_names(dir: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     let mut folders = vec![String::new()];
     while let Some(folder) = folders.pop() {

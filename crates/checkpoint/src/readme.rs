@@ -10,8 +10,8 @@ use asyncthink_recipe::{ModelSection, RecipeData, Stage};
 use fs_err as fs;
 use serde_json::Value;
 
-use crate::checkpoint::TrainerState;
 use crate::error::Result;
+use crate::state::TrainerState;
 
 const README_FILE: &str = "README.md";
 
@@ -35,7 +35,7 @@ const FIGURES: [(&str, &str); 14] = [
 
 /// What a run's model cards have in common.
 #[derive(Clone, Debug)]
-pub(crate) struct Readme {
+pub struct Readme {
     name: String,
     stage: Stage,
     num_steps: u64,
@@ -45,7 +45,7 @@ pub(crate) struct Readme {
 
 /// What a checkpoint holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Contents {
+pub enum Contents {
     /// A whole model.
     Model,
     /// Adapters of the base model.
@@ -54,7 +54,7 @@ pub(crate) enum Contents {
 
 impl Readme {
     /// The card of a stage of `recipe`.
-    pub(crate) fn of(recipe: &RecipeData, stage: Stage, num_steps: u64) -> Self {
+    pub fn of(recipe: &RecipeData, stage: Stage, num_steps: u64) -> Self {
         let base_model = match &recipe.model {
             ModelSection::Path(dir) => hub_name(dir),
             ModelSection::Init(_) => None,
@@ -71,7 +71,7 @@ impl Readme {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub(crate) fn write(
+    pub fn write(
         &self,
         dir: &Path,
         state: &TrainerState,

@@ -7,7 +7,7 @@ pub struct Retention {
     pub num_newest: usize,
     /// So many of the best as well.
     pub num_best: usize,
-    /// What they are compared by: a key of [`TrainerState::figures`](super::TrainerState::figures).
+    /// What they are compared by: a key of [`TrainerState::figures`](crate::TrainerState::figures).
     pub metric: &'static str,
     /// Whether the smallest figure is the best one.
     pub less_is_better: bool,
@@ -25,7 +25,7 @@ impl Retention {
     }
 
     /// Steps by their figures, the best one first; of equals the later one.
-    pub(super) fn ranking(&self, mut figures: Vec<(u64, f64)>) -> Vec<u64> {
+    pub(crate) fn ranking(&self, mut figures: Vec<(u64, f64)>) -> Vec<u64> {
         figures.sort_by(|(step, figure), (other_step, other)| {
             let order = figure.total_cmp(other);
             let order = if self.less_is_better {
@@ -39,7 +39,7 @@ impl Retention {
     }
 
     /// Those of `steps`, ascending, that need not stay, given their ranking.
-    pub(super) fn superfluous(&self, steps: &[u64], ranking: &[u64]) -> Vec<u64> {
+    pub(crate) fn superfluous(&self, steps: &[u64], ranking: &[u64]) -> Vec<u64> {
         let best = &ranking[..self.num_best.min(ranking.len())];
         let num_older = steps.len().saturating_sub(self.num_newest.max(1));
         let mut older = steps[..num_older].to_vec();

@@ -34,7 +34,7 @@ pub struct TrainerState {
 
 impl TrainerState {
     /// Goes on from where a checkpoint stands.
-    pub(crate) fn take_progress_of(&mut self, checkpoint: &Self) {
+    pub fn take_progress_of(&mut self, checkpoint: &Self) {
         self.step = checkpoint.step;
         self.num_updates = checkpoint.num_updates;
         self.metrics_bytes = checkpoint.metrics_bytes;

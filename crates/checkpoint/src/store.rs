@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 
-use super::manifest::{MANIFEST_FILE, Manifest, file_names};
-use super::retention::Retention;
-use super::state::TrainerState;
 use crate::error::{Error, Result};
+use crate::manifest::{MANIFEST_FILE, Manifest, file_names};
+use crate::retention::Retention;
+use crate::state::TrainerState;
 
 const STATE_FILE: &str = "trainer/state.json";
 const LATEST: &str = "latest";
@@ -42,13 +42,13 @@ pub struct Found {
 
 /// A checkpoint that is being written, under a hidden name; one that is never finished is swept up later.
 #[derive(Clone, Debug)]
-pub(crate) struct PartialCheckpoint {
+pub struct PartialCheckpoint {
     dir: PathBuf,
 }
 
 impl PartialCheckpoint {
     /// Where its files go.
-    pub(crate) fn dir(&self) -> &Path {
+    pub fn dir(&self) -> &Path {
         &self.dir
     }
 
@@ -56,7 +56,7 @@ impl PartialCheckpoint {
     ///
     /// # Errors
     /// When anything cannot be written.
-    pub(crate) fn seal(&self, state: &TrainerState) -> Result<()> {
+    pub fn seal(&self, state: &TrainerState) -> Result<()> {
         let mut text = serde_json::to_string_pretty(state)
             .map_err(|error| Error::stage("writing a checkpoint's state", error))?;
         text.push('\n');
@@ -104,7 +104,7 @@ impl CheckpointStore {
     }
 
     /// The folder as a process sees it that does not own it: nothing is created or removed.
-    pub(crate) fn attach(folder: &Path, retention: Retention) -> Self {
+    pub fn attach(folder: &Path, retention: Retention) -> Self {
         Self {
             folder: folder.to_owned(),
             retention,
@@ -161,7 +161,7 @@ impl CheckpointStore {
     }
 
     /// Where the checkpoint of `step` is written until it is whole.
-    pub(crate) fn partial_dir(&self, step: u64) -> PathBuf {
+    pub fn partial_dir(&self, step: u64) -> PathBuf {
         self.folder.join(format!("{HIDDEN}step_{step}"))
     }
 
@@ -184,7 +184,7 @@ impl CheckpointStore {
     ///
     /// # Errors
     /// When it cannot be made.
-    pub(crate) fn begin(&self, step: u64) -> Result<PartialCheckpoint> {
+    pub fn begin(&self, step: u64) -> Result<PartialCheckpoint> {
         let dir = self.partial_dir(step);
         remove(&dir)?;
         fs::create_dir_all(dir.join("trainer"))?;
@@ -195,7 +195,7 @@ impl CheckpointStore {
     ///
     /// # Errors
     /// When anything cannot be changed; until it has its name, the checkpoints that exist are untouched.
-    pub(crate) fn publish(&self, partial: &PartialCheckpoint, step: u64) -> Result<PathBuf> {
+    pub fn publish(&self, partial: &PartialCheckpoint, step: u64) -> Result<PathBuf> {
         let final_dir = self.dir_of(step);
         if final_dir.exists() {
             self.condemn(step)?;
@@ -326,7 +326,7 @@ impl CheckpointStore {
     }
 }
 
-pub(crate) fn remove(path: &Path) -> Result<()> {
+pub fn remove(path: &Path) -> Result<()> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path)?,
         Ok(_) => fs::remove_file(path)?,
@@ -336,7 +336,7 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn sync(path: &Path) -> Result<()> {
+pub fn sync(path: &Path) -> Result<()> {
     fs::File::open(path)?.sync_all()?;
     Ok(())
 }

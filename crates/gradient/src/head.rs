@@ -8,6 +8,7 @@
 
 use std::ops::Range;
 
+use asyncthink_algorithms::TokenGradient;
 use asyncthink_torch::backward_with_grad;
 use tch::{Kind, Tensor};
 
@@ -21,7 +22,7 @@ const MAX_CHUNK_TOKENS: i64 = 4096;
 const MAX_CHUNK_LOGITS: i64 = 1 << 26;
 
 /// How many tokens' logits may exist at a time, at a vocabulary of this size.
-pub(crate) fn chunk_tokens(vocab_size: i64) -> i64 {
+pub fn chunk_tokens(vocab_size: i64) -> i64 {
     (MAX_CHUNK_LOGITS / vocab_size.max(1)).clamp(1, MAX_CHUNK_TOKENS)
 }
 
@@ -79,8 +80,8 @@ pub fn score(
 
 /// Computes the loss chunk by chunk and adds its gradient to the parameters of head and decoder.
 ///
-/// `chunk_loss` gets the range of trained tokens of a chunk and their log-probabilities (f32, with gradient) and returns
-/// that chunk's part of the loss, a scalar.
+/// `chunk_loss` gets the range of trained tokens of a chunk and their log-probabilities (f32, detached), and returns that chunk's
+/// part of the loss with its gradient with respect to them.
 ///
 /// # Shapes
 /// `hidden` `[trained, hidden]`, attached to the decoder's graph; `targets` i64 `[trained]`.
@@ -92,7 +93,7 @@ pub fn backward(
     hidden: &Tensor,
     targets: &Tensor,
     settings: HeadSettings,
-    chunk_loss: &mut dyn FnMut(Range<i64>, &Tensor) -> Result<Tensor>,
+    chunk_loss: &mut dyn FnMut(Range<i64>, &Tensor) -> Result<TokenGradient>,
 ) -> Result<HeadOutput> {
     let mut logps = Vec::new();
     let mut entropies = Vec::new();
@@ -106,13 +107,14 @@ pub fn backward(
             .f_set_requires_grad(true)?;
         let all = log_softmax(lm_head, &leaf, settings.temperature)?;
         let logp = pick(&all, &targets.f_narrow(0, start, len)?)?;
-        let loss = chunk_loss(chunk, &logp)?;
-        loss.f_backward()?;
+        let detached = logp.f_detach()?;
+        let TokenGradient { loss, gradient } = chunk_loss(chunk, &detached)?;
+        backward_with_grad(&logp, &gradient)?;
         if settings.entropy {
             entropies.push(entropy(&all.detach())?);
         }
-        logps.push(logp.detach());
-        losses.push(loss.detach());
+        logps.push(detached);
+        losses.push(loss);
         gradients.push(leaf.grad());
     }
     if !gradients.is_empty() {
@@ -203,7 +205,10 @@ mod tests {
         };
         let output = backward(&lm_head, &hidden, &targets, settings, &mut |range, logp| {
             let weights = weights.narrow(0, range.start, range.end - range.start);
-            Ok(crate::loss::sft_loss(logp, &weights)?)
+            Ok(TokenGradient {
+                loss: (logp.neg() * &weights).sum(Kind::Float),
+                gradient: weights.neg(),
+            })
         })
         .unwrap();
         let scored = score(&lm_head, &hidden, &targets, settings).unwrap();
@@ -250,7 +255,12 @@ mod tests {
             &hidden,
             &targets,
             settings,
-            &mut |_, logp| Ok(logp.f_sum(Kind::Float)?),
+            &mut |_, logp| {
+                Ok(TokenGradient {
+                    loss: logp.f_sum(Kind::Float)?,
+                    gradient: logp.f_ones_like()?,
+                })
+            },
         )
         .unwrap();
         assert_eq!(output.logp.size(), [0]);

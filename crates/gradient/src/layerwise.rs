@@ -10,12 +10,12 @@ use asyncthink_model::{DecoderEnds, DecoderLayer, Packing};
 use asyncthink_torch::backward_with_grad;
 use tch::Tensor;
 
-use crate::batch::MicroBatch;
 use crate::error::{Error, Result};
-use crate::units::{Pass, Round, Units};
+use crate::layers::{LayerSource, Pass, Round};
+use crate::micro_batch::MicroBatch;
 
 /// A micro-batch on its way through the layers.
-struct Flow<'a> {
+struct Activations<'a> {
     batch: &'a MicroBatch,
     packing: Packing,
     /// What the embedding gave, with its graph.
@@ -46,11 +46,11 @@ pub(crate) enum Keep {
     Nothing,
 }
 
-impl<'a> Flow<'a> {
-    fn new(units: &dyn Units, ends: &DecoderEnds, batch: &'a MicroBatch) -> Result<Self> {
+impl<'a> Activations<'a> {
+    fn new(layers: &dyn LayerSource, ends: &DecoderEnds, batch: &'a MicroBatch) -> Result<Self> {
         let embedded = ends.embed(&batch.ids)?;
         Ok(Self {
-            packing: units.packing(&batch.segment_lens)?,
+            packing: layers.packing(&batch.segment_lens)?,
             hidden: embedded.f_detach()?,
             embedded,
             batch,
@@ -124,38 +124,39 @@ impl<'a> Flow<'a> {
 /// # Errors
 /// When libtorch refuses an operation, a rank is lost, or `head` fails.
 pub(crate) fn add_gradients(
-    units: &mut dyn Units,
-    batches: &[MicroBatch],
+    layers: &mut dyn LayerSource,
+    batches: &[&MicroBatch],
     keep: Keep,
     is_last: bool,
     head: &mut dyn FnMut(usize, &DecoderEnds, &Tensor) -> Result<()>,
 ) -> Result<()> {
-    let ends = units.begin(Round::Train { is_last })?;
-    let num_layers = units.config().num_hidden_layers;
-    let mut flows = flows_of(units, &ends, batches)?;
+    let ends = layers.begin(Round::Train { is_last })?;
+    let num_layers = layers.config().num_hidden_layers;
+    let mut activations = activations_of(layers, &ends, batches)?;
     for index in 0..num_layers {
-        units.with_layer(index, Pass::Forward, &mut |layer| {
-            let mut flows = flows.iter_mut();
-            flows.try_for_each(|flow| flow.forward(index, layer, keep))
+        layers.with_layer(index, Pass::Forward, &mut |layer| {
+            let mut activations = activations.iter_mut();
+            activations.try_for_each(|activation| activation.forward(index, layer, keep))
         })?;
     }
-    for (index, flow) in flows.iter_mut().enumerate() {
-        let leaf = flow.hidden.f_detach()?.f_set_requires_grad(true)?;
-        head(index, &ends, &flow.selected(&ends, &leaf)?)?;
-        flow.gradient = Some(leaf.grad());
+    for (index, activation) in activations.iter_mut().enumerate() {
+        let leaf = activation.hidden.f_detach()?.f_set_requires_grad(true)?;
+        head(index, &ends, &activation.selected(&ends, &leaf)?)?;
+        activation.gradient = Some(leaf.grad());
     }
     for index in (0..num_layers).rev() {
-        units.with_layer(index, Pass::Backward, &mut |layer| {
-            let mut flows = flows.iter_mut();
-            flows.try_for_each(|flow| flow.backward(index, layer))
+        layers.with_layer(index, Pass::Backward, &mut |layer| {
+            let mut activations = activations.iter_mut();
+            activations.try_for_each(|activation| activation.backward(index, layer))
         })?;
     }
-    for flow in &flows {
-        if let (Some(gradient), true) = (&flow.gradient, flow.embedded.requires_grad()) {
-            backward_with_grad(&flow.embedded, gradient)?;
+    for activation in &activations {
+        if let (Some(gradient), true) = (&activation.gradient, activation.embedded.requires_grad())
+        {
+            backward_with_grad(&activation.embedded, gradient)?;
         }
     }
-    units.end()
+    layers.end()
 }
 
 /// What `head` makes of the hidden states of each micro-batch at the trained positions, `[trained, hidden]`; without gradients.
@@ -163,35 +164,41 @@ pub(crate) fn add_gradients(
 /// # Errors
 /// As [`add_gradients`].
 pub(crate) fn score<T>(
-    units: &mut dyn Units,
-    batches: &[MicroBatch],
+    layers: &mut dyn LayerSource,
+    batches: &[&MicroBatch],
     head: &mut dyn FnMut(&MicroBatch, &DecoderEnds, &Tensor) -> Result<T>,
 ) -> Result<Vec<T>> {
     let _no_grad = tch::no_grad_guard();
-    let ends = units.begin(Round::Score)?;
-    let mut flows = flows_of(units, &ends, batches)?;
-    for index in 0..units.config().num_hidden_layers {
-        units.with_layer(index, Pass::Forward, &mut |layer| {
-            let mut flows = flows.iter_mut();
-            flows.try_for_each(|flow| flow.forward(index, layer, Keep::Nothing))
+    let ends = layers.begin(Round::Score)?;
+    let mut activations = activations_of(layers, &ends, batches)?;
+    for index in 0..layers.config().num_hidden_layers {
+        layers.with_layer(index, Pass::Forward, &mut |layer| {
+            let mut activations = activations.iter_mut();
+            activations.try_for_each(|activation| activation.forward(index, layer, Keep::Nothing))
         })?;
     }
-    let scores = flows
+    let scores = activations
         .iter()
-        .map(|flow| head(flow.batch, &ends, &flow.selected(&ends, &flow.hidden)?))
+        .map(|activation| {
+            head(
+                activation.batch,
+                &ends,
+                &activation.selected(&ends, &activation.hidden)?,
+            )
+        })
         .collect();
-    units.end()?;
+    layers.end()?;
     scores
 }
 
-fn flows_of<'a>(
-    units: &dyn Units,
+fn activations_of<'a>(
+    layers: &dyn LayerSource,
     ends: &DecoderEnds,
-    batches: &'a [MicroBatch],
-) -> Result<Vec<Flow<'a>>> {
+    batches: &[&'a MicroBatch],
+) -> Result<Vec<Activations<'a>>> {
     batches
         .iter()
-        .map(|batch| Flow::new(units, ends, batch))
+        .map(|batch| Activations::new(layers, ends, batch))
         .collect()
 }
 
@@ -202,7 +209,7 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
-    use crate::units::WholeUnits;
+    use crate::layers::ReplicatedLayers;
 
     fn decoder(tie_word_embeddings: bool) -> Decoder {
         let config = ModelConfig::new(&ModelSizes {
@@ -262,15 +269,16 @@ mod tests {
             for keep in [Keep::Graphs, Keep::Inputs] {
                 for round in [1, 2] {
                     let decoder = decoder(tied);
-                    let mut units = WholeUnits::new(&decoder, None);
+                    let mut layers = ReplicatedLayers::new(&decoder, None);
                     for batches in batches.chunks(round) {
+                        let batches: Vec<_> = batches.iter().collect();
                         add_gradients(
-                            &mut units,
-                            batches,
+                            &mut layers,
+                            &batches,
                             keep,
                             true,
                             &mut |index, ends, hidden| {
-                                loss(ends, &batches[index], hidden).backward();
+                                loss(ends, batches[index], hidden).backward();
                                 Ok(())
                             },
                         )
@@ -287,8 +295,9 @@ mod tests {
     #[test]
     fn scores_are_those_of_the_decoder() {
         let (decoder, batches) = (decoder(true), batches());
-        let mut units = WholeUnits::new(&decoder, None);
-        let scores = score(&mut units, &batches, &mut |batch, ends, hidden| {
+        let mut layers = ReplicatedLayers::new(&decoder, None);
+        let all: Vec<_> = batches.iter().collect();
+        let scores = score(&mut layers, &all, &mut |batch, ends, hidden| {
             Ok(loss(ends, batch, hidden).f_double_value(&[])?)
         })
         .unwrap();

@@ -1,1 +1,32 @@
-//! x
+//! The gradient of a batch of rows: packed micro-batches, chunked output head, layer-by-layer backward pass.
+//!
+//! Rows of ids with a mask, log-probabilities and an advantage come in; gradients in the optimizer's vector and metrics come out.
+//! Nothing here knows a tag, a task or a role. Two rules hold:
+//! 1. **The gradient is a sum over tokens.** Every normaliser is computed from the whole batch before the first micro-batch
+//!    ([`asyncthink_algorithms::Aggregation::weights`]), so cutting and packing cannot change the gradient.
+//! 2. **No `[tokens, vocab]` tensor is larger than one chunk**, in scoring or training ([`head`]).
+//!
+//! Shape legend: `tokens` = packed tokens of a micro-batch, `trained` = tokens with a loss mask of one, `hidden`, `vocab`.
+
+mod accumulate;
+mod error;
+#[cfg(test)]
+mod golden_tests;
+pub mod head;
+mod layers;
+mod layerwise;
+mod metrics;
+mod micro_batch;
+mod mismatch;
+mod score;
+mod sharded_layers;
+mod token_loss;
+mod weights;
+
+pub use accumulate::{BatchSettings, PackedBatch, accumulate_gradient};
+pub use error::{Error, Result};
+pub use metrics::BatchMetrics;
+pub use micro_batch::MicroBatch;
+pub use mismatch::{Mismatch, mismatch_of_skipped_rows};
+pub use score::{score_rows, score_sequences};
+pub use weights::Weights;

@@ -1,21 +1,24 @@
 //! Trainer against sampler on the rows that no gradient is computed for.
 
 use asyncthink_data::{TrainingRow, pack};
-use asyncthink_model::Decoder;
-use asyncthink_torch::num_workers;
+use asyncthink_distributed::{Ranks, count_of};
+use asyncthink_model::{Decoder, run_on_replicas};
 
-use crate::batch::{MicroBatch, to_host};
-use crate::error::{Error, Result};
+use crate::accumulate::BatchSettings;
+use crate::error::Result;
 use crate::head::{HeadSettings, chunk_tokens};
-use crate::ranks::{Ranks, count_of};
-use crate::update::{BatchSettings, has_gradient, score};
+use crate::micro_batch::{MicroBatch, to_host};
+use crate::score::score;
 
 /// Differences between trainer's and sampler's log-probabilities, in nats.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Mismatch {
-    pub(crate) max_nats: f64,
-    pub(crate) sum_nats: f64,
-    pub(crate) num_tokens: usize,
+pub struct Mismatch {
+    /// Largest difference.
+    pub max_nats: f64,
+    /// Sum of all differences.
+    pub sum_nats: f64,
+    /// Tokens compared.
+    pub num_tokens: usize,
 }
 
 impl Mismatch {
@@ -28,8 +31,11 @@ impl Mismatch {
         self.num_tokens += other.num_tokens;
     }
 
-    /// Puts the differences of all ranks together.
-    pub(crate) fn over_ranks(self, ranks: &Ranks) -> Result<Self> {
+    /// Differences of all ranks together; a collective.
+    ///
+    /// # Errors
+    /// When a rank is lost.
+    pub fn over_ranks(self, ranks: &Ranks) -> Result<Self> {
         let own = [self.max_nats, self.sum_nats, self.num_tokens as f64];
         let mut all = Self::default();
         for values in ranks.gather_values(&own)? {
@@ -43,45 +49,41 @@ impl Mismatch {
     }
 }
 
-/// Scores the rows of a batch that [`accumulate_gradient`](crate::accumulate_gradient) leaves out, so that a bound on the
-/// mismatch covers every decoded token.
-pub(crate) fn mismatch_of_skipped_rows(
+/// Scores the rows of a batch that [`PackedBatch`](crate::PackedBatch) leaves out, so that a bound on the mismatch covers every
+/// decoded token.
+///
+/// # Errors
+/// When libtorch refuses an operation.
+pub fn mismatch_of_skipped_rows(
     decoder: &Decoder,
     rows: &[TrainingRow],
     settings: &BatchSettings,
 ) -> Result<Mismatch> {
     let skipped: Vec<&TrainingRow> = rows
         .iter()
-        .filter(|row| row.num_trained() > 0 && !has_gradient(row, settings.objective))
+        .filter(|row| row.num_trained() > 0 && !settings.has_gradient(row))
         .collect();
     let lengths: Vec<usize> = skipped.iter().map(|row| row.len()).collect();
     let micro_batches = pack(&lengths, settings.micro_batch_tokens);
-    let num_workers = num_workers().min(micro_batches.len()).max(1);
-    let run = |share: usize, decoder: &Decoder| -> Result<Mismatch> {
-        let mut total = Mismatch::default();
-        for members in micro_batches.iter().skip(share).step_by(num_workers) {
-            let members: Vec<_> = members.iter().map(|&row| (skipped[row], 1.0)).collect();
-            total.add(&mismatch_of(decoder, &members, settings.temperature)?);
-        }
-        Ok(total)
-    };
-    std::thread::scope(|scope| {
-        let others: Vec<_> = (1..num_workers)
-            .map(|share| {
-                let replica = decoder.replica()?;
-                let run = &run;
-                Ok(scope.spawn(move || run(share, &replica)))
-            })
-            .collect::<Result<_>>()?;
-        let mut total = run(0, decoder)?;
-        for other in others {
-            let part = other
-                .join()
-                .map_err(|_| Error::stage("comparing log-probabilities", "a thread panicked"))?;
-            total.add(&part?);
-        }
-        Ok(total)
-    })
+    let num_workers = settings.parallelism.workers_for(micro_batches.len());
+    let parts = run_on_replicas(
+        "comparing log-probabilities",
+        decoder,
+        num_workers,
+        |worker, decoder| -> Result<Mismatch> {
+            let mut total = Mismatch::default();
+            for members in micro_batches.iter().skip(worker).step_by(num_workers) {
+                let members: Vec<_> = members.iter().map(|&row| (skipped[row], 1.0)).collect();
+                total.add(&mismatch_of(decoder, &members, settings.temperature)?);
+            }
+            Ok(total)
+        },
+    )?;
+    let mut total = Mismatch::default();
+    for part in parts {
+        total.add(&part?);
+    }
+    Ok(total)
 }
 
 fn mismatch_of(

@@ -3,15 +3,18 @@
 //! `scripts/golden/grpo_loss.py` wrote `tests/golden/grpo_loss.json` in double precision with nothing but the standard
 //! library. Everything between a row and its gradient is exercised: advantages, weights, layout, chunked head, loss.
 
+use asyncthink_algorithms::advantage::{MeanCentred, MeanStd};
+use asyncthink_algorithms::loss::is_clipped;
+use asyncthink_algorithms::{
+    AdvantageEstimator, Aggregation, BatchTotals, Clip, ClippedPolicyLoss, Group, RowCount,
+};
 use asyncthink_data::{EpisodeIndex, TokenId, TrainingRow};
 use serde::Deserialize;
 use tch::{Device, Tensor};
 
-use crate::advantage::{Advantage, Group};
-use crate::batch::{MicroBatch, to_host};
 use crate::head::{self, HeadSettings};
-use crate::loss::{Aggregation, BatchTotals, Clip, RowCount, is_clipped};
-use crate::update::{Objective, chunk_loss};
+use crate::micro_batch::{MicroBatch, to_host};
+use crate::token_loss::MicroBatchLoss;
 
 /// Largest difference that counts as equal: the reference is f64, the loss f32.
 const TOLERANCE: f64 = 1e-5;
@@ -55,15 +58,15 @@ impl Golden {
     }
 
     fn advantages(&self, case: &Case) -> Vec<f64> {
-        let advantage = match case.advantage.as_str() {
-            "mean_centred" => Advantage::MeanCentred,
-            _ => Advantage::MeanStd {
+        let advantage: &dyn AdvantageEstimator = match case.advantage.as_str() {
+            "mean_centred" => &MeanCentred,
+            _ => &MeanStd {
                 eps: case.advantage_eps,
             },
         };
         self.rewards
             .chunks(self.group_size)
-            .flat_map(|group| advantage.of(Group::new(group).unwrap()))
+            .flat_map(|group| Group::new(group).unwrap().advantages(advantage))
             .collect()
     }
 
@@ -113,7 +116,7 @@ impl Golden {
             low: case.clip_eps_low,
             high: case.clip_eps_high,
         };
-        let objective = Objective::Policy {
+        let loss = ClippedPolicyLoss {
             clip,
             kl_beta: case.kl_beta,
         };
@@ -122,7 +125,7 @@ impl Golden {
             chunk_tokens,
             entropy: false,
         };
-        let (mut loss, mut gradient, mut num_clipped) = (0.0, Vec::new(), 0.0);
+        let (mut value, mut gradient, mut num_clipped) = (0.0, Vec::new(), 0.0);
         let indices: Vec<usize> = (0..rows.len()).collect();
         for members in indices.chunks(rows_at_a_time) {
             let batch: Vec<_> = members
@@ -151,10 +154,12 @@ impl Golden {
                 &trained,
                 &batch.targets,
                 settings,
-                &mut |range, logp| chunk_loss(&batch, reference.as_ref(), objective, &range, logp),
+                &mut |range, logp| {
+                    MicroBatchLoss::of_tokens(&loss, &batch, reference.as_ref()).chunk(&range, logp)
+                },
             )
             .unwrap();
-            loss += output.loss;
+            value += output.loss;
             let clipped =
                 is_clipped(&output.logp, &batch.logp_old, &batch.advantages, clip).unwrap();
             num_clipped += to_host(&clipped).unwrap().iter().sum::<f64>();
@@ -168,7 +173,7 @@ impl Golden {
                 );
             }
         }
-        (loss, gradient, num_clipped)
+        (value, gradient, num_clipped)
     }
 }
 

@@ -4,8 +4,8 @@ use asyncthink_model::{Decoder, DecoderEnds, DecoderLayer, ModelConfig, Packing}
 use tch::Device;
 
 use crate::error::Result;
-use crate::flat::unit_of_layer;
-use crate::replicated::BucketExchange;
+use asyncthink_distributed::BucketExchange;
+use asyncthink_distributed::flat::unit_of_layer;
 
 /// What a layer is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub(crate) enum Round {
 pub(crate) type UseLayer<'a> = &'a mut dyn FnMut(&DecoderLayer) -> Result<()>;
 
 /// The layers of a decoder, one at a time and in order. All ranks go through equally many rounds of a kind.
-pub(crate) trait Units {
+pub(crate) trait LayerSource {
     /// The decoder's configuration.
     fn config(&self) -> &ModelConfig;
 
@@ -53,14 +53,14 @@ pub(crate) trait Units {
 }
 
 /// A decoder that this rank has whole.
-pub(crate) struct WholeUnits<'a, 'e> {
+pub(crate) struct ReplicatedLayers<'a, 'e> {
     decoder: &'a Decoder,
     /// Begun with as gradients become complete in the last round.
     exchange: Option<&'a mut BucketExchange<'e>>,
     is_last: bool,
 }
 
-impl<'a, 'e> WholeUnits<'a, 'e> {
+impl<'a, 'e> ReplicatedLayers<'a, 'e> {
     pub(crate) fn new(decoder: &'a Decoder, exchange: Option<&'a mut BucketExchange<'e>>) -> Self {
         Self {
             decoder,
@@ -70,7 +70,7 @@ impl<'a, 'e> WholeUnits<'a, 'e> {
     }
 }
 
-impl Units for WholeUnits<'_, '_> {
+impl LayerSource for ReplicatedLayers<'_, '_> {
     fn config(&self) -> &ModelConfig {
         self.decoder.config()
     }
@@ -92,7 +92,7 @@ impl Units for WholeUnits<'_, '_> {
         with(&self.decoder.layers()[index])?;
         match &mut self.exchange {
             Some(exchange) if self.is_last && pass == Pass::Backward => {
-                exchange.unit_is_complete(unit_of_layer(index))
+                Ok(exchange.unit_is_complete(unit_of_layer(index))?)
             }
             _ => Ok(()),
         }

@@ -2,13 +2,14 @@
 
 use std::thread::ScopedJoinHandle;
 
-use asyncthink_data::{TokenId, pack};
-use asyncthink_model::Decoder;
+use asyncthink_data::{TokenId, TrainingRow, pack};
+use asyncthink_model::{Decoder, DecoderEnds};
 use asyncthink_torch::num_workers;
 use tch::{Device, Tensor};
 
 use crate::error::{Error, Result};
 use crate::head::{self, HeadSettings, chunk_tokens};
+use crate::micro_batch::{MicroBatch, to_host};
 
 /// Natural logarithms of the probabilities that `decoder` gives to each token of each sequence but the first, given those
 /// before it: `n - 1` values for `n` tokens, and none for no token.
@@ -98,6 +99,57 @@ fn score_batch(decoder: &Decoder, sequences: &[Vec<TokenId>], rows: &[usize]) ->
         settings,
     )?;
     Ok(Vec::<f32>::try_from(logprobs.f_to_device(Device::Cpu)?)?)
+}
+
+/// Log-probabilities of a micro-batch's trained tokens, without gradients; f32 `[trained]`.
+pub(crate) fn score(
+    decoder: &Decoder,
+    batch: &MicroBatch,
+    settings: HeadSettings,
+) -> Result<Tensor> {
+    let _no_grad = tch::no_grad_guard();
+    let hidden = batch.select_trained(&decoder.hidden_packed(&batch.ids, &batch.segment_lens)?)?;
+    score_hidden(decoder.ends(), batch, &hidden, settings)
+}
+
+/// Log-probabilities of the trained tokens from their hidden states, `[trained, hidden]`.
+pub(crate) fn score_hidden(
+    ends: &DecoderEnds,
+    batch: &MicroBatch,
+    hidden: &Tensor,
+    settings: HeadSettings,
+) -> Result<Tensor> {
+    let lm_head = |hidden: &Tensor| Ok(ends.lm_head(hidden)?);
+    head::score(&lm_head, hidden, &batch.targets, settings)
+}
+
+/// Log-probabilities of the trained tokens of `rows`, row by row, without gradients.
+///
+/// # Errors
+/// When libtorch refuses an operation.
+pub fn score_rows(
+    decoder: &Decoder,
+    rows: &[TrainingRow],
+    temperature: f64,
+    micro_batch_tokens: usize,
+) -> Result<Vec<Vec<f64>>> {
+    let settings = HeadSettings {
+        temperature,
+        chunk_tokens: chunk_tokens(decoder.config().vocab_size),
+        entropy: false,
+    };
+    let lengths: Vec<usize> = rows.iter().map(TrainingRow::len).collect();
+    let mut scores = vec![Vec::new(); rows.len()];
+    for members in pack(&lengths, micro_batch_tokens) {
+        let batch: Vec<(&TrainingRow, f64)> =
+            members.iter().map(|&row| (&rows[row], 1.0)).collect();
+        let batch = MicroBatch::assemble(&batch, decoder.device())?;
+        let mut logp = to_host(&score(decoder, &batch, settings)?)?.into_iter();
+        for row in members {
+            scores[row] = logp.by_ref().take(rows[row].num_trained()).collect();
+        }
+    }
+    Ok(scores)
 }
 
 #[cfg(test)]

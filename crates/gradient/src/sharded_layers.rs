@@ -10,9 +10,9 @@ use asyncthink_torch::Work;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::flat::{ROOT, signed, stretch, unit_of_layer};
-use crate::sharded::ShardedDecoder;
-use crate::units::{Pass, Round, Units, UseLayer};
+use crate::layers::{LayerSource, Pass, Round, UseLayer};
+use asyncthink_distributed::ShardedDecoder;
+use asyncthink_distributed::flat::{ROOT, narrow, signed, unit_of_layer};
 
 /// A sum of gradients under way.
 struct Reduction {
@@ -31,7 +31,7 @@ struct Gathered {
     work: Option<Work<'static>>,
 }
 
-pub(crate) struct GatheredUnits<'a> {
+pub(crate) struct ShardedLayers<'a> {
     decoder: &'a ShardedDecoder,
     /// f32, each as long as the longest layer.
     layers: [Tensor; 2],
@@ -47,7 +47,7 @@ pub(crate) struct GatheredUnits<'a> {
 /// Where the root's reduction is kept.
 const ROOT_SLOT: usize = 2;
 
-impl<'a> GatheredUnits<'a> {
+impl<'a> ShardedLayers<'a> {
     pub(crate) fn new(decoder: &'a ShardedDecoder) -> Result<Self> {
         let layers = 0..decoder.config().num_hidden_layers;
         let longest = layers
@@ -122,7 +122,7 @@ impl<'a> GatheredUnits<'a> {
     /// Starts to sum a unit's gradients over the ranks.
     fn start_reduction(&mut self, unit: usize, slot: usize, gradients: &Tensor) -> Result<()> {
         let decoder = self.decoder;
-        let whole = stretch(gradients, &(0..decoder.cuts().padded_elements(unit)))?;
+        let whole = narrow(gradients, &(0..decoder.cuts().padded_elements(unit)))?;
         let size = [signed(decoder.cuts().owned(unit).len())];
         let sum = Tensor::f_empty(size, (Kind::Float, decoder.device()))?;
         let work = decoder.ranks().reduce_scatter(&whole, &sum)?;
@@ -138,7 +138,7 @@ impl<'a> GatheredUnits<'a> {
         self.decoder.ranks().finish(work)?;
         let own = self.decoder.cuts().owned(unit);
         let _no_grad = tch::no_grad_guard();
-        let _ = stretch(self.decoder.own_gradients(), &own)?.f_add_(&sum)?;
+        let _ = narrow(self.decoder.own_gradients(), &own)?.f_add_(&sum)?;
         Ok(())
     }
 
@@ -153,7 +153,7 @@ impl<'a> GatheredUnits<'a> {
     }
 }
 
-impl Units for GatheredUnits<'_> {
+impl LayerSource for ShardedLayers<'_> {
     fn config(&self) -> &ModelConfig {
         self.decoder.config()
     }
@@ -224,12 +224,12 @@ mod tests {
     use asyncthink_torch::{GroupOptions, ProcessGroup, Store, StoreOptions};
 
     use super::*;
-    use crate::batch::MicroBatch;
+    use crate::layers::ReplicatedLayers;
     use crate::layerwise::{Keep, add_gradients, score};
-    use crate::optimizer::{AdamW, AdamWSettings};
-    use crate::ranks::Ranks;
-    use crate::sharded::Sharding;
-    use crate::units::WholeUnits;
+    use crate::micro_batch::MicroBatch;
+    use asyncthink_distributed::Ranks;
+    use asyncthink_distributed::Sharding;
+    use asyncthink_distributed::{AdamW, AdamWSettings};
 
     const SEED: u64 = 5;
     const SETTINGS: AdamWSettings = AdamWSettings {
@@ -278,23 +278,23 @@ mod tests {
     }
 
     /// One pass over `batches` in rounds of two; returns the loss of each.
-    fn pass(units: &mut dyn Units, batches: &[MicroBatch], num_rounds: usize) -> Vec<f64> {
+    fn pass(layers: &mut dyn LayerSource, batches: &[MicroBatch], num_rounds: usize) -> Vec<f64> {
         let mut losses = Vec::new();
         for round in 0..num_rounds {
             let cut = |index: usize| (index * 2).min(batches.len());
-            let batches = &batches[cut(round)..cut(round + 1)];
-            let scores = score(units, batches, &mut |batch, ends, hidden| {
+            let batches: Vec<_> = batches[cut(round)..cut(round + 1)].iter().collect();
+            let scores = score(layers, &batches, &mut |batch, ends, hidden| {
                 Ok(loss(ends, batch, hidden).double_value(&[]))
             });
             losses.extend(scores.unwrap());
             let is_last = round + 1 == num_rounds;
             add_gradients(
-                units,
-                batches,
+                layers,
+                &batches,
                 Keep::Inputs,
                 is_last,
                 &mut |index, ends, hidden| {
-                    loss(ends, &batches[index], hidden).backward();
+                    loss(ends, batches[index], hidden).backward();
                     Ok(())
                 },
             )
@@ -316,9 +316,9 @@ mod tests {
         let (mut norms, mut losses) = (Vec::new(), Vec::new());
         for _ in 0..2 {
             optimizer.zero_grad();
-            let mut units = GatheredUnits::new(&decoder).unwrap();
+            let mut layers = ShardedLayers::new(&decoder).unwrap();
             losses = pass(
-                &mut units,
+                &mut layers,
                 &own,
                 7_usize.div_ceil(ranks.world_size()).div_ceil(2),
             );
@@ -348,7 +348,11 @@ mod tests {
         let (mut norms, mut losses) = (Vec::new(), Vec::new());
         for _ in 0..2 {
             optimizer.zero_grad();
-            losses = pass(&mut WholeUnits::new(&decoder, None), &batches(0..7), 4);
+            losses = pass(
+                &mut ReplicatedLayers::new(&decoder, None),
+                &batches(0..7),
+                4,
+            );
             norms.push(optimizer.clip_grad_norm(1.0).unwrap());
             optimizer.step(0.01).unwrap();
         }
@@ -419,11 +423,11 @@ mod tests {
             micro_batches_per_gather: 1,
         };
         let decoder = ShardedDecoder::init(&config(), SEED, sharding).unwrap();
-        let mut units = GatheredUnits::new(&decoder).unwrap();
-        units.begin(Round::Score).unwrap();
+        let mut layers = ShardedLayers::new(&decoder).unwrap();
+        layers.begin(Round::Score).unwrap();
         let mut nothing = |_: &asyncthink_model::DecoderLayer| Ok(());
-        units.with_layer(0, Pass::Forward, &mut nothing).unwrap();
-        let error = units
+        layers.with_layer(0, Pass::Forward, &mut nothing).unwrap();
+        let error = layers
             .with_layer(3, Pass::Forward, &mut nothing)
             .unwrap_err();
         assert!(error.to_string().contains("layer 3"), "{error}");

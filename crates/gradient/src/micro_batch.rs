@@ -3,6 +3,7 @@
 //! Rows are laid end to end with no padding; attention stays inside each. The hidden state at position `i - 1` of a row
 //! predicts its token `i`, so a loss mask of one at `i` selects position `i - 1` and target `ids[i]`.
 
+use asyncthink_algorithms::TokenBatch;
 use asyncthink_data::TrainingRow;
 use tch::{Device, Kind, Tensor};
 
@@ -25,6 +26,8 @@ pub struct MicroBatch {
     pub logp_old: Tensor,
     /// The advantage of each trained token, f32 `[trained]`.
     pub advantages: Tensor,
+    /// The row of each trained token, counted from 0, i64 `[trained]`.
+    pub rows: Tensor,
 }
 
 impl MicroBatch {
@@ -40,7 +43,8 @@ impl MicroBatch {
         let mut weights = Vec::new();
         let mut logp_old = Vec::new();
         let mut advantages = Vec::new();
-        for (row, weight) in rows {
+        let mut row_indices = Vec::new();
+        for (row_index, (row, weight)) in rows.iter().enumerate() {
             let start = ids.len();
             ids.extend(row.ids().iter().map(|token| i64::from(token.0)));
             segment_lens.push(to_i64(row.len()));
@@ -57,6 +61,7 @@ impl MicroBatch {
                 weights.push(*weight as f32);
                 logp_old.push(row.logprobs().map_or(0.0, |logprobs| logprobs[index]));
                 advantages.push(row.advantage());
+                row_indices.push(to_i64(row_index));
             }
         }
         let integers = |values: &[i64]| Tensor::f_from_slice(values)?.f_to_device(device);
@@ -69,6 +74,7 @@ impl MicroBatch {
             weights: floats(&weights)?,
             logp_old: floats(&logp_old)?,
             advantages: floats(&advantages)?,
+            rows: integers(&row_indices)?,
         })
     }
 
@@ -88,6 +94,22 @@ impl MicroBatch {
     /// Tokens that the loss is over.
     pub fn num_trained(&self) -> usize {
         self.targets.numel()
+    }
+
+    /// All trained tokens, for a loss; `logp` and `logp_reference` f32 `[trained]`.
+    pub(crate) fn tokens<'a>(
+        &'a self,
+        logp: &'a Tensor,
+        logp_reference: Option<&'a Tensor>,
+    ) -> TokenBatch<'a> {
+        TokenBatch {
+            logp,
+            logp_old: &self.logp_old,
+            logp_reference,
+            advantages: &self.advantages,
+            weights: &self.weights,
+            rows: &self.rows,
+        }
     }
 
     /// The part `start .. start + len` of a per-trained-token tensor.
@@ -154,5 +176,6 @@ mod tests {
         assert_eq!(to_host(&batch.weights).unwrap(), [0.25, 0.25, 0.5]);
         assert_eq!(to_host(&batch.logp_old).unwrap(), [-1.0, -2.0, -3.0]);
         assert_eq!(to_host(&batch.advantages).unwrap(), [0.5, 0.5, -0.5]);
+        assert_eq!(integers(&batch.rows), [0, 0, 1]);
     }
 }

@@ -1,17 +1,17 @@
 //! What a pass over a batch measures, as sums over tokens and as means.
 
+use asyncthink_algorithms::{TokenLoss, k3};
+use asyncthink_distributed::{Ranks, count_of};
 use tch::{Kind, Tensor};
 
-use crate::batch::{MicroBatch, to_host};
 use crate::error::{Error, Result};
 use crate::head;
-use crate::loss::{Clip, is_clipped, k3};
+use crate::micro_batch::{MicroBatch, to_host};
 use crate::mismatch::Mismatch;
-use crate::ranks::{Ranks, count_of};
 
-/// What one pass over a batch measured. Means are 0 where no token was trained.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct BatchFigures {
+/// Metrics of one pass over a batch. Means are 0 where no token was trained.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct BatchMetrics {
     /// The loss that was differentiated.
     pub loss: f64,
     /// Micro-batches.
@@ -28,8 +28,8 @@ pub struct BatchFigures {
     pub kl_sampler: f64,
     /// Mean k3 estimate of the KL to the reference; 0 without one.
     pub kl_reference: f64,
-    /// Share of tokens whose gradient the clip took away.
-    pub clip_share: f64,
+    /// Means of the loss's own metrics, by name.
+    pub loss_metrics: Vec<(&'static str, f64)>,
     /// Largest difference between trainer's and sampler's log-probability, in nats.
     pub mismatch_max_nats: f64,
     /// Mean of that difference.
@@ -40,9 +40,15 @@ pub struct BatchFigures {
     pub reference_seconds: f64,
 }
 
-impl BatchFigures {
+impl BatchMetrics {
+    /// Mean of one of the loss's own metrics.
+    pub fn loss_metric(&self, name: &str) -> Option<f64> {
+        let metric = self.loss_metrics.iter().find(|(known, _)| *known == name);
+        metric.map(|(_, mean)| *mean)
+    }
+
     /// Counts rows that were scored and not trained on into the mismatch with the sampler.
-    pub(crate) fn include_mismatch(&mut self, skipped: &Mismatch) {
+    pub fn include_mismatch(&mut self, skipped: &Mismatch) {
         let mut all = Mismatch {
             max_nats: self.mismatch_max_nats,
             sum_nats: self.mismatch_mean_nats * self.num_trained as f64,
@@ -56,7 +62,7 @@ impl BatchFigures {
 }
 
 /// Sums over trained tokens, in f64.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Totals {
     pub(crate) loss: f64,
     pub(crate) num_tokens: usize,
@@ -65,7 +71,8 @@ pub(crate) struct Totals {
     pub(crate) entropy: f64,
     pub(crate) kl_sampler: f64,
     pub(crate) kl_reference: f64,
-    pub(crate) num_clipped: f64,
+    /// Sums of the loss's own metrics, in the order of their names.
+    pub(crate) loss_metrics: Vec<f64>,
     pub(crate) mismatch_max: f64,
     pub(crate) mismatch_sum: f64,
     pub(crate) num_micro_batches: usize,
@@ -75,8 +82,13 @@ pub(crate) struct Totals {
 impl Totals {
     /// Adds up what all ranks saw, in the order of the ranks; `None` if one of them abandoned the batch. Seconds stay this
     /// rank's own.
-    pub(crate) fn over_ranks(self, is_abandoned: bool, ranks: &Ranks) -> Result<Option<Self>> {
-        let own = [
+    pub(crate) fn over_ranks(
+        self,
+        is_abandoned: bool,
+        num_loss_metrics: usize,
+        ranks: &Ranks,
+    ) -> Result<Option<Self>> {
+        let mut own = vec![
             f64::from(u8::from(is_abandoned)),
             self.loss,
             self.num_tokens as f64,
@@ -85,11 +97,12 @@ impl Totals {
             self.entropy,
             self.kl_sampler,
             self.kl_reference,
-            self.num_clipped,
             self.mismatch_max,
             self.mismatch_sum,
             self.num_micro_batches as f64,
         ];
+        // A rank without a micro-batch has none.
+        own.extend((0..num_loss_metrics).map(|index| self.loss_metric(index)));
         let mut all = Self::default();
         for values in ranks.gather_values(&own)? {
             let &[
@@ -101,15 +114,15 @@ impl Totals {
                 entropy,
                 kl_sampler,
                 kl_reference,
-                num_clipped,
                 mismatch_max,
                 mismatch_sum,
                 num_micro_batches,
+                ref loss_metrics @ ..,
             ] = values.as_slice()
             else {
                 return Err(Error::stage(
                     "adding up a batch",
-                    "a rank sent other figures",
+                    "a rank sent other metrics",
                 ));
             };
             if is_abandoned != 0.0 {
@@ -123,7 +136,7 @@ impl Totals {
                 entropy,
                 kl_sampler,
                 kl_reference,
-                num_clipped,
+                loss_metrics: loss_metrics.to_vec(),
                 mismatch_max,
                 mismatch_sum,
                 num_micro_batches: count_of(num_micro_batches),
@@ -139,52 +152,53 @@ impl Totals {
         batch: &MicroBatch,
         output: &head::HeadOutput,
         logp_reference: Option<&Tensor>,
-        clip: Clip,
+        loss: &dyn TokenLoss,
     ) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         let logp = &output.logp;
         let sum = |tensor: &Tensor| tensor.f_sum(Kind::Double);
         let zero = Tensor::f_zeros([], (Kind::Double, logp.device()))?;
         let mismatch = logp.f_sub(&batch.logp_old)?.f_abs()?;
-        // One transfer for all figures.
-        let figures = Tensor::f_stack(
-            &[
-                output
-                    .entropy
-                    .as_ref()
-                    .map_or_else(|| Ok(zero.shallow_clone()), sum)?,
-                // Tokens come from the sampler, so its log-probability is the first of the two.
-                sum(&k3(&batch.logp_old, logp)?)?,
-                logp_reference.map_or_else(
-                    || Ok(zero.shallow_clone()),
-                    |reference| sum(&k3(logp, reference)?),
-                )?,
-                sum(&is_clipped(logp, &batch.logp_old, &batch.advantages, clip)?)?,
-                mismatch.f_max()?.f_to_kind(Kind::Double)?,
-                sum(&mismatch)?,
-            ],
-            0,
-        )?;
+        let mut sums = vec![
+            output
+                .entropy
+                .as_ref()
+                .map_or_else(|| Ok(zero.shallow_clone()), sum)?,
+            // Tokens come from the sampler, so its log-probability is the first of the two.
+            sum(&k3(&batch.logp_old, logp)?)?,
+            logp_reference.map_or_else(
+                || Ok(zero.shallow_clone()),
+                |reference| sum(&k3(logp, reference)?),
+            )?,
+            mismatch.f_max()?.f_to_kind(Kind::Double)?,
+            sum(&mismatch)?,
+        ];
+        for (_, metric) in loss.metrics(&batch.tokens(logp, logp_reference))? {
+            sums.push(metric.f_to_kind(Kind::Double)?);
+        }
+        // One transfer for all of them.
+        let sums = to_host(&Tensor::f_stack(&sums, 0)?)?;
         if let [
             entropy,
             kl_sampler,
             kl_reference,
-            num_clipped,
             mismatch_max,
             mismatch_sum,
-        ] = to_host(&figures)?[..]
+            ref loss_metrics @ ..,
+        ] = sums[..]
         {
-            *self = Self {
-                entropy,
-                kl_sampler,
-                kl_reference,
-                num_clipped,
-                mismatch_max,
-                mismatch_sum,
-                ..*self
-            };
+            self.entropy = entropy;
+            self.kl_sampler = kl_sampler;
+            self.kl_reference = kl_reference;
+            self.mismatch_max = mismatch_max;
+            self.mismatch_sum = mismatch_sum;
+            self.loss_metrics = loss_metrics.to_vec();
         }
         Ok(())
+    }
+
+    fn loss_metric(&self, index: usize) -> f64 {
+        self.loss_metrics.get(index).copied().unwrap_or_default()
     }
 
     pub(crate) fn add(&mut self, other: &Self) {
@@ -195,7 +209,11 @@ impl Totals {
         self.entropy += other.entropy;
         self.kl_sampler += other.kl_sampler;
         self.kl_reference += other.kl_reference;
-        self.num_clipped += other.num_clipped;
+        let len = self.loss_metrics.len().max(other.loss_metrics.len());
+        self.loss_metrics.resize(len, 0.0);
+        for (sum, part) in self.loss_metrics.iter_mut().zip(&other.loss_metrics) {
+            *sum += part;
+        }
         // `f64::max` would drop a NaN.
         if other.mismatch_max > self.mismatch_max || other.mismatch_max.is_nan() {
             self.mismatch_max = other.mismatch_max;
@@ -205,7 +223,8 @@ impl Totals {
         self.reference_seconds += other.reference_seconds;
     }
 
-    pub(crate) fn figures(&self) -> BatchFigures {
+    /// Means over trained tokens; `names` are those of the loss's own metrics.
+    pub(crate) fn means(&self, names: &[&'static str]) -> BatchMetrics {
         let mean = |sum: f64| {
             if self.num_trained == 0 {
                 0.0
@@ -213,7 +232,7 @@ impl Totals {
                 sum / self.num_trained as f64
             }
         };
-        BatchFigures {
+        BatchMetrics {
             loss: self.loss,
             num_micro_batches: self.num_micro_batches,
             num_tokens: self.num_tokens,
@@ -223,7 +242,11 @@ impl Totals {
             entropy: mean(self.entropy),
             kl_sampler: mean(self.kl_sampler),
             kl_reference: mean(self.kl_reference),
-            clip_share: mean(self.num_clipped),
+            loss_metrics: names
+                .iter()
+                .enumerate()
+                .map(|(index, name)| (*name, mean(self.loss_metric(index))))
+                .collect(),
             mismatch_max_nats: self.mismatch_max,
             mismatch_mean_nats: mean(self.mismatch_sum),
             num_compared: self.num_trained,
