@@ -3,29 +3,18 @@
 use std::collections::BTreeMap;
 
 use asyncthink_data::TokenId;
-use asyncthink_model::{Decoder, KvCache, StepBatch};
-use tch::Kind;
+use asyncthink_model::{Decoder, KvCache, ModelConfig};
+use tch::Device;
 
 use crate::error::{Error, Result};
-use crate::sampler::{AgentSampler, Temperature};
+use crate::request::{AgentId, Request, Sampled};
+use crate::runner::{MAX_CALL_ROWS, ModelRunner, to_size};
+use crate::sequence::Sequence;
+use crate::settings::EngineSettings;
 use crate::slots::SlotPool;
-use crate::{AgentId, Engine, Request, Sampled};
 
 /// Slots are sized in multiples of this many tokens, so that the cache grows rarely.
 const CAPACITY_STEP_TOKENS: usize = 64;
-
-/// Rows of one call of the model; a step of more is several calls. It bounds what long prompts of many agents need at a
-/// time. One sequence is never cut, so that it may need more alone.
-const MAX_CALL_ROWS: usize = 16_384;
-
-/// Limits of a [`BatchedEngine`].
-#[derive(Clone, Copy, Debug)]
-pub struct EngineConfig {
-    /// Agents held at once.
-    pub max_agents: usize,
-    /// Sampling temperature.
-    pub temperature: Temperature,
-}
 
 /// What an engine has computed so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,56 +27,63 @@ pub struct EngineStats {
     pub prefilled_tokens: u64,
 }
 
-/// Decodes over a borrowed [`Decoder`]: the weights that training updates are the weights that sample.
+/// Decodes many agents at once over a [`Decoder`] that is lent for each step: the weights that training updates are the
+/// weights that sample.
+///
+/// It outlives a rollout. Its KV cache is allocated once and grows with the longest sequence; after an update of the weights
+/// [`Self::weights_changed`] forgets what was computed with the old ones.
 #[derive(Debug)]
-pub struct BatchedEngine<'a> {
-    decoder: &'a Decoder,
-    config: EngineConfig,
+pub struct BatchedEngine {
+    settings: EngineSettings,
+    config: ModelConfig,
+    device: Device,
     cache: KvCache,
     slots: SlotPool,
-    agents: BTreeMap<u64, Sequence>,
+    sequences: BTreeMap<u64, Sequence>,
     by_name: BTreeMap<AgentId, u64>,
     next_arrival: u64,
     stats: EngineStats,
-    max_call_rows: usize,
+    runner: ModelRunner,
 }
 
-#[derive(Debug)]
-struct Sequence {
-    agent: AgentId,
-    slot: i64,
-    cached_tokens: usize,
-    /// Tokens that the cache does not hold yet; the last sampled one is always among them.
-    pending: Vec<i64>,
-    running: bool,
-    sampler: AgentSampler,
-}
-
-impl<'a> BatchedEngine<'a> {
-    /// Prepares an engine; the cache starts small and grows with the longest sequence.
+impl BatchedEngine {
+    /// Prepares an engine for decoders of a configuration on a device; the cache starts small and grows with the longest
+    /// sequence.
     ///
     /// # Errors
     /// When the cache cannot be allocated.
-    pub fn new(decoder: &'a Decoder, config: EngineConfig) -> Result<Self> {
-        let num_slots = i64::try_from(config.max_agents).unwrap_or(i64::MAX);
-        let cache = KvCache::new(
-            decoder.config(),
-            num_slots,
-            to_size(CAPACITY_STEP_TOKENS),
-            decoder.kind(),
-            decoder.device(),
-        )?;
+    pub fn new(config: &ModelConfig, device: Device, settings: EngineSettings) -> Result<Self> {
+        let num_slots = to_size(settings.max_agents);
+        let capacity = to_size(CAPACITY_STEP_TOKENS);
+        let kind = settings.precision.compute();
         Ok(Self {
-            decoder,
-            config,
-            cache,
+            settings,
+            config: config.clone(),
+            device,
+            cache: KvCache::new(config, num_slots, capacity, kind, device)?,
             slots: SlotPool::new(num_slots),
-            agents: BTreeMap::new(),
+            sequences: BTreeMap::new(),
             by_name: BTreeMap::new(),
             next_arrival: 0,
             stats: EngineStats::default(),
-            max_call_rows: MAX_CALL_ROWS,
+            runner: ModelRunner {
+                max_call_rows: MAX_CALL_ROWS,
+            },
         })
+    }
+
+    /// Whether the engine was made for such a decoder and with these settings.
+    pub fn fits(&self, decoder: &Decoder, settings: EngineSettings) -> bool {
+        self.settings == settings
+            && self.device == decoder.device()
+            && self.config == *decoder.config()
+    }
+
+    /// Forgets every agent: what the cache holds of them was computed with other weights. The cache's memory is kept.
+    pub fn weights_changed(&mut self) {
+        self.sequences.clear();
+        self.by_name.clear();
+        self.slots = SlotPool::new(self.cache.num_slots());
     }
 
     /// Work done since the engine was made.
@@ -95,10 +91,134 @@ impl<'a> BatchedEngine<'a> {
         self.stats
     }
 
+    /// Admits an agent; it samples its first token in the next step.
+    ///
+    /// # Errors
+    /// When the engine is full, the name is taken, or the prompt is empty or longer than the model's context.
+    pub fn add(&mut self, request: &Request) -> Result<()> {
+        let agent = request.agent;
+        if request.prompt.is_empty() {
+            return Err(Error::EmptyPrompt(agent));
+        }
+        if self.by_name.contains_key(&agent) {
+            return Err(Error::DuplicateAgent(agent));
+        }
+        self.check_length(agent, request.prompt.len())?;
+        let slot = self.slots.take().ok_or(Error::Full {
+            max_agents: self.settings.max_agents,
+        })?;
+        self.by_name.insert(agent, self.next_arrival);
+        self.sequences
+            .insert(self.next_arrival, Sequence::new(request, slot));
+        self.next_arrival += 1;
+        Ok(())
+    }
+
+    /// Appends given tokens after what the agent has, to be prefilled in the next step; a paused agent runs again.
+    ///
+    /// # Errors
+    /// When the agent is unknown or would outgrow the model's context.
+    pub fn extend(&mut self, agent: AgentId, ids: &[TokenId]) -> Result<()> {
+        let num_tokens = self.num_tokens(agent)? + ids.len();
+        self.check_length(agent, num_tokens)?;
+        let sequence = self.sequence(agent)?;
+        sequence.append(ids);
+        sequence.is_running = true;
+        Ok(())
+    }
+
+    /// Stops sampling for an agent; its cache is kept.
+    ///
+    /// # Errors
+    /// When the agent is unknown.
+    pub fn pause(&mut self, agent: AgentId) -> Result<()> {
+        self.sequence(agent)?.is_running = false;
+        Ok(())
+    }
+
+    /// Forgets an agent and frees its cache.
+    ///
+    /// # Errors
+    /// When the agent is unknown.
+    pub fn remove(&mut self, agent: AgentId) -> Result<()> {
+        let arrival = self
+            .by_name
+            .remove(&agent)
+            .ok_or(Error::UnknownAgent(agent))?;
+        if let Some(sequence) = self.sequences.remove(&arrival) {
+            self.slots.give_back(sequence.slot);
+        }
+        Ok(())
+    }
+
+    /// Samples one token for every running agent, in order of admission.
+    ///
+    /// # Errors
+    /// When the model fails.
+    pub fn step(&mut self, decoder: &Decoder) -> Result<Vec<Sampled>> {
+        self.make_room()?;
+        let running = || self.sequences.values().filter(|one| one.is_running);
+        let num_running = running().count();
+        if num_running == 0 {
+            return Ok(Vec::new());
+        }
+        let num_pending: usize = running().map(|one| one.pending.len()).sum();
+        let temperature = self.settings.temperature;
+        let logprobs = self.runner.next_logprobs(
+            self.sequences.values_mut().filter(|one| one.is_running),
+            decoder,
+            &self.cache,
+            temperature,
+        )?;
+        // The last pending token of each sequence is the one that was sampled.
+        self.stats.prefilled_tokens += (num_pending - num_running) as u64;
+        let running = self.sequences.values_mut().filter(|one| one.is_running);
+        let sampled = running
+            .zip(logprobs.rows())
+            .map(|(sequence, row)| {
+                let (token, logprob) = sequence
+                    .sampler
+                    .sample(row, temperature.is_greedy())
+                    .ok_or(Error::NonFinite(sequence.agent))?;
+                sequence.append(&[token]);
+                Ok(Sampled {
+                    agent: sequence.agent,
+                    token,
+                    logprob,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        self.stats.num_steps += 1;
+        self.stats.sampled_tokens += sampled.len() as u64;
+        Ok(sampled)
+    }
+
+    /// Agents that can still be admitted.
+    pub fn num_free(&self) -> usize {
+        self.slots.num_free()
+    }
+
+    /// Most tokens that one sequence may hold.
+    pub fn max_sequence_tokens(&self) -> usize {
+        usize::try_from(self.config.max_position_embeddings).unwrap_or(0)
+    }
+
+    /// Tokens that an agent has: prompt, sampled and given ones.
+    ///
+    /// # Errors
+    /// When the agent is unknown.
+    pub fn num_tokens(&self, agent: AgentId) -> Result<usize> {
+        self.by_name
+            .get(&agent)
+            .and_then(|arrival| self.sequences.get(arrival))
+            .map(Sequence::num_tokens)
+            .ok_or(Error::UnknownAgent(agent))
+    }
+
     fn sequence(&mut self, agent: AgentId) -> Result<&mut Sequence> {
         self.by_name
             .get(&agent)
-            .and_then(|arrival| self.agents.get_mut(arrival))
+            .and_then(|arrival| self.sequences.get_mut(arrival))
             .ok_or(Error::UnknownAgent(agent))
     }
 
@@ -117,10 +237,10 @@ impl<'a> BatchedEngine<'a> {
     /// Makes every slot large enough for the longest running sequence.
     fn make_room(&mut self) -> Result<()> {
         let longest = self
-            .agents
+            .sequences
             .values()
-            .filter(|sequence| sequence.running)
-            .map(|sequence| sequence.cached_tokens + sequence.pending.len())
+            .filter(|sequence| sequence.is_running)
+            .map(Sequence::num_tokens)
             .max()
             .unwrap_or(0);
         if to_size(longest) > self.cache.capacity_tokens() {
@@ -133,197 +253,13 @@ impl<'a> BatchedEngine<'a> {
         }
         Ok(())
     }
-
-    /// Log-probs `[rows, vocab]` on the host, row after row, of the next token of each running sequence.
-    fn next_logprobs(&mut self) -> Result<(Vec<f32>, usize)> {
-        let (mut host, mut vocab) = (Vec::new(), 0);
-        let mut call = Call::default();
-        for sequence in self.agents.values_mut().filter(|sequence| sequence.running) {
-            if !call.ids.is_empty() && call.ids.len() + sequence.pending.len() > self.max_call_rows
-            {
-                vocab = call.run(
-                    self.decoder,
-                    &self.cache,
-                    self.config.temperature,
-                    &mut host,
-                )?;
-                call = Call::default();
-            }
-            for (offset, &id) in sequence.pending.iter().enumerate() {
-                call.ids.push(id);
-                call.positions
-                    .push(to_size(sequence.cached_tokens + offset));
-                call.slots.push(sequence.slot);
-            }
-            call.sample_rows.push(to_size(call.ids.len()) - 1);
-            self.stats.prefilled_tokens += sequence.pending.len() as u64 - 1;
-            sequence.cached_tokens += sequence.pending.len();
-            sequence.pending.clear();
-        }
-        if !call.ids.is_empty() {
-            vocab = call.run(
-                self.decoder,
-                &self.cache,
-                self.config.temperature,
-                &mut host,
-            )?;
-        }
-        Ok((host, vocab))
-    }
-}
-
-/// A count as libtorch takes it.
-fn to_size(count: usize) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
-}
-
-/// The rows of one call of the model: whole sequences' pending tokens.
-#[derive(Debug, Default)]
-struct Call {
-    ids: Vec<i64>,
-    positions: Vec<i64>,
-    slots: Vec<i64>,
-    sample_rows: Vec<i64>,
-}
-
-impl Call {
-    /// Appends the sampled rows' log-probs to `host`; gives the vocabulary's size.
-    fn run(
-        &self,
-        decoder: &Decoder,
-        cache: &KvCache,
-        temperature: Temperature,
-        host: &mut Vec<f32>,
-    ) -> Result<usize> {
-        let Self {
-            ids,
-            positions,
-            slots,
-            sample_rows,
-        } = self;
-        let logits = decoder.step(
-            &StepBatch {
-                ids,
-                positions,
-                slots,
-                sample_rows,
-            },
-            cache,
-        )?;
-        let vocab = usize::try_from(logits.size()[1]).unwrap_or(0);
-        let logprobs = (logits / temperature.divisor()).f_log_softmax(-1, Kind::Float)?;
-        let (start, num_values) = (host.len(), logprobs.numel());
-        host.resize(start + num_values, 0.0);
-        logprobs
-            .f_to_device(tch::Device::Cpu)?
-            .f_contiguous()?
-            .f_copy_data(&mut host[start..], num_values)?;
-        Ok(vocab)
-    }
-}
-
-impl Engine for BatchedEngine<'_> {
-    fn add(&mut self, request: Request) -> Result<()> {
-        let Request {
-            agent,
-            prompt,
-            seed,
-        } = request;
-        if prompt.is_empty() {
-            return Err(Error::EmptyPrompt(agent));
-        }
-        if self.by_name.contains_key(&agent) {
-            return Err(Error::DuplicateAgent(agent));
-        }
-        self.check_length(agent, prompt.len())?;
-        let slot = self.slots.take().ok_or(Error::Full {
-            max_agents: self.config.max_agents,
-        })?;
-        let sequence = Sequence {
-            agent,
-            slot,
-            cached_tokens: 0,
-            pending: prompt.iter().map(|token| i64::from(token.0)).collect(),
-            running: true,
-            sampler: AgentSampler::new(seed),
-        };
-        self.by_name.insert(agent, self.next_arrival);
-        self.agents.insert(self.next_arrival, sequence);
-        self.next_arrival += 1;
-        Ok(())
-    }
-
-    fn extend(&mut self, agent: AgentId, ids: &[TokenId]) -> Result<()> {
-        let sequence = self.sequence(agent)?;
-        let num_tokens = sequence.cached_tokens + sequence.pending.len() + ids.len();
-        self.check_length(agent, num_tokens)?;
-        let sequence = self.sequence(agent)?;
-        sequence
-            .pending
-            .extend(ids.iter().map(|token| i64::from(token.0)));
-        sequence.running = true;
-        Ok(())
-    }
-
-    fn pause(&mut self, agent: AgentId) -> Result<()> {
-        self.sequence(agent)?.running = false;
-        Ok(())
-    }
-
-    fn remove(&mut self, agent: AgentId) -> Result<()> {
-        let arrival = self
-            .by_name
-            .remove(&agent)
-            .ok_or(Error::UnknownAgent(agent))?;
-        if let Some(sequence) = self.agents.remove(&arrival) {
-            self.slots.give_back(sequence.slot);
-        }
-        Ok(())
-    }
-
-    fn step(&mut self) -> Result<Vec<Sampled>> {
-        self.make_room()?;
-        if !self.agents.values().any(|sequence| sequence.running) {
-            return Ok(Vec::new());
-        }
-        let (logprobs, vocab) = self.next_logprobs()?;
-        let greedy = self.config.temperature.is_greedy();
-        let running = self.agents.values_mut().filter(|sequence| sequence.running);
-        let sampled = running
-            .zip(logprobs.chunks_exact(vocab))
-            .map(|(sequence, row)| {
-                let (token, logprob) = sequence
-                    .sampler
-                    .sample(row, greedy)
-                    .ok_or(Error::NonFinite(sequence.agent))?;
-                sequence.pending.push(i64::from(token.0));
-                Ok(Sampled {
-                    agent: sequence.agent,
-                    token,
-                    logprob,
-                })
-            })
-            .collect::<Result<Vec<_>>>()?;
-        self.stats.num_steps += 1;
-        self.stats.sampled_tokens += sampled.len() as u64;
-        Ok(sampled)
-    }
-
-    fn num_free(&self) -> usize {
-        self.slots.num_free()
-    }
-
-    fn max_sequence_tokens(&self) -> usize {
-        usize::try_from(self.decoder.config().max_position_embeddings).unwrap_or(0)
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use asyncthink_model::{ModelConfig, ModelSizes};
-    use tch::Device;
-
     use super::*;
+    use crate::sampler::Temperature;
+    use asyncthink_model::ModelSizes;
 
     #[test]
     fn a_step_in_several_calls_samples_what_one_call_samples() {
@@ -343,12 +279,9 @@ mod tests {
         .unwrap();
         let decoder = Decoder::init(&config, Device::Cpu, 3).unwrap();
         let run = |max_call_rows| {
-            let config = EngineConfig {
-                max_agents: 6,
-                temperature: Temperature::new(1.0).unwrap(),
-            };
-            let mut engine = BatchedEngine::new(&decoder, config).unwrap();
-            engine.max_call_rows = max_call_rows;
+            let settings = EngineSettings::new(6, Temperature::new(1.0).unwrap());
+            let mut engine = BatchedEngine::new(&config, Device::Cpu, settings).unwrap();
+            engine.runner.max_call_rows = max_call_rows;
             // One prompt alone is longer than the smaller budgets.
             for (agent, len) in [3_u32, 12, 1, 5, 7, 2].into_iter().enumerate() {
                 let prompt = (0..len)
@@ -356,7 +289,7 @@ mod tests {
                     .collect();
                 let agent = agent as u64;
                 engine
-                    .add(Request {
+                    .add(&Request {
                         agent: AgentId(agent),
                         prompt,
                         seed: agent,
@@ -365,7 +298,7 @@ mod tests {
             }
             let sampled: Vec<_> = (0..10)
                 .flat_map(|_| {
-                    let sampled = engine.step().unwrap();
+                    let sampled = engine.step(&decoder).unwrap();
                     assert_eq!(
                         sampled.len(),
                         6,
