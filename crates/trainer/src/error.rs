@@ -165,28 +165,6 @@ pub enum Error {
         /// The run's folder.
         run_dir: PathBuf,
     },
-    /// The tokenizer has ids that the model has no embedding for.
-    #[error(
-        "the tokenizer of `{dir}` has {num_ids} ids, more than the model's `vocab_size`: {vocab_size}"
-    )]
-    VocabularyTooLarge {
-        /// The model's folder.
-        dir: PathBuf,
-        /// One more than the tokenizer's largest id.
-        num_ids: usize,
-        /// Rows of the model's embedding.
-        vocab_size: i64,
-    },
-    /// The folder's adapters are not those of the recipe.
-    #[error("the adapters in `{dir}` are {found}; `[model.lora]` asks for {wanted}")]
-    OtherAdapters {
-        /// The adapter folder.
-        dir: PathBuf,
-        /// Its adapters.
-        found: String,
-        /// The recipe's.
-        wanted: String,
-    },
     /// The checkpoint belongs to the other stage.
     #[error("checkpoint `{dir}` is of stage `{found}`, expected `{expected}`")]
     WrongStage {
@@ -308,10 +286,10 @@ impl Error {
             }
             Self::NoInitialModel { .. } => "run `asyncthink-train sft` with this recipe first",
             Self::RunInUse { .. } => "wait for that process to end, or choose another `run_dir`",
-            Self::VocabularyTooLarge { .. } => {
+            Self::Model(asyncthink_model::Error::VocabularyTooLarge { .. }) => {
                 "the folder mixes the files of two models: fetch it again"
             }
-            Self::OtherAdapters { .. } => {
+            Self::Model(asyncthink_model::Error::OtherAdapters { .. }) => {
                 "give `[model.lora]` those values, or merge the adapters first (`model.lora.save_merged`)"
             }
             Self::WrongStage { .. } => "give a checkpoint of the stage that is run",
@@ -345,8 +323,10 @@ impl Error {
                 | Self::DatasetChanged { .. }
                 | Self::InitialModelChanged { .. }
                 | Self::RunInUse { .. }
-                | Self::VocabularyTooLarge { .. }
-                | Self::OtherAdapters { .. }
+                | Self::Model(
+                    asyncthink_model::Error::VocabularyTooLarge { .. }
+                        | asyncthink_model::Error::OtherAdapters { .. }
+                )
                 | Self::WrongStage { .. }
         )
     }

@@ -75,7 +75,7 @@ pub use layout::RunLayout;
 pub use lock::StageLock;
 pub use loss::{Aggregation, BatchTotals, Clip, RowCount, is_clipped, k3, policy_loss, sft_loss};
 pub use metrics::{MetricsLog, Phase, StepClock, Timing};
-pub use models::{ModelFiles, grpo_initial_model, load_decoder, open_recipe_device, sft_tokenizer};
+pub use models::{grpo_initial_model, load_decoder, open_recipe_device, sft_tokenizer};
 pub use observer::{Observer, RunStart, StepReport, StopFlag};
 pub use optimizer::{AdamW, AdamWSettings, is_decayed};
 pub use problems::{test_problems, train_problems};

@@ -4,29 +4,19 @@ use std::path::{Path, PathBuf};
 
 use asyncthink_data::Tokenizer;
 use asyncthink_model::{
-    Adapters, Decoder, LoraConfig, LoraTarget, ModelConfig, ModelSizes, base_of,
+    Decoder, LoraConfig, LoraTarget, ModelConfig, ModelSizes, Parallelism, Precision,
+    PretrainedModel,
 };
 use asyncthink_recipe::{LoraSection, ModelInit, ModelSection, Recipe, Stage};
 use asyncthink_torch::{
-    DeviceSpec, Parallelism, keep_freed_memory, open_device, set_num_threads, set_parallelism,
+    DeviceSpec, Parallelism as ThreadUse, keep_freed_memory, open_device, set_num_threads,
+    set_parallelism,
 };
 use tch::{Device, Kind};
 
 use crate::error::{Error, Result};
 use crate::layout::RunLayout;
 use crate::streams::{Stream, derive_seed};
-
-/// Below this many parameters, threads work on parts of the batch instead of sharing every operation.
-const SMALL_MODEL_PARAMETERS: i64 = 50_000_000;
-
-/// A decoder and the tokenizer that belongs to it.
-#[derive(Debug)]
-pub struct ModelFiles {
-    /// The decoder.
-    pub decoder: Decoder,
-    /// Its tokenizer.
-    pub tokenizer: Tokenizer,
-}
 
 /// Opens the recipe's device and sets the number of threads. To be called before any other use of libtorch.
 ///
@@ -90,103 +80,52 @@ pub fn load_decoder(dir: &Path, device: Device, kind: Kind) -> Result<Decoder> {
     Ok(decoder)
 }
 
-fn suit_threads_to(decoder: &Decoder) {
-    let is_small = decoder.config().num_parameters() < SMALL_MODEL_PARAMETERS;
-    set_parallelism(if is_small && decoder.device() == Device::Cpu {
-        Parallelism::AcrossBatch
+/// Puts the process's threads to work as suits a decoder.
+pub(crate) fn suit_threads_to(decoder: &Decoder) {
+    set_parallelism(if Parallelism::for_decoder(decoder).num_workers() > 1 {
+        ThreadUse::AcrossBatch
     } else {
-        Parallelism::WithinOperations
+        ThreadUse::WithinOperations
     });
 }
 
-impl ModelFiles {
-    /// Loads a Hugging Face folder in f32; adapters of a PEFT folder are merged into their base model.
-    ///
-    /// # Errors
-    /// When weights or tokenizer cannot be read or do not fit together.
-    pub fn load(dir: &Path, device: Device) -> Result<Self> {
-        let tokenizer = fitting_tokenizer(dir)?;
-        let decoder = Decoder::load(dir, device, Kind::Float)?;
-        Ok(Self::new(decoder, tokenizer))
-    }
-
-    /// Loads a folder to train it as `recipe` says: every weight, or adapters, those of the folder or new ones.
-    ///
-    /// # Errors
-    /// When weights or tokenizer cannot be read or do not fit together, or the folder's adapters are not the recipe's.
-    pub(crate) fn load_to_train(dir: &Path, recipe: &Recipe, device: Device) -> Result<Self> {
-        let Some(section) = &recipe.lora else {
-            return Self::load(dir, device);
-        };
-        let tokenizer = fitting_tokenizer(dir)?;
-        let wanted = lora_config(section);
-        let decoder = if base_of(dir)?.is_some() {
-            let decoder = Decoder::load_adapted(dir, device, Kind::Float)?;
-            check_adapters(dir, &decoder, &wanted)?;
-            decoder
-        } else {
-            // Checkpoints refer to it, from wherever they are used.
-            let base = fs_err::canonicalize(dir)?;
+/// Loads a folder to train it as `recipe` says: every weight, or adapters, those of the folder or new ones.
+///
+/// # Errors
+/// When weights or tokenizer cannot be read or do not fit together, or the folder's adapters are not the recipe's.
+pub(crate) fn load_to_train(
+    dir: &Path,
+    recipe: &Recipe,
+    device: Device,
+) -> Result<PretrainedModel> {
+    let precision = Precision::F32;
+    let model = match &recipe.lora {
+        None => PretrainedModel::load(dir, device, precision)?,
+        Some(section) => {
             let seed = derive_seed(recipe.seed, Stream::Initialisation, 0, 0);
-            Decoder::load(dir, device, Kind::Float)?.with_new_adapters(wanted, &base, seed)?
-        };
-        Ok(Self::new(decoder, tokenizer))
-    }
-
-    /// Also puts the process's threads to work as suits the model.
-    fn new(decoder: Decoder, tokenizer: Tokenizer) -> Self {
-        suit_threads_to(&decoder);
-        Self { decoder, tokenizer }
-    }
-
-    /// What `sft` starts from: the recipe's model folder, or random weights for the tokenizer that `synth` made.
-    ///
-    /// # Errors
-    /// When a folder cannot be read, or the sizes contradict each other.
-    pub fn for_sft(recipe: &Recipe, device: Device) -> Result<Self> {
-        match &recipe.model {
-            ModelSection::Path(dir) => Self::load_to_train(dir, recipe, device),
-            ModelSection::Init(init) => {
-                let tokenizer = sft_tokenizer(recipe)?;
-                let seed = derive_seed(recipe.seed, Stream::Initialisation, 0, 0);
-                let decoder = Decoder::init(&new_config(init, &tokenizer)?, device, seed)?;
-                Ok(Self::new(decoder, tokenizer))
-            }
+            PretrainedModel::load_with_adapters(dir, device, precision, lora_config(section), seed)?
         }
-    }
-
-    /// Writes weights, configuration and tokenizer; of a model with adapters these in place of the weights.
-    ///
-    /// # Errors
-    /// When a file cannot be written.
-    pub fn save(&self, dir: &Path) -> Result<()> {
-        self.decoder.save(dir)?;
-        Ok(self.tokenizer.save(dir)?)
-    }
-
-    /// Writes the model with its adapters added, as a folder of its own.
-    ///
-    /// # Errors
-    /// When a file cannot be written.
-    pub(crate) fn save_merged(&self, dir: &Path) -> Result<()> {
-        self.decoder.merged()?.save(dir)?;
-        Ok(self.tokenizer.save(dir)?)
-    }
+    };
+    suit_threads_to(&model.decoder);
+    Ok(model)
 }
 
-/// The tokenizer of a model folder, whose ids the model knows.
-pub(crate) fn fitting_tokenizer(dir: &Path) -> Result<Tokenizer> {
-    let tokenizer = Tokenizer::from_dir(dir)?;
-    let vocab_size = ModelConfig::from_dir(dir)?.vocab_size;
-    // Found out here, or as a failed look-up in the middle of a step.
-    if usize::try_from(vocab_size).is_ok_and(|rows| tokenizer.vocab_size() > rows) {
-        return Err(Error::VocabularyTooLarge {
-            dir: dir.to_owned(),
-            num_ids: tokenizer.vocab_size(),
-            vocab_size,
-        });
+/// Loads what `sft` starts from: the recipe's model folder, or random weights for the tokenizer that `synth` made.
+///
+/// # Errors
+/// When a folder cannot be read, or the sizes contradict each other.
+pub(crate) fn load_for_sft(recipe: &Recipe, device: Device) -> Result<PretrainedModel> {
+    match &recipe.model {
+        ModelSection::Path(dir) => load_to_train(dir, recipe, device),
+        ModelSection::Init(init) => {
+            let tokenizer = sft_tokenizer(recipe)?;
+            let seed = derive_seed(recipe.seed, Stream::Initialisation, 0, 0);
+            let config = new_config(init, &tokenizer)?;
+            let model = PretrainedModel::init(&config, tokenizer, device, seed)?;
+            suit_threads_to(&model.decoder);
+            Ok(model)
+        }
     }
-    Ok(tokenizer)
 }
 
 fn lora_config(section: &LoraSection) -> LoraConfig {
@@ -200,28 +139,6 @@ fn lora_config(section: &LoraSection) -> LoraConfig {
             .filter_map(|module| LoraTarget::from_name(module.name()))
             .collect(),
     }
-}
-
-fn check_adapters(dir: &Path, decoder: &Decoder, wanted: &LoraConfig) -> Result<()> {
-    let found = decoder.adapters().map(Adapters::config);
-    if found.is_none_or(|found| found == wanted) {
-        return Ok(());
-    }
-    let describe = |config: &LoraConfig| {
-        let names: Vec<&str> = config.targets.iter().map(|target| target.name()).collect();
-        format!(
-            "rank {}, alpha {}{}, {}",
-            config.rank,
-            config.alpha,
-            if config.use_rslora { ", rslora" } else { "" },
-            names.join(" ")
-        )
-    };
-    Err(Error::OtherAdapters {
-        dir: dir.to_owned(),
-        found: found.map(describe).unwrap_or_default(),
-        wanted: describe(wanted),
-    })
 }
 
 /// The folder that `grpo` starts from: the newest checkpoint of `sft`, or the recipe's model where the recipe has no

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use asyncthink_launch::World;
+use asyncthink_model::PretrainedModel;
 use asyncthink_recipe::{Recipe, Stage};
 use asyncthink_torch::{Backend, GroupOptions, ProcessGroup, Reduction, Store, StoreOptions, Work};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::fingerprint::sums_of;
-use crate::models::{ModelFiles, open_device_of_rank, open_recipe_device, share_cores};
+use crate::models::{open_device_of_rank, open_recipe_device, share_cores};
 use crate::observer::StopFlag;
 
 /// How long ranks wait for each other's store, whatever the recipe's timeout: processes do not start at one moment.
@@ -335,7 +336,7 @@ impl Ranks {
     ///
     /// # Errors
     /// When ranks differ, or one is lost.
-    pub fn check_same_weights(&self, model: &ModelFiles) -> Result<()> {
+    pub fn check_same_weights(&self, model: &PretrainedModel) -> Result<()> {
         if self.is_alone() {
             return Ok(());
         }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use asyncthink_data::write_bytes_atomic;
+use asyncthink_model::PretrainedModel;
 use asyncthink_recipe::{Recipe, Stage};
 use fs_err as fs;
 
@@ -15,7 +16,6 @@ use crate::error::Result;
 use crate::layout::RunLayout;
 use crate::lock::StageLock;
 use crate::metrics::MetricsLog;
-use crate::models::ModelFiles;
 use crate::observer::Observer;
 use crate::readme::Readme;
 use crate::run::{ModelShare, Resume, RunOptions};
@@ -107,7 +107,7 @@ impl StageFolder {
     pub(crate) fn begin_checkpoint(
         &mut self,
         state: &mut TrainerState,
-        model: ModelFiles,
+        model: PretrainedModel,
         is_finished: bool,
     ) -> Result<ModelShare> {
         state.metrics_bytes = self.metrics.sync()?;

@@ -6,13 +6,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use asyncthink_data::Tokenizer;
-use asyncthink_model::{Decoder, ModelConfig};
+use asyncthink_model::{Decoder, ModelConfig, PretrainedModel, fitting_tokenizer};
 use asyncthink_recipe::{ModelSection, Recipe, Shard};
 use tch::{Device, Kind};
 
 use crate::error::{Error, Result};
 use crate::fingerprint::sums_of;
-use crate::models::{ModelFiles, fitting_tokenizer, new_config, sft_tokenizer};
+use crate::models::{load_for_sft, load_to_train, new_config, sft_tokenizer};
 use crate::optimizer::{AdamW, AdamWSettings};
 use crate::ranks::Ranks;
 use crate::sharded::{Purpose, ShardedDecoder, Sharding};
@@ -81,10 +81,7 @@ impl Trainee {
         device: Device,
     ) -> Result<Self> {
         let Some(sharding) = sharding(recipe, ranks, device) else {
-            return Ok(Self::whole(
-                ModelFiles::load_to_train(dir, recipe, device)?,
-                ranks,
-            ));
+            return Ok(Self::whole(load_to_train(dir, recipe, device)?, ranks));
         };
         let tokenizer = fitting_tokenizer(dir)?;
         let decoder = ShardedDecoder::load(dir, sharding, Purpose::Training)?;
@@ -98,7 +95,7 @@ impl Trainee {
             ModelSection::Init(init) => init,
         };
         let Some(sharding) = sharding(recipe, ranks, device) else {
-            return Ok(Self::whole(ModelFiles::for_sft(recipe, device)?, ranks));
+            return Ok(Self::whole(load_for_sft(recipe, device)?, ranks));
         };
         let tokenizer = sft_tokenizer(recipe)?;
         let seed = derive_seed(recipe.seed, Stream::Initialisation, 0, 0);
@@ -106,8 +103,8 @@ impl Trainee {
         Ok(Self::sharded(decoder, tokenizer, ranks))
     }
 
-    fn whole(files: ModelFiles, ranks: &Arc<Ranks>) -> Self {
-        let ModelFiles { decoder, tokenizer } = files;
+    fn whole(files: PretrainedModel, ranks: &Arc<Ranks>) -> Self {
+        let PretrainedModel { decoder, tokenizer } = files;
         Self {
             weights: Weights::Whole(Box::new(decoder)),
             tokenizer,
@@ -239,14 +236,14 @@ impl Trainee {
     ///
     /// # Errors
     /// When the memory cannot be had, or a rank is lost.
-    pub(crate) fn snapshot(&self, is_copy: bool) -> Result<Option<ModelFiles>> {
+    pub(crate) fn snapshot(&self, is_copy: bool) -> Result<Option<PretrainedModel>> {
         let decoder = match &self.weights {
             Weights::Sharded(decoder) => decoder.gather_on_first_rank()?,
             Weights::Whole(_) if !self.ranks.is_first() => None,
             Weights::Whole(decoder) if is_copy => Some(decoder.host_copy()?),
             Weights::Whole(decoder) => Some(decoder.replica()?),
         };
-        Ok(decoder.map(|decoder| ModelFiles {
+        Ok(decoder.map(|decoder| PretrainedModel {
             decoder,
             tokenizer: self.tokenizer.clone(),
         }))

@@ -8,6 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use asyncthink_model::PretrainedModel;
 use asyncthink_recipe::SaveInBackground;
 use fs_err as fs;
 use serde_json::Value;
@@ -18,7 +19,6 @@ use crate::background::Task;
 use crate::card::ModelCard;
 use crate::checkpoint::{PartialCheckpoint, TrainerState};
 use crate::error::{Error, Result};
-use crate::models::ModelFiles;
 use crate::observer::Observer;
 use crate::optimizer::AdamW;
 use crate::optimizer_files;
@@ -32,7 +32,7 @@ const MERGED_FOLDER: &str = "merged";
 #[derive(Debug)]
 pub(crate) struct ModelShare {
     pub(crate) partial: PartialCheckpoint,
-    pub(crate) model: ModelFiles,
+    pub(crate) model: PretrainedModel,
     pub(crate) card: ModelCard,
     pub(crate) readme: Readme,
     pub(crate) state: TrainerState,
