@@ -2,25 +2,18 @@
 
 use asyncthink_data::parquet::{EpisodeRecord, Role};
 use asyncthink_data::{EpisodeIndex, Tokenizer, TrainingRow};
-use asyncthink_protocol::Concurrency;
-use asyncthink_rollout::{AgentRecord, Episode};
+use asyncthink_rollout::{AgentRecord, Episode, GradedEpisode};
 use asyncthink_tasks::Problem;
 
 use crate::advantage::{Advantage, Group};
 use crate::error::Result;
 use crate::reward::{EpisodeScore, RewardParts, RewardRule};
 
-/// An episode with everything that its reward rests on.
+/// A graded episode with its reward.
 #[derive(Clone, Debug)]
-pub struct GradedEpisode {
-    /// What organizer and workers did.
-    pub episode: Episode,
-    /// Different correct items of the answer; 0 for a format error.
-    pub num_correct: usize,
-    /// Items that the problem asks for.
-    pub num_required: usize,
-    /// Latency and concurrency as the paper has them; `None` for a format error.
-    pub concurrency: Option<Concurrency>,
+pub struct RewardedEpisode {
+    /// What organizer and workers did, and its grade.
+    pub graded: GradedEpisode,
     /// `eta / c` as rewarded, which may leave out workers that nobody joined; `None` for a format error.
     pub rewarded_eta_ratio: Option<f64>,
     /// The reward.
@@ -30,40 +23,31 @@ pub struct GradedEpisode {
 }
 
 /// Grades an episode and computes its reward; the advantage is 0 until its group is known. `count_unjoined` is about the
-/// reward: the figures of the episode count every worker.
-pub fn grade_episode(
+/// reward: the metrics of the episode count every worker.
+pub fn reward_episode(
     episode: Episode,
     problem: &Problem,
     rule: &RewardRule,
     count_unjoined: bool,
-) -> GradedEpisode {
-    let concurrency = episode
-        .timeline
-        .as_ref()
-        .map(|timeline| timeline.concurrency(true));
-    let rewarded_eta_ratio = episode
+) -> RewardedEpisode {
+    let graded = GradedEpisode::new(episode, problem);
+    let rewarded_eta_ratio = graded
+        .episode
         .timeline
         .as_ref()
         .map(|timeline| timeline.concurrency(count_unjoined).eta_ratio);
-    let (score, num_correct) = match (episode.answer(), rewarded_eta_ratio) {
-        (Some(answer), Some(eta_ratio)) => {
-            let grade = problem.grade(answer);
-            let score = EpisodeScore::Valid {
-                accuracy: grade.reward,
-                eta_ratio,
-            };
-            (score, grade.num_correct)
-        }
-        _ => (EpisodeScore::FormatError, 0),
+    let score = match rewarded_eta_ratio {
+        Some(eta_ratio) => EpisodeScore::Valid {
+            accuracy: graded.accuracy,
+            eta_ratio,
+        },
+        None => EpisodeScore::FormatError,
     };
-    GradedEpisode {
-        num_correct,
-        num_required: problem.required(),
-        concurrency,
+    RewardedEpisode {
         rewarded_eta_ratio,
         reward: rule.reward(score),
         advantage: 0.0,
-        episode,
+        graded,
     }
 }
 
@@ -75,7 +59,7 @@ pub fn grade_episode(
 /// # Panics
 /// If `group_size` is below 2 or does not divide the number of episodes; the recipe's checks rule that out.
 pub fn assign_advantages(
-    episodes: &mut [GradedEpisode],
+    episodes: &mut [RewardedEpisode],
     group_size: usize,
     advantage: Advantage,
 ) -> usize {
@@ -102,14 +86,13 @@ pub fn assign_advantages(
 ///
 /// # Errors
 /// When a row is not consistent.
-pub fn training_rows(episodes: &[GradedEpisode]) -> Result<Vec<TrainingRow>> {
+pub fn training_rows(episodes: &[RewardedEpisode]) -> Result<Vec<TrainingRow>> {
     let mut rows = Vec::new();
-    for (index, graded) in episodes.iter().enumerate() {
+    for (index, rewarded) in episodes.iter().enumerate() {
         let index = EpisodeIndex(u32::try_from(index).unwrap_or(u32::MAX));
-        let workers = graded.episode.workers.iter().map(|worker| &worker.record);
-        for record in std::iter::once(&graded.episode.organizer).chain(workers) {
+        for record in rewarded.graded.episode.agents() {
             if record.num_decoded() > 0 {
-                rows.push(training_row(record, graded.advantage, index)?);
+                rows.push(training_row(record, rewarded.advantage, index)?);
             }
         }
     }
@@ -135,21 +118,21 @@ fn training_row(
 /// The rows of `episodes/step_N.parquet`: one per agent, organizer first.
 pub fn episode_records(
     step: u64,
-    episodes: &[GradedEpisode],
-    queries: &[&str],
+    episodes: &[RewardedEpisode],
     tokenizer: &Tokenizer,
 ) -> Vec<EpisodeRecord> {
     let mut records = Vec::new();
-    for (graded, query) in episodes.iter().zip(queries) {
-        let organizer = record(step, graded, &graded.episode.organizer, query, tokenizer);
-        records.push(organizer);
-        for (index, worker) in graded.episode.workers.iter().enumerate() {
+    for rewarded in episodes {
+        let episode = &rewarded.graded.episode;
+        let query = &episode.query;
+        records.push(record(step, rewarded, &episode.organizer, query, tokenizer));
+        for (index, worker) in episode.workers.iter().enumerate() {
             records.push(EpisodeRecord {
                 role: Role::Worker,
                 worker_index: u32::try_from(index).ok(),
                 sub_query_id: Some(worker.sub_query_id.0),
                 worker_end: Some(worker.end.name().to_owned()),
-                ..record(step, graded, &worker.record, &worker.sub_query, tokenizer)
+                ..record(step, rewarded, &worker.record, &worker.sub_query, tokenizer)
             });
         }
     }
@@ -158,12 +141,13 @@ pub fn episode_records(
 
 fn record(
     step: u64,
-    graded: &GradedEpisode,
+    rewarded: &RewardedEpisode,
     agent: &AgentRecord,
     query: &str,
     tokenizer: &Tokenizer,
 ) -> EpisodeRecord {
     let count = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+    let RewardedEpisode { graded, reward, .. } = rewarded;
     let episode = &graded.episode;
     EpisodeRecord {
         step,
@@ -181,10 +165,10 @@ fn record(
         text: tokenizer.decode(&agent.ids()[agent.prompt_tokens()..]),
         answer: episode.answer().map(str::to_owned),
         error: episode.format_error().map(|error| error.code().to_owned()),
-        reward: graded.reward.total,
-        reward_accuracy: graded.reward.accuracy,
-        reward_concurrency: graded.reward.concurrency,
-        advantage: graded.advantage,
+        reward: reward.total,
+        reward_accuracy: reward.accuracy,
+        reward_concurrency: reward.concurrency,
+        advantage: rewarded.advantage,
         num_correct: count(graded.num_correct),
         num_required: count(graded.num_required),
         latency_tokens: graded

@@ -106,7 +106,14 @@ pub fn run_grpo(
         num_trained: model.num_trained(),
         num_items: problems.len(),
     });
-    let mut trainer = Trainer::new(recipe, section, &problems, reference, ranks)?;
+    let mut trainer = Trainer::new(
+        recipe,
+        section,
+        &problems,
+        reference,
+        model.parallelism(),
+        ranks,
+    )?;
     while !run.is_finished() {
         let num_updates = optimizer.num_updates();
         let clock = run.clock();

@@ -17,7 +17,6 @@
 mod advantage;
 mod background;
 mod batch;
-mod card;
 mod checkpoint;
 mod episode_figures;
 mod episode_files;
@@ -48,7 +47,6 @@ mod readme;
 mod replicated;
 mod reward;
 mod run;
-mod sampling;
 mod schedule;
 mod score;
 mod sft;
@@ -62,11 +60,10 @@ mod update;
 
 pub use advantage::{Advantage, Group};
 pub use batch::MicroBatch;
-pub use card::{MODEL_CARD_FILE, ModelCard};
 pub use checkpoint::{Checkpoint, CheckpointStore, Found, Retention, TrainerState};
 pub use episode_figures::EpisodeFigures;
 pub use episodes::{
-    GradedEpisode, assign_advantages, episode_records, grade_episode, training_rows,
+    RewardedEpisode, assign_advantages, episode_records, reward_episode, training_rows,
 };
 pub use error::{Error, KeyDifference, Result};
 pub use figures::BatchFigures;
@@ -75,14 +72,13 @@ pub use layout::RunLayout;
 pub use lock::StageLock;
 pub use loss::{Aggregation, BatchTotals, Clip, RowCount, is_clipped, k3, policy_loss, sft_loss};
 pub use metrics::{MetricsLog, Phase, StepClock, Timing};
-pub use models::{grpo_initial_model, load_decoder, open_recipe_device, sft_tokenizer};
+pub use models::{grpo_initial_model, open_recipe_device, sft_tokenizer};
 pub use observer::{Observer, RunStart, StepReport, StopFlag};
 pub use optimizer::{AdamW, AdamWSettings, is_decayed};
 pub use problems::{test_problems, train_problems};
 pub use ranks::{Ranks, SharedFailure};
 pub use reward::{EpisodeScore, LambdaSchedule, RewardParts, RewardRule};
 pub use run::{Attempt, Resume, RunOptions, RunOutcome};
-pub use sampling::EpisodeSampler;
 pub use schedule::{Decay, LearningRate};
 pub use score::score_sequences;
 pub use sft::run_sft;

@@ -70,16 +70,6 @@ fn available_cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// Loads a decoder without its tokenizer, and puts the process's threads to work as suits it.
-///
-/// # Errors
-/// When the configuration is not supported, or the weights cannot be read.
-pub fn load_decoder(dir: &Path, device: Device, kind: Kind) -> Result<Decoder> {
-    let decoder = Decoder::load(dir, device, kind)?;
-    suit_threads_to(&decoder);
-    Ok(decoder)
-}
-
 /// Puts the process's threads to work as suits a decoder.
 pub(crate) fn suit_threads_to(decoder: &Decoder) {
     set_parallelism(if Parallelism::for_decoder(decoder).num_workers() > 1 {

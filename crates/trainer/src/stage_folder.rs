@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use asyncthink_data::write_bytes_atomic;
 use asyncthink_model::PretrainedModel;
 use asyncthink_recipe::{Recipe, Stage};
+use asyncthink_rollout::ModelCard;
 use fs_err as fs;
 
-use crate::card::ModelCard;
 use crate::checkpoint::{
     Checkpoint, CheckpointStore, PartialCheckpoint, Retention, TrainerState, remove, sync,
 };
@@ -95,7 +95,7 @@ impl StageFolder {
         let opened = Self {
             store,
             metrics,
-            card: ModelCard::of(recipe),
+            card: ModelCard::new(&recipe.prompts, &recipe.protocol),
             readme: Readme::of(recipe, stage, num_steps),
             save_merged: recipe.lora.as_ref().is_some_and(|lora| lora.save_merged),
             _lock: lock,

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use asyncthink_data::Tokenizer;
-use asyncthink_model::{Decoder, ModelConfig, PretrainedModel, fitting_tokenizer};
+use asyncthink_model::{Decoder, ModelConfig, Parallelism, PretrainedModel, fitting_tokenizer};
 use asyncthink_recipe::{ModelSection, Recipe, Shard};
 use tch::{Device, Kind};
 
@@ -247,6 +247,14 @@ impl Trainee {
             decoder,
             tokenizer: self.tokenizer.clone(),
         }))
+    }
+
+    /// How threads work on its batches.
+    pub(crate) fn parallelism(&self) -> Parallelism {
+        match &self.weights {
+            Weights::Whole(decoder) => Parallelism::for_decoder(decoder),
+            Weights::Sharded(_) => Parallelism::SINGLE,
+        }
     }
 
     /// Where the weights are.

@@ -3,17 +3,17 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use asyncthink_data::TrainingRow;
+use asyncthink_data::{Tokenizer, TrainingRow};
+use asyncthink_model::Parallelism;
 use asyncthink_recipe::{self as recipes, GrpoSection, LossAggregation, Recipe, Stage};
-use asyncthink_rollout::{Episode, Query};
+use asyncthink_rollout::{Episode, EpisodeSampler, ModelCard, Query};
 use asyncthink_tasks::Problem;
 
 use crate::advantage::Advantage;
-use crate::card::ModelCard;
 use crate::episode_figures::EpisodeFigures;
 use crate::episode_files;
 use crate::episodes::{
-    GradedEpisode, assign_advantages, episode_records, grade_episode, training_rows,
+    RewardedEpisode, assign_advantages, episode_records, reward_episode, training_rows,
 };
 use crate::error::{Error, Result};
 use crate::figures::BatchFigures;
@@ -27,7 +27,6 @@ use crate::optimizer::AdamW;
 use crate::ranks::{Ranks, count_of};
 use crate::reward::{LambdaSchedule, RewardRule};
 use crate::run::{check_finite, learning_rate};
-use crate::sampling::EpisodeSampler;
 use crate::schedule::LearningRate;
 use crate::streams::{DataOrder, Stream, derive_seed};
 use crate::trainee::Trainee;
@@ -55,8 +54,10 @@ impl<'a> Trainer<'a> {
         section: &'a GrpoSection,
         problems: &'a [Problem],
         reference: Option<Weights>,
+        parallelism: Parallelism,
         ranks: Arc<Ranks>,
     ) -> Result<Self> {
+        let card = ModelCard::new(&recipe.prompts, &recipe.protocol);
         let num_steps = section.num_steps as u64;
         Ok(Self {
             section,
@@ -64,8 +65,9 @@ impl<'a> Trainer<'a> {
             problems,
             order: DataOrder::new(recipe.seed, problems.len())
                 .ok_or_else(|| Error::stage("ordering the problems", "there are none"))?,
-            sampler: EpisodeSampler::new(&ModelCard::of(recipe), section.temperature)?
-                .with_max_agents(recipe.engine.max_agents),
+            sampler: EpisodeSampler::new(&card, section.temperature)?
+                .with_max_agents(recipe.engine.max_agents)
+                .with_parallelism(parallelism),
             reference,
             advantage: match section.advantage {
                 recipes::Advantage::MeanCentred => Advantage::MeanCentred,
@@ -103,7 +105,7 @@ impl<'a> Trainer<'a> {
         };
         let identity = format!("step {}: problems {:?}", done + 1, self.prompts(done));
         self.ranks.check_same("the prompts of a step", &identity)?;
-        let queries = self.queries(done);
+        let queries = self.queries(done, &model.tokenizer)?;
         let started = Instant::now();
         model.begin_sampling()?;
         context.clock.book(Phase::Rollout, started);
@@ -139,8 +141,7 @@ impl<'a> Trainer<'a> {
         let started = Instant::now();
         let dump_every = self.section.dump_episodes_every_steps;
         if dump_every.is_some_and(|every| context.step.is_multiple_of(every as u64)) {
-            let texts: Vec<&str> = queries.iter().map(|query| query.text.as_str()).collect();
-            let records = episode_records(context.step, &episodes, &texts, &model.tokenizer);
+            let records = episode_records(context.step, &episodes, &model.tokenizer);
             let path = self.layout.episodes(Stage::Grpo, context.step);
             self.set_phase(context.step, "writing episodes");
             episode_files::write(&path, records, &self.ranks)?;
@@ -184,25 +185,28 @@ impl<'a> Trainer<'a> {
     }
 
     /// This rank's share, group after group, one query per episode.
-    fn queries(&mut self, done: u64) -> Vec<Query> {
+    fn queries(&mut self, done: u64, tokenizer: &Tokenizer) -> Result<Vec<Query>> {
         let group_size = self.section.group_size;
         let share = self.ranks.share_of(self.section.prompts_per_step);
         let mut queries = Vec::with_capacity(share.len() * group_size);
         for slot in share {
             let prompt_index = self.order.item(self.position(done) + slot as u64);
+            let problem = &self.problems[prompt_index];
+            let prompt = self
+                .sampler
+                .problem_prompt(tokenizer, problem, prompt_index)?;
             for sample_index in 0..group_size {
                 // By slot, not by prompt: a step that spans two epochs may hold a prompt twice.
                 let episode = (slot * group_size + sample_index) as u64;
                 let seed = derive_seed(self.seed, Stream::Rollout, done, episode);
-                queries.push(self.sampler.query(
-                    &self.problems[prompt_index],
-                    prompt_index,
+                queries.push(Query {
+                    prompt: Arc::clone(&prompt),
                     sample_index,
                     seed,
-                ));
+                });
             }
         }
-        queries
+        Ok(queries)
     }
 
     fn sample(
@@ -234,7 +238,7 @@ impl<'a> Trainer<'a> {
                     stop.requested().is_none()
                 },
             )
-            .map_err(|error| error.at_step(*step))?;
+            .map_err(|error| Error::from(error).at_step(*step))?;
         context.clock.book(Phase::Rollout, started);
         let is_cut_short = episodes.len() < queries.len();
         let mut num_cut_short = [f64::from(u8::from(is_cut_short))];
@@ -242,7 +246,7 @@ impl<'a> Trainer<'a> {
         Ok((num_cut_short[0] == 0.0).then_some(episodes))
     }
 
-    fn grade(&self, episodes: Vec<Episode>, lambda: f64) -> Vec<GradedEpisode> {
+    fn grade(&self, episodes: Vec<Episode>, lambda: f64) -> Vec<RewardedEpisode> {
         let reward = &self.section.reward;
         let rule = RewardRule {
             lambda,
@@ -254,7 +258,7 @@ impl<'a> Trainer<'a> {
             .into_iter()
             .map(|episode| {
                 let problem = &self.problems[episode.prompt_index];
-                grade_episode(episode, problem, &rule, reward.count_unjoined)
+                reward_episode(episode, problem, &rule, reward.count_unjoined)
             })
             .collect()
     }

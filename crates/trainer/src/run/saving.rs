@@ -10,13 +10,13 @@ use std::time::Instant;
 
 use asyncthink_model::PretrainedModel;
 use asyncthink_recipe::SaveInBackground;
+use asyncthink_rollout::ModelCard;
 use fs_err as fs;
 use serde_json::Value;
 use tch::Device;
 
 use super::{SavePolicy, StageRun};
 use crate::background::Task;
-use crate::card::ModelCard;
 use crate::checkpoint::{PartialCheckpoint, TrainerState};
 use crate::error::{Error, Result};
 use crate::observer::Observer;
