@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use asyncthink_data::{SynthFolder, write_bytes_atomic};
-use asyncthink_recipe::{Recipe, Stage};
+use asyncthink_recipe::Stage;
 
 /// The folder of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,15 +49,16 @@ impl RunLayout {
         self.stage(stage).join("metrics.jsonl")
     }
 
-    /// Writes the run's `recipe.toml`: every key with its value, as of the last command that ran.
+    /// Writes the run's `recipe.toml`: every key with its value, as of the last command that ran;
+    /// `resolved` is its text.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn write_recipe(&self, recipe: &Recipe) -> std::io::Result<()> {
+    pub fn write_recipe(&self, resolved: &str) -> std::io::Result<()> {
         let text = format!(
             "# Every key of the recipe with its value, written by asyncthink-train {}.\n\n{}",
             env!("CARGO_PKG_VERSION"),
-            recipe.to_toml()
+            resolved
         );
         write_bytes_atomic(&self.recipe(), text.as_bytes())
     }

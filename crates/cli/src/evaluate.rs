@@ -7,7 +7,8 @@ use std::time::UNIX_EPOCH;
 use asyncthink_eval::{EpisodeLine, Evaluation, evaluate, table};
 use asyncthink_launch::World;
 use asyncthink_recipe::{ModelSection, Recipe, Stage};
-use asyncthink_trainer::{MODEL_CARD_FILE, Ranks, RunLayout, StageLock, StopFlag};
+use asyncthink_rollout::MODEL_CARD_FILE;
+use asyncthink_trainer::{Ranks, RunLayout, StageLock, StopFlag};
 use serde::{Deserialize, Serialize};
 
 use crate::args::ResumeArg;

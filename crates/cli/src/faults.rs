@@ -44,6 +44,8 @@ fn model_is_input(error: &asyncthink_model::Error) -> bool {
         E::InFile { source, .. } => model_is_input(source),
         E::Torch(_) => false,
         E::Shim(error) => device_is_input(error),
+        E::Data(error) => error.is_input(),
+        E::Panicked { .. } => false,
         _ => true,
     }
 }
@@ -61,6 +63,7 @@ fn model_hint(error: &asyncthink_model::Error) -> Option<String> {
         }
         E::Unsupported { .. } => "docs/models.md lists what is supported",
         E::Shim(error) => return error.hint().map(str::to_owned),
+        E::Data(error) => return data_hint(error),
         _ => return None,
     };
     Some(hint.to_owned())
@@ -96,7 +99,7 @@ impl From<asyncthink_trainer::Error> for Failure {
             E::Data(error) => (error.is_input(), data_hint(error)),
             E::Model(error) => (model_is_input(error), model_hint(error)),
             E::Kernel(error) => (device_is_input(error), error.hint().map(str::to_owned)),
-            E::Rollout(error) => (rollout_is_input(error), None),
+            E::Rollout(error) => (rollout_is_input(error), rollout_hint(error)),
             E::Io(error) => (error.kind() == std::io::ErrorKind::NotFound, None),
             _ => (error.is_input(), None),
         };
@@ -109,8 +112,31 @@ fn rollout_is_input(error: &asyncthink_rollout::Error) -> bool {
     use asyncthink_rollout::Error as E;
     match error {
         E::Data(error) => error.is_input(),
+        E::Model(error) => model_is_input(error),
+        E::Io(error) => error.kind() == std::io::ErrorKind::NotFound,
         E::PromptTooLong { .. } => true,
         _ => false,
+    }
+}
+
+fn rollout_hint(error: &asyncthink_rollout::Error) -> Option<String> {
+    use asyncthink_rollout::Error as E;
+    match error {
+        E::Data(error) => data_hint(error),
+        E::Model(error) => model_hint(error),
+        _ => None,
+    }
+}
+
+impl From<asyncthink_model::Error> for Failure {
+    fn from(error: asyncthink_model::Error) -> Self {
+        asyncthink_trainer::Error::from(error).into()
+    }
+}
+
+impl From<asyncthink_rollout::Error> for Failure {
+    fn from(error: asyncthink_rollout::Error) -> Self {
+        asyncthink_trainer::Error::from(error).into()
     }
 }
 

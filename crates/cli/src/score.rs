@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use asyncthink_data::TokenId;
-use asyncthink_model::{Decoder, ModelConfig};
+use asyncthink_model::{Decoder, ModelConfig, Parallelism};
 use asyncthink_torch::{keep_freed_memory, open_device, peak_bytes, set_num_threads};
-use asyncthink_trainer::{load_decoder, score_sequences};
+use asyncthink_trainer::score_sequences;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::{Device, Kind};
@@ -45,6 +45,8 @@ pub(crate) fn run(args: &ScoreArgs, out: &mut dyn Write) -> Result<(), Failure> 
     let mut reader = LineReader::open(&args.file)?;
     let started = Instant::now();
     let decoder = load(args)?;
+    let parallelism = Parallelism::for_decoder(&decoder);
+    parallelism.apply();
     let mut report = Report {
         load_seconds: started.elapsed().as_secs_f64(),
         load_peak_bytes: peak_bytes(Device::Cpu),
@@ -62,8 +64,8 @@ pub(crate) fn run(args: &ScoreArgs, out: &mut dyn Write) -> Result<(), Failure> 
             break;
         }
         let started = Instant::now();
-        let scores =
-            score_sequences(&decoder, &window.sequences, batch_tokens).map_err(Failure::from)?;
+        let scores = score_sequences(&decoder, &window.sequences, batch_tokens, parallelism)
+            .map_err(Failure::from)?;
         report.count(&window.sequences, started.elapsed());
         num_unreadable += window.write(scores, out)?;
         if let (Some(progress), Some((done, total))) = (&mut progress, reader.progress()) {
@@ -88,10 +90,7 @@ fn load(args: &ScoreArgs) -> Result<Decoder, Failure> {
         DtypeArg::F32 => Kind::Float,
         DtypeArg::Bf16 => Kind::BFloat16,
     };
-    load_decoder(&args.model, device, kind).map_err(|error| match error {
-        asyncthink_trainer::Error::Model(error) => model_failure(error),
-        error => error.into(),
-    })
+    Decoder::load(&args.model, device, kind).map_err(model_failure)
 }
 
 /// A missing file says which, and that a model was expected.

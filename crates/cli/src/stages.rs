@@ -6,9 +6,8 @@ use std::sync::Arc;
 use asyncthink_data::ChatTemplate;
 use asyncthink_launch::World;
 use asyncthink_recipe::{ModelSection, Recipe, Stage};
-use asyncthink_trainer::{
-    Attempt, ModelCard, Observer, Ranks, Resume, RunLayout, RunOptions, RunOutcome,
-};
+use asyncthink_rollout::ModelCard;
+use asyncthink_trainer::{Attempt, Observer, Ranks, Resume, RunLayout, RunOptions, RunOutcome};
 
 use crate::args::{ResumeArg, StageArgs};
 use crate::failure::Failure;
@@ -44,7 +43,9 @@ pub(crate) fn run(stage: Stage, args: &StageArgs, out: &mut dyn Write) -> Result
 fn check_chat_template(recipe: &Recipe) -> Result<(), Failure> {
     if let (Some(_), ModelSection::Path(dir)) = (&recipe.prompts.chat, &recipe.model) {
         let template = ChatTemplate::from_dir(dir)?;
-        ModelCard::of(recipe).templates()?.check_chat(&template)?;
+        ModelCard::new(&recipe.prompts, &recipe.protocol)
+            .templates()?
+            .check_chat(&template)?;
     }
     Ok(())
 }

@@ -55,9 +55,7 @@ pub(crate) fn open_device_of_rank(
             });
         }
         spec => match asyncthink_torch::open_device(&spec)? {
-            Device::Cuda(_) if spec == DeviceSpec::Auto => {
-                asyncthink_torch::open_device(&own_gpu)?
-            }
+            Device::Cuda(_) if spec == DeviceSpec::Auto => asyncthink_torch::open_device(&own_gpu)?,
             device => device,
         },
     };

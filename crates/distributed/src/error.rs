@@ -92,4 +92,3 @@ impl SharedFailure for Error {
         Error::is_input(self)
     }
 }
-

@@ -14,7 +14,7 @@ use asyncthink_torch::{AdamwSettings, AdamwState, fused_adamw_, global_norm, sca
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
-use crate::flat::{FlatLayout, Piece, Segment, segments, signed, narrow};
+use crate::flat::{FlatLayout, Piece, Segment, narrow, segments, signed};
 use crate::ranks::Ranks;
 use crate::replicated::{BucketExchange, Replicated};
 use crate::sharded::ShardedDecoder;
@@ -114,7 +114,12 @@ fn chunks(vector: &Tensor) -> Result<Vec<Tensor>> {
     let num_elements = vector.numel();
     (0..num_elements)
         .step_by(NORM_ELEMENTS)
-        .map(|start| Ok(narrow(vector, &(start..num_elements.min(start + NORM_ELEMENTS)))?))
+        .map(|start| {
+            Ok(narrow(
+                vector,
+                &(start..num_elements.min(start + NORM_ELEMENTS)),
+            )?)
+        })
         .collect()
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::error::{Error, Result};
-use crate::flat::{FlatLayout, Piece, ParameterSlot, signed, narrow};
+use crate::flat::{FlatLayout, ParameterSlot, Piece, narrow, signed};
 use crate::optimizer::AdamW;
 use crate::ranks::Ranks;
 use crate::tensors::{self, Values};
@@ -92,12 +92,7 @@ impl Share {
 ///
 /// # Errors
 /// When a file is missing or damaged, or is of other parameters.
-pub fn restore(
-    optimizer: &mut AdamW,
-    ranks: &Ranks,
-    dir: &Path,
-    num_updates: u64,
-) -> Result<()> {
+pub fn restore(optimizer: &mut AdamW, ranks: &Ranks, dir: &Path, num_updates: u64) -> Result<()> {
     let folder = dir.join(FOLDER);
     let index = read_index(&folder.join(INDEX_FILE), optimizer.layout())?;
     let wanted = optimizer.pieces(ranks.rank());

@@ -383,7 +383,9 @@ mod tests {
         assert_eq!(ranks.gather_values(&[1.0, 2.0]).unwrap(), [[1.0, 2.0]]);
         assert_eq!(ranks.gather_bytes(b"abc").unwrap(), [b"abc"]);
         assert_eq!(ranks.first_rank_bytes(b"abc").unwrap(), b"abc");
-        let error = ranks.agree::<(), Error>(Err(Error::stage("a", "b"))).unwrap_err();
+        let error = ranks
+            .agree::<(), Error>(Err(Error::stage("a", "b")))
+            .unwrap_err();
         assert!(matches!(error, Error::Stage { .. }));
     }
 }

@@ -7,7 +7,7 @@ use asyncthink_torch::Work;
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::flat::{BucketCuts, FlatLayout, signed, narrow};
+use crate::flat::{BucketCuts, FlatLayout, narrow, signed};
 use crate::ranks::Ranks;
 
 /// Values and gradients of the parameters as two vectors, which the parameters are views of.

@@ -13,9 +13,11 @@ use asyncthink_model::{
 use asyncthink_torch::{Work, set_grad};
 use tch::{Device, Kind, Tensor};
 
-use crate::error::{Error, Result};
 use crate::digest::add_sum;
-use crate::flat::{FlatLayout, Piece, ParameterSlot, ROOT, UnitCuts, signed, narrow, unit_of_layer};
+use crate::error::{Error, Result};
+use crate::flat::{
+    FlatLayout, ParameterSlot, Piece, ROOT, UnitCuts, narrow, signed, unit_of_layer,
+};
 use crate::ranks::Ranks;
 
 /// A decoder in parts, f32.

@@ -14,7 +14,7 @@
 use std::time::Instant;
 
 use asyncthink_data::TokenId;
-use asyncthink_engine::{AgentId, BatchedEngine, Engine, EngineConfig, Request, Temperature};
+use asyncthink_engine::{AgentId, BatchedEngine, EngineSettings, Request, Temperature};
 use asyncthink_model::{Decoder, ModelConfig, ModelSizes};
 use tch::Device;
 
@@ -40,28 +40,26 @@ fn main() {
     for num_agents in [32, 128, 256, 512] {
         let temperature = Temperature::new(1.0).unwrap();
         let mut engine = BatchedEngine::new(
-            &decoder,
-            EngineConfig {
-                max_agents: num_agents,
-                temperature,
-            },
+            &config,
+            Device::Cpu,
+            EngineSettings::new(num_agents, temperature),
         )
         .unwrap();
         for agent in 0..num_agents as u64 {
             let prompt = (0..24).map(|n| TokenId(n + agent as u32 % 100)).collect();
             engine
-                .add(Request {
+                .add(&Request {
                     agent: AgentId(agent),
                     prompt,
                     seed: agent,
                 })
                 .unwrap();
         }
-        let _ = engine.step().unwrap();
+        let _ = engine.step(&decoder).unwrap();
         let num_steps = 120;
         let start = Instant::now();
         for _ in 0..num_steps {
-            let _ = engine.step().unwrap();
+            let _ = engine.step(&decoder).unwrap();
         }
         let secs = start.elapsed().as_secs_f64();
         let tokens_per_sec = (num_agents * num_steps) as f64 / secs;

@@ -1,6 +1,6 @@
 //! What can go wrong while decoding.
 
-use crate::AgentId;
+use crate::request::AgentId;
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 
 use asyncthink_data::TokenId;
-use asyncthink_engine::{AgentId, BatchedEngine, Engine, EngineConfig, Request, Temperature};
+use asyncthink_engine::{AgentId, BatchedEngine, EngineSettings, Request, Temperature};
 use asyncthink_model::{Decoder, ModelConfig, ModelSizes};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -64,11 +64,8 @@ impl History {
 #[test]
 fn sampled_logprobs_equal_a_plain_forward_pass() {
     let decoder = decoder();
-    let config = EngineConfig {
-        max_agents: 5,
-        temperature: Temperature::new(TEMPERATURE).unwrap(),
-    };
-    let mut engine = BatchedEngine::new(&decoder, config).unwrap();
+    let settings = EngineSettings::new(5, Temperature::new(TEMPERATURE).unwrap());
+    let mut engine = BatchedEngine::new(decoder.config(), Device::Cpu, settings).unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     let mut below = |bound: u64| rng.next_u64() % bound;
     let mut histories: BTreeMap<AgentId, History> = BTreeMap::new();
@@ -81,7 +78,7 @@ fn sampled_logprobs_equal_a_plain_forward_pass() {
                 .collect();
             histories.entry(agent).or_default().give(&prompt);
             engine
-                .add(Request {
+                .add(&Request {
                     agent,
                     prompt,
                     seed: step,
@@ -112,7 +109,7 @@ fn sampled_logprobs_equal_a_plain_forward_pass() {
                 _ => {}
             }
         }
-        let sampled = engine.step().unwrap();
+        let sampled = engine.step(&decoder).unwrap();
         assert_eq!(
             sampled.len(),
             live.iter().filter(|(_, running)| *running).count()
@@ -150,15 +147,12 @@ fn sampled_logprobs_equal_a_plain_forward_pass() {
 fn an_agent_samples_the_same_tokens_whoever_shares_the_batch() {
     let decoder = decoder();
     let run = |companions: u64| {
-        let config = EngineConfig {
-            max_agents: 8,
-            temperature: Temperature::new(1.0).unwrap(),
-        };
-        let mut engine = BatchedEngine::new(&decoder, config).unwrap();
+        let settings = EngineSettings::new(8, Temperature::new(1.0).unwrap());
+        let mut engine = BatchedEngine::new(decoder.config(), Device::Cpu, settings).unwrap();
         for agent in 0..companions {
             let prompt = vec![TokenId(agent as u32 + 2); 4];
             engine
-                .add(Request {
+                .add(&Request {
                     agent: AgentId(100 + agent),
                     prompt,
                     seed: 900 + agent,
@@ -167,14 +161,14 @@ fn an_agent_samples_the_same_tokens_whoever_shares_the_batch() {
         }
         let prompt = vec![TokenId(1), TokenId(2), TokenId(3)];
         engine
-            .add(Request {
+            .add(&Request {
                 agent: AgentId(1),
                 prompt,
                 seed: 42,
             })
             .unwrap();
         (0..30)
-            .flat_map(|_| engine.step().unwrap())
+            .flat_map(|_| engine.step(&decoder).unwrap())
             .filter(|sample| sample.agent == AgentId(1))
             .map(|sample| sample.token)
             .collect::<Vec<_>>()
@@ -185,22 +179,51 @@ fn an_agent_samples_the_same_tokens_whoever_shares_the_batch() {
 #[test]
 fn misuse_is_an_error() {
     let decoder = decoder();
-    let config = EngineConfig {
-        max_agents: 1,
-        temperature: Temperature::new(1.0).unwrap(),
-    };
-    let mut engine = BatchedEngine::new(&decoder, config).unwrap();
+    let settings = EngineSettings::new(1, Temperature::new(1.0).unwrap());
+    let mut engine = BatchedEngine::new(decoder.config(), Device::Cpu, settings).unwrap();
     let request = |agent, len| Request {
         agent: AgentId(agent),
         prompt: vec![TokenId(1); len],
         seed: 0,
     };
-    assert!(engine.add(request(1, 0)).is_err());
-    assert!(engine.add(request(1, 257)).is_err());
+    assert!(engine.add(&request(1, 0)).is_err());
+    assert!(engine.add(&request(1, 257)).is_err());
     assert!(engine.extend(AgentId(9), &[]).is_err());
-    engine.add(request(1, 3)).unwrap();
-    assert!(engine.add(request(2, 3)).is_err(), "no slot is free");
+    engine.add(&request(1, 3)).unwrap();
+    assert!(engine.add(&request(2, 3)).is_err(), "no slot is free");
     assert!(engine.extend(AgentId(1), &[TokenId(1); 254]).is_err());
     engine.remove(AgentId(1)).unwrap();
-    engine.add(request(2, 3)).unwrap();
+    engine.add(&request(2, 3)).unwrap();
+}
+
+/// What agents sample in 40 steps of an engine that was just told that the weights changed.
+fn sample(engine: &mut BatchedEngine, decoder: &Decoder, prompt_len: usize) -> Vec<(TokenId, u32)> {
+    engine.weights_changed();
+    for agent in 0..3 {
+        let prompt = vec![TokenId(agent as u32 + 1); prompt_len + agent as usize];
+        let request = Request {
+            agent: AgentId(agent),
+            prompt,
+            seed: agent,
+        };
+        engine.add(&request).unwrap();
+    }
+    (0..40)
+        .flat_map(|_| engine.step(decoder).unwrap())
+        .map(|sampled| (sampled.token, sampled.logprob.to_bits()))
+        .collect()
+}
+
+#[test]
+fn a_used_engine_samples_what_a_new_one_samples() {
+    let decoder = decoder();
+    let settings = EngineSettings::new(4, Temperature::new(1.0).unwrap());
+    let new = || BatchedEngine::new(decoder.config(), Device::Cpu, settings).unwrap();
+    let expected = sample(&mut new(), &decoder, 3);
+    // Its cache has grown, its slots are used, and its agents were never removed.
+    let mut used = new();
+    sample(&mut used, &decoder, 150);
+    assert!(used.fits(&decoder, settings));
+    assert_eq!(sample(&mut used, &decoder, 3), expected);
+    assert_eq!(used.num_free(), 1);
 }

@@ -1,13 +1,10 @@
 //! Log-probabilities of given tokens.
 
-use std::thread::ScopedJoinHandle;
-
 use asyncthink_data::{TokenId, TrainingRow, pack};
-use asyncthink_model::{Decoder, DecoderEnds};
-use asyncthink_torch::num_workers;
+use asyncthink_model::{Decoder, DecoderEnds, Parallelism, run_on_replicas};
 use tch::{Device, Tensor};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::head::{self, HeadSettings, chunk_tokens};
 use crate::micro_batch::{MicroBatch, to_host};
 
@@ -23,6 +20,7 @@ pub fn score_sequences(
     decoder: &Decoder,
     sequences: &[Vec<TokenId>],
     batch_tokens: usize,
+    parallelism: Parallelism,
 ) -> Result<Vec<Vec<f32>>> {
     // Nothing is asked of what follows the last token, so it is not computed.
     let (rows, lengths): (Vec<usize>, Vec<usize>) = sequences
@@ -31,37 +29,24 @@ pub fn score_sequences(
         .filter(|(_, sequence)| sequence.len() > 1)
         .map(|(row, sequence)| (row, sequence.len() - 1))
         .unzip();
-    let num_workers = num_workers().min(rows.len()).max(1);
+    let num_workers = parallelism.workers_for(rows.len());
     let batches: Vec<Vec<usize>> = pack(&lengths, batch_tokens / num_workers)
         .into_iter()
         .map(|members| members.into_iter().map(|member| rows[member]).collect())
         .collect();
-    // Every `num_workers`-th batch is a thread's share.
-    let score_share = |share: usize, decoder: &Decoder| {
+    // Every `num_workers`-th batch is a worker's share.
+    let shares = run_on_replicas("scoring", decoder, num_workers, |worker, decoder| {
         batches
             .iter()
-            .skip(share)
+            .skip(worker)
             .step_by(num_workers)
             .map(|rows| score_batch(decoder, sequences, rows))
             .collect::<Result<Vec<_>>>()
-    };
-    let mut shares = std::thread::scope(|scope| -> Result<Vec<_>> {
-        let score_share = &score_share;
-        let others: Vec<_> = (1..num_workers)
-            .map(|share| {
-                let replica = decoder.replica()?;
-                Ok(scope.spawn(move || score_share(share, &replica)))
-            })
-            .collect::<Result<_>>()?;
-        let own = score_share(0, decoder);
-        let others = others.into_iter().map(ScopedJoinHandle::join);
-        let mut shares = vec![own?.into_iter()];
-        for other in others.collect::<Vec<_>>() {
-            let other = other.map_err(|_| Error::stage("scoring", "a thread panicked"))?;
-            shares.push(other?.into_iter());
-        }
-        Ok(shares)
     })?;
+    let mut shares = shares
+        .into_iter()
+        .map(|share| Ok(share?.into_iter()))
+        .collect::<Result<Vec<_>>>()?;
     let mut scores = vec![Vec::new(); sequences.len()];
     for (batch, rows) in batches.iter().enumerate() {
         let mut logprobs = shares[batch % num_workers].next().unwrap_or_default();
@@ -205,7 +190,8 @@ mod tests {
         let lengths = [5, 1, 60, 2, 0, 17, 17, 33, 3, 128, 2, 9, 1, 41, 8, 26];
         let sequences: Vec<_> = lengths.map(sequence).into();
         for batch_tokens in [1, 2, 16, 100, 1000, usize::MAX] {
-            let scores = score_sequences(&decoder, &sequences, batch_tokens).unwrap();
+            let scores =
+                score_sequences(&decoder, &sequences, batch_tokens, Parallelism::SINGLE).unwrap();
             assert_eq!(scores.len(), sequences.len());
             for (sequence, scores) in sequences.iter().zip(scores) {
                 assert_eq!(scores.len(), sequence.len().saturating_sub(1));
@@ -222,6 +208,10 @@ mod tests {
                 }
             }
         }
-        assert!(score_sequences(&decoder, &[], 8).unwrap().is_empty());
+        assert!(
+            score_sequences(&decoder, &[], 8, Parallelism::SINGLE)
+                .unwrap()
+                .is_empty()
+        );
     }
 }

@@ -2,6 +2,7 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use crate::attention::LayerCache;
 use crate::config::ModelConfig;
 use crate::error::Result;
 
@@ -57,9 +58,9 @@ impl KvCache {
     }
 
     /// Keys and values of one layer.
-    pub(crate) fn layer(&self, index: usize) -> (&Tensor, &Tensor) {
-        let (key, value) = &self.layers[index];
-        (key, value)
+    pub(crate) fn layer(&self, index: usize) -> LayerCache<'_> {
+        let (keys, values) = &self.layers[index];
+        LayerCache { keys, values }
     }
 
     /// Enlarges every slot to `capacity_tokens`, keeping what is cached. One tensor is replaced at a time, so that only
@@ -124,7 +125,10 @@ mod tests {
         cache.grow(7).unwrap();
         assert_eq!(cache.capacity_tokens(), 7);
         for index in 0..3 {
-            let (key, value) = cache.layer(index);
+            let LayerCache {
+                keys: key,
+                values: value,
+            } = cache.layer(index);
             assert!(key.narrow(2, 0, 4).equal(&filled) && value.narrow(2, 0, 4).equal(&-&filled));
             assert!(key.size()[2] >= 7 && value.size()[2] == 7);
         }

@@ -4,59 +4,21 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use crate::adapter_file::base_of;
+use crate::architecture::registry::Architectures;
+use crate::architecture::{Biases, Sizes, Variant};
 use crate::config_text::with_dtype;
 use crate::error::{Error, Result};
 use crate::fields::Fields;
-use crate::lora;
 use crate::rope::Rope;
-
-/// Families of decoders that differ in a few terms only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Architecture {
-    /// Llama 2 and 3.
-    Llama,
-    /// Qwen2 and Qwen2.5: biases on queries, keys and values.
-    Qwen2,
-    /// Qwen3: queries and keys are normalised head by head.
-    Qwen3,
-}
-
-impl Architecture {
-    const ALL: [Self; 3] = [Self::Llama, Self::Qwen2, Self::Qwen3];
-
-    /// The family's `model_type`.
-    pub fn model_type(self) -> &'static str {
-        match self {
-            Self::Llama => "llama",
-            Self::Qwen2 => "qwen2",
-            Self::Qwen3 => "qwen3",
-        }
-    }
-
-    /// Whether queries and keys are normalised head by head.
-    pub fn has_query_key_norm(self) -> bool {
-        self == Self::Qwen3
-    }
-}
-
-/// Which projections add a bias.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Biases {
-    /// Queries, keys and values.
-    pub query_key_value: bool,
-    /// The projection from heads to the residual stream.
-    pub attention_output: bool,
-    /// All three of the feed-forward block.
-    pub feed_forward: bool,
-}
 
 /// Sizes and constants of a decoder. Made by checks only: what it describes can be built.
 ///
 /// The file that it was read from is kept whole, keys that mean nothing here included, and is written back.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// The family.
-    pub architecture: Architecture,
+    /// The family's `model_type`.
+    pub architecture: &'static str,
     /// Rows of the embedding.
     pub vocab_size: i64,
     /// Width of the residual stream.
@@ -77,6 +39,8 @@ pub struct ModelConfig {
     pub rope: Rope,
     /// Which projections add a bias.
     pub biases: Biases,
+    /// Whether queries and keys are normalised head by head.
+    pub has_query_key_norm: bool,
     /// Longest position that the model is meant for, in tokens.
     pub max_position_embeddings: i64,
     /// Whether the output head is the embedding matrix.
@@ -147,7 +111,7 @@ impl ModelConfig {
         // The alternate form is that of a file, indented by two.
         let text = format!("{raw:#}\n");
         match raw {
-            Value::Object(raw) => Self::from_map(raw, text),
+            Value::Object(raw) => Self::from_map(raw, text, &Architectures::builtin()),
             _ => Err(Error::Config("not an object".into())),
         }
     }
@@ -157,72 +121,64 @@ impl ModelConfig {
     /// # Errors
     /// When the file is missing or unreadable, or asks for something that is not implemented.
     pub fn from_dir(dir: &Path) -> Result<Self> {
-        let base = lora::base_of(dir)?;
+        Self::from_dir_with(dir, &Architectures::builtin())
+    }
+
+    /// [`Self::from_dir`] of one of the given families.
+    ///
+    /// # Errors
+    /// As [`Self::from_dir`].
+    pub fn from_dir_with(dir: &Path, architectures: &Architectures) -> Result<Self> {
+        let base = base_of(dir)?;
         let path = base.as_deref().unwrap_or(dir).join("config.json");
         let text = fs_err::read_to_string(&path)?;
         let raw = serde_json::from_str(&text).map_err(|source| Error::Json {
             path: path.clone(),
             source,
         })?;
-        Self::from_map(raw, text).map_err(|error| Error::InFile {
+        Self::from_map(raw, text, architectures).map_err(|error| Error::InFile {
             path,
             source: Box::new(error),
         })
     }
 
     /// Defaults are those of the family's configuration class in `transformers`.
-    fn from_map(raw: Map<String, Value>, text: String) -> Result<Self> {
+    fn from_map(
+        raw: Map<String, Value>,
+        text: String,
+        architectures: &Architectures,
+    ) -> Result<Self> {
         let top = Fields::top(&raw);
-        let model_type = top.text("model_type")?;
-        let architecture = Architecture::ALL
-            .into_iter()
-            .find(|family| model_type == Some(family.model_type()))
-            .ok_or_else(|| top.unsupported("model_type", "`llama`, `qwen2` and `qwen3`"))?;
+        let architecture = top
+            .text("model_type")?
+            .and_then(|model_type| architectures.find(model_type))
+            .ok_or_else(|| top.unsupported("model_type", architectures.names()))?;
         refuse_what_is_missing_here(&top, &raw)?;
-        let hidden_size = top.required_size("hidden_size")?;
-        let num_attention_heads = top.required_size("num_attention_heads")?;
-        let num_key_value_heads = match (top.size("num_key_value_heads")?, architecture) {
-            (Some(heads), _) => heads,
-            (None, Architecture::Llama) => num_attention_heads,
-            (None, _) => return Err(top.missing("num_key_value_heads")),
+        let sizes = Sizes {
+            hidden_size: top.required_size("hidden_size")?,
+            num_attention_heads: top.required_size("num_attention_heads")?,
         };
-        let head_dim = match (top.size("head_dim")?, architecture) {
-            (Some(head_dim), _) => head_dim,
-            (None, Architecture::Qwen3) => 128,
-            (None, _) => hidden_size / num_attention_heads,
-        };
-        let attention_bias = top.flag("attention_bias")?.unwrap_or(false);
-        let biases = match architecture {
-            Architecture::Llama => Biases {
-                query_key_value: attention_bias,
-                attention_output: attention_bias,
-                feed_forward: top.flag("mlp_bias")?.unwrap_or(false),
-            },
-            // The family has no such keys: its projections are what they are.
-            Architecture::Qwen2 => Biases {
-                query_key_value: true,
-                ..Biases::default()
-            },
-            Architecture::Qwen3 => Biases {
-                query_key_value: attention_bias,
-                attention_output: attention_bias,
-                feed_forward: false,
-            },
-        };
+        let Variant {
+            num_key_value_heads,
+            head_dim,
+            biases,
+            has_query_key_norm,
+        } = architecture.read(&top, sizes)?;
         let max_position_embeddings = top.required_size("max_position_embeddings")?;
         let num_layers = top.required_size("num_hidden_layers")?;
         let config = Self {
-            architecture,
+            architecture: architecture.model_type(),
             vocab_size: top.required_size("vocab_size")?,
-            hidden_size,
+            hidden_size: sizes.hidden_size,
             intermediate_size: top.required_size("intermediate_size")?,
             num_hidden_layers: usize::try_from(num_layers).unwrap_or(usize::MAX),
-            num_attention_heads,
+            num_attention_heads: sizes.num_attention_heads,
             num_key_value_heads,
             head_dim,
             rms_norm_eps: top.positive("rms_norm_eps")?.unwrap_or(1e-6),
             rope: Rope::read(&raw, max_position_embeddings)?,
             biases,
+            has_query_key_norm,
             max_position_embeddings,
             tie_word_embeddings: top.flag("tie_word_embeddings")?.unwrap_or(false),
             raw,
@@ -305,7 +261,7 @@ impl ModelConfig {
             ("input_layernorm", hidden),
             ("post_attention_layernorm", hidden),
         ];
-        if self.architecture.has_query_key_norm() {
+        if self.has_query_key_norm {
             norms.extend([
                 ("self_attn.k_norm", self.head_dim),
                 ("self_attn.q_norm", self.head_dim),

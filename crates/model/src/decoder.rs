@@ -5,22 +5,22 @@ mod adapted;
 mod host_copy;
 
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::Arc;
 
-use asyncthink_torch::decode_attention_;
 use tch::{Device, Kind, Tensor};
 
+use crate::adapter_file::base_of;
+use crate::adapters::Adapters;
+use crate::attention::registry::default_backend;
+use crate::attention::{Attention, DecodeRows};
 use crate::cache::KvCache;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::layer::{DecoderEnds, DecoderLayer};
-use crate::lora::{self, Adapters};
-use crate::positions::{Packing, Positions, Rotary};
+use crate::positions::{Packing, Positions};
+use crate::precision::Precision;
 use crate::stream::draw_parameters;
 use crate::weights;
-
-/// libtorch's generator is one per process: seeding and drawing must not interleave with another thread's.
-pub(crate) static GENERATOR: Mutex<()> = Mutex::new(());
 
 /// A decoder with its parameters.
 #[derive(Debug)]
@@ -30,6 +30,7 @@ pub struct Decoder {
     kind: Kind,
     parameters: Vec<(String, Tensor)>,
     adapters: Option<Adapters>,
+    attention: Arc<dyn Attention>,
     ends: DecoderEnds,
     layers: Vec<DecoderLayer>,
     positions: Positions,
@@ -55,12 +56,13 @@ impl Decoder {
     /// # Errors
     /// When the memory cannot be had.
     pub fn init(config: &ModelConfig, device: Device, seed: u64) -> Result<Self> {
+        let kind = Precision::F32.master();
         let mut parameters = Vec::new();
         draw_parameters(config, seed, &mut |name, tensor| {
             parameters.push((name.to_owned(), tensor.f_to_device(device)?));
             Ok(())
         })?;
-        Self::assemble(config.clone(), device, Kind::Float, parameters, None)
+        Self::assemble(config.clone(), device, kind, parameters, None)
     }
 
     /// Loads a Hugging Face model folder, converting every tensor to `kind`. Of a PEFT adapter folder the base model is
@@ -69,7 +71,7 @@ impl Decoder {
     /// # Errors
     /// When the configuration is not supported, or the weights are missing, misshaped or unreadable.
     pub fn load(dir: &Path, device: Device, kind: Kind) -> Result<Self> {
-        if lora::base_of(dir)?.is_some() {
+        if base_of(dir)?.is_some() {
             return Self::load_adapted(dir, device, kind)?.into_merged();
         }
         let config = ModelConfig::from_dir(dir)?;
@@ -101,7 +103,7 @@ impl Decoder {
         }
         let (device, kind) = parameters
             .first()
-            .map_or((Device::Cpu, Kind::Float), |(_, tensor)| {
+            .map_or((Device::Cpu, Precision::F32.master()), |(_, tensor)| {
                 (tensor.device(), tensor.kind())
             });
         Self::assemble(config.clone(), device, kind, parameters, None)
@@ -158,8 +160,26 @@ impl Decoder {
             kind,
             parameters,
             adapters,
+            attention: default_backend(),
             layers,
         })
+    }
+
+    /// The decoder with another attention backend in all layers.
+    #[must_use]
+    pub fn with_attention(mut self, attention: Arc<dyn Attention>) -> Self {
+        self.layers = self
+            .layers
+            .into_iter()
+            .map(|layer| layer.with_attention(Arc::clone(&attention)))
+            .collect();
+        self.attention = attention;
+        self
+    }
+
+    /// The attention backend.
+    pub fn attention(&self) -> &Arc<dyn Attention> {
+        &self.attention
     }
 
     /// A decoder over the same weights with gradients of its own, for another thread: what one updates in place, the
@@ -179,13 +199,14 @@ impl Decoder {
             })
             .collect();
         let adapters = self.adapters.as_ref().map(Adapters::replica);
-        Self::assemble(
+        let replica = Self::assemble(
             self.config.clone(),
             self.device,
             self.kind,
             parameters,
             adapters,
-        )
+        )?;
+        Ok(replica.with_attention(Arc::clone(&self.attention)))
     }
 
     /// So many replicas ([`Self::replica`]).
@@ -285,24 +306,15 @@ impl Decoder {
         let _no_grad = tch::no_grad_guard();
         let on_device = |values: &[i64]| Tensor::from_slice(values).f_to_device(self.device);
         let rotary = self.positions.rotary(batch.positions)?;
-        let slots = on_device(batch.slots)?;
-        let positions = on_device(batch.positions)?;
-        let hidden = self.forward(
-            &on_device(batch.ids)?,
-            &rotary,
-            &mut |layer, query, key, value| {
-                let (key_cache, value_cache) = cache.layer(layer);
-                Ok(decode_attention_(
-                    query,
-                    key,
-                    value,
-                    key_cache,
-                    value_cache,
-                    &slots,
-                    &positions,
-                )?)
-            },
-        )?;
+        let rows = DecodeRows {
+            slots: on_device(batch.slots)?,
+            positions: on_device(batch.positions)?,
+        };
+        let mut hidden = self.ends.embed(&on_device(batch.ids)?)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            hidden = layer.forward_decode(&hidden, &rotary, cache.layer(index), &rows)?;
+        }
+        let hidden = self.ends.norm(&hidden)?;
         let wanted = if batch.sample_rows.len() == batch.ids.len() {
             hidden
         } else {
@@ -317,20 +329,5 @@ impl Decoder {
     /// When libtorch refuses the operation.
     pub fn lm_head(&self, hidden: &Tensor) -> Result<Tensor> {
         self.ends.lm_head(hidden)
-    }
-
-    fn forward(
-        &self,
-        ids: &Tensor,
-        rotary: &Rotary,
-        attend: &mut dyn FnMut(usize, &Tensor, &Tensor, &Tensor) -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        let mut hidden = self.ends.embed(ids)?;
-        for (index, layer) in self.layers.iter().enumerate() {
-            hidden = layer.forward(&hidden, rotary, &mut |query, key, value| {
-                attend(index, query, key, value)
-            })?;
-        }
-        self.ends.norm(&hidden)
     }
 }

@@ -1,6 +1,9 @@
 //! What can go wrong while a model is described, built, loaded or saved.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
+
+use tch::Kind;
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +36,15 @@ pub enum Error {
         /// The value found.
         value: String,
         /// What would be accepted.
-        supported: &'static str,
+        supported: Cow<'static, str>,
+    },
+    /// A number type that this framework does not train in.
+    #[error("`precision.{part}` is not supported: {kind:?} (supported: Float)")]
+    Precision {
+        /// Which of the types.
+        part: &'static str,
+        /// The type found.
+        kind: Kind,
     },
     /// The numbers of the configuration contradict each other.
     #[error("invalid model configuration: {0}")]
@@ -62,6 +73,31 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// The tokenizer has ids that the model has no embedding for.
+    #[error(
+        "the tokenizer of `{dir}` has {num_ids} ids, more than the model's `vocab_size`: {vocab_size}"
+    )]
+    VocabularyTooLarge {
+        /// The model's folder.
+        dir: PathBuf,
+        /// One more than the tokenizer's largest id.
+        num_ids: usize,
+        /// Rows of the model's embedding.
+        vocab_size: i64,
+    },
+    /// The folder's adapters are not those of the recipe.
+    #[error("the adapters in `{dir}` are {found}; `[model.lora]` asks for {wanted}")]
+    OtherAdapters {
+        /// The adapter folder.
+        dir: PathBuf,
+        /// Its adapters.
+        found: String,
+        /// The recipe's.
+        wanted: String,
+    },
+    /// The tokenizer could not be read or written.
+    #[error(transparent)]
+    Data(#[from] asyncthink_data::Error),
     /// A thread that worked on a replica panicked.
     #[error("{work}: a thread panicked")]
     Panicked {

@@ -3,12 +3,15 @@
 //! Both are made from parameters that somebody looks up by name, and hold no more than references to them: a model that is
 //! whole makes them once, one whose parameters are gathered from other processes makes a layer when it is needed.
 
+use std::sync::Arc;
+
 use tch::{Kind, TchError, Tensor};
 
-use crate::attention::segmented_attention;
+use crate::adapters::{Adapters, LowRank};
+use crate::attention::registry::default_backend;
+use crate::attention::{Attention, DecodeRows, LayerCache};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::lora::{Adapters, LowRank};
 use crate::positions::{Packing, Rotary};
 
 /// Finds a parameter by its Hugging Face name.
@@ -27,6 +30,7 @@ pub struct DecoderLayer {
     gate: Linear,
     up: Linear,
     down: Linear,
+    attention: Arc<dyn Attention>,
     head_dim: i64,
     eps: f64,
 }
@@ -58,11 +62,8 @@ impl Linear {
     }
 }
 
-/// What a layer attends with: its queries, keys and values to `[tokens, heads, head_dim]`.
-pub(crate) type Attend<'a> = &'a mut dyn FnMut(&Tensor, &Tensor, &Tensor) -> Result<Tensor>;
-
 impl DecoderLayer {
-    /// The layer `index` of a model, with adapters where it has some.
+    /// The layer `index` of a model, with adapters where it has some; it attends by the default backend.
     ///
     /// # Errors
     /// When a parameter is not found.
@@ -82,7 +83,7 @@ impl DecoderLayer {
                     .and_then(|all| all.of_module(&format!("model.layers.{index}.{name}"))),
             })
         };
-        let query_key_norm = if config.architecture.has_query_key_norm() {
+        let query_key_norm = if config.has_query_key_norm {
             Some([norm("self_attn.q_norm")?, norm("self_attn.k_norm")?])
         } else {
             None
@@ -98,9 +99,17 @@ impl DecoderLayer {
             gate: linear("mlp.gate_proj")?,
             up: linear("mlp.up_proj")?,
             down: linear("mlp.down_proj")?,
+            attention: default_backend(),
             head_dim: config.head_dim,
             eps: config.rms_norm_eps,
         })
+    }
+
+    /// The layer with another attention backend.
+    #[must_use]
+    pub fn with_attention(mut self, attention: Arc<dyn Attention>) -> Self {
+        self.attention = attention;
+        self
     }
 
     /// Hidden states after the layer, of a packed batch; differentiable.
@@ -111,21 +120,30 @@ impl DecoderLayer {
     /// # Errors
     /// When libtorch refuses an operation.
     pub fn forward_packed(&self, hidden: &Tensor, packing: &Packing) -> Result<Tensor> {
-        self.forward(hidden, &packing.rotary, &mut |query, key, value| {
-            Ok(segmented_attention(
-                query,
-                key,
-                value,
-                &packing.segment_lens,
-            )?)
+        self.forward(hidden, &packing.rotary, |query, key, value| {
+            self.attention
+                .varlen(query, key, value, &packing.segment_lens)
         })
     }
 
-    pub(crate) fn forward(
+    /// Hidden states after the layer, of the rows of a decoding step; no gradient.
+    pub(crate) fn forward_decode(
         &self,
         hidden: &Tensor,
         rotary: &Rotary,
-        attend: Attend<'_>,
+        cache: LayerCache<'_>,
+        rows: &DecodeRows,
+    ) -> Result<Tensor> {
+        self.forward(hidden, rotary, |query, key, value| {
+            self.attention.decode(query, key, value, cache, rows)
+        })
+    }
+
+    fn forward(
+        &self,
+        hidden: &Tensor,
+        rotary: &Rotary,
+        attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let normed = rms_norm(hidden, &self.input_norm, self.eps)?;
         let (query, key, value) = self.project(&normed, rotary)?;

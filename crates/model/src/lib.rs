@@ -8,6 +8,9 @@
 //! Shape legend: `tokens` = packed tokens of all segments, `hidden`, `heads`, `kv_heads`, `head_dim`, `vocab`,
 //! `slots` = sequences that a cache can hold, `rows` = tokens of one decoding step.
 
+mod adapter_file;
+mod adapters;
+mod architecture;
 mod attention;
 mod cache;
 mod config;
@@ -15,9 +18,12 @@ mod config_text;
 mod decoder;
 mod error;
 mod fields;
+mod generator;
 mod layer;
-mod lora;
+mod lora_config;
 mod positions;
+mod precision;
+mod pretrained;
 mod replicas;
 mod rope;
 mod stream;
@@ -25,13 +31,23 @@ mod tensor_file;
 mod weight_header;
 mod weights;
 
+pub use adapter_file::base_of;
+pub use adapters::Adapters;
+pub use architecture::registry::Architectures;
+pub use architecture::{Architecture, Biases, Sizes, Variant};
+pub use attention::registry::AttentionBackends;
+pub use attention::{Attention, DecodeRows, LayerCache};
 pub use cache::KvCache;
-pub use config::{Architecture, Biases, ModelConfig, ModelSizes};
+pub use config::{ModelConfig, ModelSizes};
 pub use decoder::{Decoder, StepBatch};
 pub use error::{Error, Result};
+pub use fields::Fields;
 pub use layer::{DecoderEnds, DecoderLayer, FindParameter};
-pub use lora::{Adapters, LoraConfig, LoraTarget, base_of};
+pub use lora_config::{LoraConfig, LoraTarget};
 pub use positions::{Packing, Positions};
+pub use precision::Precision;
+pub use pretrained::{PretrainedModel, fitting_tokenizer};
 pub use replicas::{Parallelism, run_on_replicas, run_workers};
 pub use rope::{Rope, RopeScaling};
-pub use stream::{VisitParameter, draw_parameters, read_config, read_parameters};
+pub use stream::{draw_parameters, read_config, read_parameters};
+pub use weights::VisitParameter;

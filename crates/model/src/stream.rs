@@ -1,28 +1,26 @@
 //! Parameters one at a time, for a model that no single process holds whole.
 
 use std::path::Path;
-use std::sync::PoisonError;
 
 use tch::{Device, Kind, Tensor};
 
+use crate::adapter_file::base_of;
+use crate::adapters::Adapters;
 use crate::config::ModelConfig;
-use crate::decoder::GENERATOR;
 use crate::error::Result;
-use crate::lora::{self, Adapters};
-use crate::weights;
+use crate::generator::seeded;
+use crate::precision::Precision;
+use crate::weights::{self, VisitParameter};
 
 /// Standard deviation of freshly drawn weights (Qwen's `initializer_range`).
 const INIT_STD: f64 = 0.02;
-
-/// Takes a parameter under its Hugging Face name.
-pub type VisitParameter<'a> = &'a mut dyn FnMut(&str, Tensor) -> Result<()>;
 
 /// The configuration of a model folder; of a PEFT adapter folder that of its base model.
 ///
 /// # Errors
 /// When it cannot be read or is not supported.
 pub fn read_config(dir: &Path) -> Result<ModelConfig> {
-    match lora::base_of(dir)? {
+    match base_of(dir)? {
         Some(base) => ModelConfig::from_dir(&base),
         None => ModelConfig::from_dir(dir),
     }
@@ -39,7 +37,7 @@ pub fn read_parameters(
     kind: Kind,
     visit: VisitParameter<'_>,
 ) -> Result<()> {
-    let Some(base) = lora::base_of(dir)? else {
+    let Some(base) = base_of(dir)? else {
         let config = ModelConfig::from_dir(dir)?;
         return weights::read_each(dir, &config, device, kind, visit);
     };
@@ -64,21 +62,21 @@ pub fn read_parameters(
 /// When the memory cannot be had, or `visit` fails.
 pub fn draw_parameters(config: &ModelConfig, seed: u64, visit: VisitParameter<'_>) -> Result<()> {
     let residual_std = INIT_STD / (2.0 * config.num_hidden_layers as f64).sqrt();
-    let options = (Kind::Float, Device::Cpu);
-    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
-    tch::manual_seed(seed.cast_signed());
-    for (name, shape) in config.parameter_shapes() {
-        let is_bias = shape.len() == 1;
-        let tensor = if name.ends_with("norm.weight") {
-            Tensor::f_ones(&shape, options)?
-        } else if is_bias {
-            Tensor::f_zeros(&shape, options)?
-        } else if name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") {
-            Tensor::f_randn(&shape, options)? * residual_std
-        } else {
-            Tensor::f_randn(&shape, options)? * INIT_STD
-        };
-        visit(&name, tensor)?;
-    }
-    Ok(())
+    let options = (Precision::F32.master(), Device::Cpu);
+    seeded(seed, || {
+        for (name, shape) in config.parameter_shapes() {
+            let is_bias = shape.len() == 1;
+            let tensor = if name.ends_with("norm.weight") {
+                Tensor::f_ones(&shape, options)?
+            } else if is_bias {
+                Tensor::f_zeros(&shape, options)?
+            } else if name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") {
+                Tensor::f_randn(&shape, options)? * residual_std
+            } else {
+                Tensor::f_randn(&shape, options)? * INIT_STD
+            };
+            visit(&name, tensor)?;
+        }
+        Ok(())
+    })
 }

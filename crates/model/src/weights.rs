@@ -7,8 +7,10 @@ use tch::{Device, Kind, Tensor};
 
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::stream::VisitParameter;
 use crate::tensor_file::{self, TensorFile};
+
+/// Takes a parameter under its Hugging Face name.
+pub type VisitParameter<'a> = &'a mut dyn FnMut(&str, Tensor) -> Result<()>;
 
 const SINGLE_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";

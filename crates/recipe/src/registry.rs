@@ -32,10 +32,16 @@ impl<T> Registry<T> {
     /// When there is none; the text names those that exist.
     pub fn get(&self, name: &str) -> Result<&T, String> {
         let entry = self.entries.iter().find(|(known, _)| *known == name);
-        entry.map(|(_, implementation)| implementation).ok_or_else(|| {
-            let names: Vec<String> = self.names().map(|name| format!("`{name}`")).collect();
-            format!("no such {}: `{name}`; there is {}", self.kind, names.join(", "))
-        })
+        entry
+            .map(|(_, implementation)| implementation)
+            .ok_or_else(|| {
+                let names: Vec<String> = self.names().map(|name| format!("`{name}`")).collect();
+                format!(
+                    "no such {}: `{name}`; there is {}",
+                    self.kind,
+                    names.join(", ")
+                )
+            })
     }
 
     /// Names, in the order of registration.
@@ -45,7 +51,9 @@ impl<T> Registry<T> {
 
     /// Names and implementations, in the order of registration.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &T)> {
-        self.entries.iter().map(|(name, implementation)| (*name, implementation))
+        self.entries
+            .iter()
+            .map(|(name, implementation)| (*name, implementation))
     }
 }
 

@@ -313,6 +313,16 @@ pub enum Advantage {
     MeanStd,
 }
 
+impl Advantage {
+    /// The name in a recipe.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MeanCentred => "mean_centred",
+            Self::MeanStd => "mean_std",
+        }
+    }
+}
+
 /// What the loss is divided by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

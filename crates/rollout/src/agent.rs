@@ -1,18 +1,21 @@
 //! What one agent was given and what it decoded.
 
 use asyncthink_data::TokenId;
+use serde::{Deserialize, Serialize};
 
 /// The ids of one agent in context order, with who produced each.
-#[derive(Clone, Debug, PartialEq, Default)]
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct AgentRecord {
     ids: Vec<TokenId>,
     decoded: Vec<bool>,
+    #[serde(with = "nan_as_null")]
     logprobs: Vec<f32>,
     prompt_tokens: usize,
 }
 
 impl AgentRecord {
-    pub(crate) fn new(prompt: Vec<TokenId>) -> Self {
+    /// An agent that has decoded nothing after its prompt.
+    pub fn new(prompt: Vec<TokenId>) -> Self {
         let prompt_tokens = prompt.len();
         Self {
             decoded: vec![false; prompt_tokens],
@@ -22,13 +25,16 @@ impl AgentRecord {
         }
     }
 
-    pub(crate) fn push_decoded(&mut self, token: TokenId, logprob: f32) {
+    /// Appends a decoded token. Without a log-prob it cannot be trained on: NaN stands in its place.
+    pub fn push_decoded(&mut self, token: TokenId, logprob: Option<f32>) {
+        let logprob = logprob.unwrap_or(f32::NAN);
         self.ids.push(token);
         self.decoded.push(true);
         self.logprobs.push(logprob);
     }
 
-    pub(crate) fn push_injected(&mut self, ids: &[TokenId]) {
+    /// Appends ids that were given to the agent.
+    pub fn push_injected(&mut self, ids: &[TokenId]) {
         self.ids.extend_from_slice(ids);
         self.decoded.resize(self.ids.len(), false);
         self.logprobs.resize(self.ids.len(), 0.0);
@@ -57,5 +63,50 @@ impl AgentRecord {
     /// Number of decoded ids.
     pub fn num_decoded(&self) -> usize {
         self.decoded.iter().filter(|&&decoded| decoded).count()
+    }
+}
+
+/// JSON has no NaN.
+mod nan_as_null {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(values: &[f32], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(
+            values
+                .iter()
+                .map(|value| Some(value).filter(|one| !one.is_nan())),
+        )
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<f32>, D::Error> {
+        let values = Vec::<Option<f32>>::deserialize(from)?;
+        Ok(values
+            .into_iter()
+            .map(|one| one.unwrap_or(f32::NAN))
+            .collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_survives_json_to_the_bit() {
+        let mut record = AgentRecord::new(vec![TokenId(3), TokenId(4)]);
+        record.push_decoded(TokenId(5), Some(-0.1));
+        record.push_injected(&[TokenId(6)]);
+        record.push_decoded(TokenId(7), None);
+        let json = serde_json::to_string(&record).unwrap();
+        let read: AgentRecord = serde_json::from_str(&json).unwrap();
+        assert_eq!(read.ids(), record.ids());
+        assert_eq!(
+            (read.decoded(), read.prompt_tokens()),
+            (record.decoded(), 2)
+        );
+        let bits = |record: &AgentRecord| -> Vec<u32> {
+            record.logprobs().iter().map(|one| one.to_bits()).collect()
+        };
+        assert_eq!(bits(&read), bits(&record));
     }
 }

@@ -1,53 +1,28 @@
-//! Runs many episodes at once over one engine.
+//! Runs many episodes at once over one backend.
 
 use std::collections::BTreeMap;
 
 use asyncthink_data::{PromptTemplates, Tokenizer};
-use asyncthink_engine::Engine;
-use asyncthink_protocol::Protocol;
 
-use crate::Query;
+use crate::backend::AgentBackend;
 use crate::episode::Episode;
 use crate::error::{Error, Result};
-use crate::observer::{ProgressOnly, RolloutObserver};
-use crate::organizer::{RunningEpisode, Shared, owner};
-
-/// The rules that every episode of a rollout obeys.
-#[derive(Clone, Copy, Debug)]
-pub struct RolloutSettings {
-    /// Tags, capacity and what an overflowing Fork does.
-    pub protocol: Protocol,
-    /// Decoded tokens after which a worker is cut.
-    pub worker_max_tokens: usize,
-    /// Decoded tokens after which the organizer is cut; every Join starts the count anew.
-    pub organizer_max_tokens: usize,
-    /// Decoded tokens of the organizer over the whole episode, if bounded.
-    pub organizer_total_tokens: Option<usize>,
-}
-
-/// How far a rollout has come.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RolloutProgress {
-    /// Episodes that ended.
-    pub finished_episodes: usize,
-    /// Episodes asked for.
-    pub total_episodes: usize,
-    /// Tokens decoded so far by all agents.
-    pub decoded_tokens: u64,
-    /// Engine steps so far.
-    pub num_steps: u64,
-}
+use crate::observer::{ProgressOnly, RolloutObserver, RolloutProgress};
+use crate::organizer::{RunningEpisode, Shared};
+use crate::query::Query;
+use crate::settings::RolloutSettings;
+use crate::steps::{StepSource, owner};
 
 /// Runs one episode for every query and returns them in the order of the queries.
 ///
-/// Episodes are admitted in order while the engine has room for a whole pool each, so that a Fork never finds the
-/// engine full. `progress` is called after every step and may stop the rollout by returning `false`; the episodes
+/// Episodes are admitted in order while the backend has room for a whole pool each, so that a Fork never finds the
+/// backend full. `progress` is called after every step of decoding and may stop the rollout by returning `false`; the episodes
 /// that have not ended are then missing from the result.
 ///
 /// # Errors
-/// When the engine fails or cannot hold one episode, or a prompt cannot be tokenised or is too long.
+/// When the backend fails or cannot hold one episode, or a prompt cannot be tokenised or is too long.
 pub fn rollout(
-    engine: &mut dyn Engine,
+    backend: &mut dyn AgentBackend,
     tokenizer: &Tokenizer,
     templates: &PromptTemplates,
     settings: &RolloutSettings,
@@ -56,7 +31,7 @@ pub fn rollout(
 ) -> Result<Vec<Episode>> {
     let mut observer = ProgressOnly(progress);
     rollout_observed(
-        engine,
+        backend,
         tokenizer,
         templates,
         settings,
@@ -71,7 +46,7 @@ pub fn rollout(
 /// # Errors
 /// As [`rollout`].
 pub fn rollout_observed(
-    engine: &mut dyn Engine,
+    backend: &mut dyn AgentBackend,
     tokenizer: &Tokenizer,
     templates: &PromptTemplates,
     settings: &RolloutSettings,
@@ -84,7 +59,8 @@ pub fn rollout_observed(
         settings,
     };
     let agents_per_episode = settings.protocol.capacity.get() as usize;
-    let available = engine.num_free();
+    let source = &mut StepSource::new(backend);
+    let available = source.num_free();
     if available < agents_per_episode {
         return Err(Error::TooFewSlots {
             needed: agents_per_episode,
@@ -104,52 +80,42 @@ pub fn rollout_observed(
             && let Some((index, query)) = waiting.next()
         {
             let index = index as u64;
-            running.insert(index, RunningEpisode::start(index, query, &shared, engine)?);
+            running.insert(index, RunningEpisode::start(index, query, &shared, source)?);
         }
         if running.is_empty() {
             break;
         }
-        let mut sampled = engine.step()?;
+        let mut tokens = source.next()?;
         state.num_steps += 1;
-        state.decoded_tokens += sampled.len() as u64;
-        for episode in running.values_mut() {
-            episode.count_step();
-        }
+        state.decoded_tokens += tokens.len() as u64;
         // Workers first: a worker that returns in the very step of its Join has returned in time.
-        sampled.sort_by_key(|sample| owner(sample.agent).1.is_none());
-        for sample in sampled {
-            let (index, worker) = owner(sample.agent);
+        tokens.sort_by_key(|token| owner(token.agent).1.is_none());
+        for decoded in tokens {
+            let (index, worker) = owner(decoded.agent);
             let Some(episode) = running.get_mut(&index) else {
                 continue;
             };
             let ended = match worker {
                 Some(worker) => episode.on_worker_token(
                     worker,
-                    sample.token,
-                    sample.logprob,
+                    decoded.token,
+                    decoded.logprob,
                     &shared,
-                    engine,
+                    source,
                     observer,
                 )?,
                 None => episode.on_organizer_token(
-                    sample.token,
-                    sample.logprob,
+                    decoded.token,
+                    decoded.logprob,
                     &shared,
-                    engine,
+                    source,
                     observer,
                 )?,
             };
             if let Some(outcome) = ended
                 && let Some(episode) = running.remove(&index)
             {
-                let episode = episode.end(outcome, &shared, engine, observer)?;
-                debug_assert!(
-                    episode
-                        .timeline
-                        .as_ref()
-                        .is_none_or(|timeline| timeline.latency() == episode.num_steps),
-                    "the recursion must give the steps that the engine took"
-                );
+                let episode = episode.end(outcome, &shared, source, observer)?;
                 finished.insert(index, episode);
             }
         }
@@ -160,7 +126,7 @@ pub fn rollout_observed(
     }
     for index in running.keys().copied().collect::<Vec<_>>() {
         if let Some(episode) = running.remove(&index) {
-            episode.abandon(engine)?;
+            episode.abandon(source)?;
         }
     }
     Ok(finished.into_values().collect())

@@ -1,14 +1,17 @@
 //! The result of one query: everything that organizer and workers did.
 
 use asyncthink_protocol::{FormatError, SubQueryId, Timeline};
+use serde::{Deserialize, Serialize};
 
 use crate::agent::AgentRecord;
 
 /// An organizer trace with all its worker traces: the unit of reward and advantage.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Episode {
     /// Position of the problem in its data set.
     pub prompt_index: usize,
+    /// The query, without the prompt around it.
+    pub query: String,
     /// Which of the group's episodes this is.
     pub sample_index: usize,
     /// The organizer's ids.
@@ -19,14 +22,13 @@ pub struct Episode {
     pub outcome: Outcome,
     /// The record in decoded tokens, for latency and concurrency; `None` when the episode has a format error.
     pub timeline: Option<Timeline>,
-    /// Steps from the first organizer token to the last, as the engine took them.
-    pub num_steps: u64,
     /// Joins served.
     pub num_joins: usize,
 }
 
 /// How an episode ended.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// The content of a complete Answer.
     Answered(String),
@@ -35,7 +37,7 @@ pub enum Outcome {
 }
 
 /// One worker's part.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WorkerRecord {
     /// The id that the organizer chose.
     pub sub_query_id: SubQueryId,
@@ -48,7 +50,8 @@ pub struct WorkerRecord {
 }
 
 /// How a worker ended.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum WorkerEnd {
     /// With a complete RETURN of this content.
     Returned(String),
@@ -107,13 +110,14 @@ impl Episode {
             .count()
     }
 
+    /// The records of all agents, the organizer first.
+    pub fn agents(&self) -> impl Iterator<Item = &AgentRecord> {
+        let workers = self.workers.iter().map(|worker| &worker.record);
+        std::iter::once(&self.organizer).chain(workers)
+    }
+
     /// Tokens decoded by all agents.
     pub fn decoded_tokens(&self) -> usize {
-        self.organizer.num_decoded()
-            + self
-                .workers
-                .iter()
-                .map(|worker| worker.record.num_decoded())
-                .sum::<usize>()
+        self.agents().map(AgentRecord::num_decoded).sum()
     }
 }

@@ -7,6 +7,23 @@ pub enum Error {
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] asyncthink_engine::Error),
+    /// Another source of tokens failed.
+    #[error("the agents' backend failed: {0}")]
+    Backend(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A replica of the model could not be made or run.
+    #[error(transparent)]
+    Model(#[from] asyncthink_model::Error),
+    /// A model card could not be read or written; the message names it.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// A model card is not one.
+    #[error("{context}: {source}")]
+    Card {
+        /// What was being done.
+        context: String,
+        /// Why it failed.
+        source: serde_json::Error,
+    },
     /// Text could not be tokenised.
     #[error(transparent)]
     Data(#[from] asyncthink_data::Error),

@@ -1,4 +1,4 @@
-//! Drives organizer and workers through the protocol over any engine; yields [`Episode`]s.
+//! Drives organizer and workers through the protocol over any source of tokens; yields [`Episode`]s.
 //!
 //! The organizer goes on decoding while its workers run, in the same batch; a Join pauses it until that worker has
 //! returned, then the returned text is tokenised, appended and prefilled. Everything the models decoded is kept as
@@ -12,30 +12,32 @@
 //! 3. When the organizer ends, outstanding workers are cancelled at that very step.
 
 mod agent;
+mod backend;
+mod card;
 mod driver;
 mod episode;
 mod error;
+mod graded;
 mod observer;
 mod organizer;
+mod progress;
+mod query;
+mod sampler;
 mod seeds;
+mod settings;
+mod steps;
 mod transcript;
 
 pub use agent::AgentRecord;
-pub use driver::{RolloutProgress, RolloutSettings, rollout, rollout_observed};
+pub use backend::engine::EngineBackend;
+pub use backend::{AgentBackend, AgentToken};
+pub use card::{MODEL_CARD_FILE, ModelCard};
+pub use driver::{rollout, rollout_observed};
 pub use episode::{Episode, Outcome, WorkerEnd, WorkerRecord};
 pub use error::{Error, Result};
-pub use observer::{Agent, AgentEvent, RolloutEvent, RolloutObserver};
+pub use graded::GradedEpisode;
+pub use observer::{Agent, AgentEvent, RolloutEvent, RolloutObserver, RolloutProgress};
+pub use query::{Prompt, Query};
+pub use sampler::EpisodeSampler;
 pub use seeds::mix_seed;
-
-/// One episode to be run.
-#[derive(Clone, Debug)]
-pub struct Query {
-    /// Position of the problem in its data set.
-    pub prompt_index: usize,
-    /// Which of the group's episodes this is.
-    pub sample_index: usize,
-    /// The query as the organizer's prompt template takes it.
-    pub text: String,
-    /// Seed of the episode; every agent's own seed derives from it.
-    pub seed: u64,
-}
+pub use settings::RolloutSettings;

@@ -3,7 +3,6 @@
 use asyncthink_data::TokenId;
 use asyncthink_protocol::{SubQueryId, WorkerIndex};
 
-use crate::driver::RolloutProgress;
 use crate::episode::{Outcome, WorkerEnd};
 
 /// Who takes part in an episode.
@@ -59,6 +58,19 @@ pub struct RolloutEvent<'a> {
     pub agent: Agent,
     /// What happened.
     pub event: AgentEvent<'a>,
+}
+
+/// How far a rollout has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RolloutProgress {
+    /// Episodes that ended.
+    pub finished_episodes: usize,
+    /// Episodes asked for.
+    pub total_episodes: usize,
+    /// Tokens decoded so far by all agents.
+    pub decoded_tokens: u64,
+    /// Decoding steps so far.
+    pub num_steps: u64,
 }
 
 /// Watches a rollout.

@@ -3,21 +3,20 @@
 use std::collections::VecDeque;
 
 use asyncthink_data::{PromptTemplates, TokenId, Tokenizer};
-use asyncthink_engine::{AgentId, Engine, Request};
+use asyncthink_engine::{AgentId, Request};
 use asyncthink_protocol::{
     Action, ForkPoint, FormatError, Fragment, OrganizerMachine, Overflow, SubQueryId, Timeline,
     WorkerIndex, WorkerMachine,
 };
 
 use crate::agent::AgentRecord;
-use crate::driver::RolloutSettings;
 use crate::episode::{Episode, Outcome, WorkerEnd, WorkerRecord};
 use crate::error::{Error, Result};
 use crate::observer::{Agent, AgentEvent, RolloutEvent, RolloutObserver};
-use crate::{Query, mix_seed};
-
-/// Agents of one episode have ids `episode << AGENT_BITS | role`, role 0 being the organizer.
-const AGENT_BITS: u32 = 24;
+use crate::query::Query;
+use crate::seeds::mix_seed;
+use crate::settings::RolloutSettings;
+use crate::steps::{StepSource, organizer_id, worker_id};
 
 /// What every episode of a rollout shares.
 pub(crate) struct Shared<'a> {
@@ -39,7 +38,6 @@ pub(crate) struct RunningEpisode {
     fragments: Vec<Fragment>,
     fragment: Fragment,
     tokens_since_join: usize,
-    num_steps: u64,
 }
 
 struct RunningWorker {
@@ -57,36 +55,25 @@ enum WorkerState {
     Ended(WorkerEnd),
 }
 
-/// Splits an agent id into the episode's index and the worker, if it is one.
-pub(crate) fn owner(agent: AgentId) -> (u64, Option<WorkerIndex>) {
-    let role = agent.0 & ((1 << AGENT_BITS) - 1);
-    let worker = role
-        .checked_sub(1)
-        .map(|index| WorkerIndex(usize::try_from(index).unwrap_or(usize::MAX)));
-    (agent.0 >> AGENT_BITS, worker)
-}
-
 impl RunningEpisode {
     /// Prefills the organizer's prompt.
     pub(crate) fn start(
         index: u64,
         query: &Query,
         shared: &Shared<'_>,
-        engine: &mut dyn Engine,
+        source: &mut StepSource<'_>,
     ) -> Result<Self> {
-        let prompt = shared
-            .templates
-            .organizer_ids(shared.tokenizer, &query.text)?;
-        let max_tokens = engine.max_sequence_tokens();
+        let prompt = query.prompt.ids.clone();
+        let max_tokens = source.max_sequence_tokens();
         if prompt.len() >= max_tokens {
             return Err(Error::PromptTooLong {
-                prompt_index: query.prompt_index,
+                prompt_index: query.prompt.index,
                 num_tokens: prompt.len(),
                 max_tokens,
             });
         }
-        engine.add(Request {
-            agent: AgentId(index << AGENT_BITS),
+        source.start(Request {
+            agent: organizer_id(index),
             prompt: prompt.clone(),
             seed: mix_seed(query.seed, 0),
         })?;
@@ -106,7 +93,6 @@ impl RunningEpisode {
                 join: None,
             },
             tokens_since_join: 0,
-            num_steps: 0,
         })
     }
 
@@ -119,26 +105,21 @@ impl RunningEpisode {
         });
     }
 
-    /// Counts an engine step in which this episode took part.
-    pub(crate) fn count_step(&mut self) {
-        self.num_steps += 1;
-    }
-
     fn organizer_agent(&self) -> AgentId {
-        AgentId(self.index << AGENT_BITS)
+        organizer_id(self.index)
     }
 
     fn worker_agent(&self, worker: WorkerIndex) -> AgentId {
-        AgentId((self.index << AGENT_BITS) | (worker.0 as u64 + 1))
+        worker_id(self.index, worker)
     }
 
     /// Takes a token of the organizer; `Some` when the episode has ended.
     pub(crate) fn on_organizer_token(
         &mut self,
         token: TokenId,
-        logprob: f32,
+        logprob: Option<f32>,
         shared: &Shared<'_>,
-        engine: &mut dyn Engine,
+        source: &mut StepSource<'_>,
         observer: &mut dyn RolloutObserver,
     ) -> Result<Option<Outcome>> {
         let bytes = shared.tokenizer.token_bytes(token);
@@ -154,7 +135,7 @@ impl RunningEpisode {
             Ok(actions) => self.deferred.extend(actions),
             Err(error) => return Ok(Some(Outcome::Failed(error))),
         }
-        self.act(shared, engine, observer)
+        self.act(shared, source, observer)
     }
 
     /// Takes a token of a worker; `Some` when that ended the episode (the organizer could not go on after its Join).
@@ -162,9 +143,9 @@ impl RunningEpisode {
         &mut self,
         worker: WorkerIndex,
         token: TokenId,
-        logprob: f32,
+        logprob: Option<f32>,
         shared: &Shared<'_>,
-        engine: &mut dyn Engine,
+        source: &mut StepSource<'_>,
         observer: &mut dyn RolloutObserver,
     ) -> Result<Option<Outcome>> {
         let agent = self.worker_agent(worker);
@@ -181,24 +162,24 @@ impl RunningEpisode {
             WorkerEnd::Returned(text)
         } else if shared.tokenizer.eos_ids().contains(&token)
             || num_ids - running.record.prompt_tokens() >= shared.settings.worker_max_tokens
-            || num_ids >= engine.max_sequence_tokens()
+            || num_ids >= source.max_sequence_tokens()
         {
             WorkerEnd::Empty
         } else {
             return Ok(None);
         };
         self.end_worker(worker, end, observer);
-        engine.remove(agent)?;
+        source.cancel(agent)?;
         if let Some(next) = self.queued.pop_front() {
-            self.launch(next, engine)?;
+            self.launch(next, source)?;
         }
         match self.waiting_for {
             Some((awaited, id)) if awaited == worker => {
                 self.waiting_for = None;
-                if let Some(outcome) = self.inject(worker, id, shared, engine, observer)? {
+                if let Some(outcome) = self.inject(worker, id, shared, source, observer)? {
                     return Ok(Some(outcome));
                 }
-                self.act(shared, engine, observer)
+                self.act(shared, source, observer)
             }
             _ => Ok(None),
         }
@@ -218,7 +199,7 @@ impl RunningEpisode {
     fn act(
         &mut self,
         shared: &Shared<'_>,
-        engine: &mut dyn Engine,
+        source: &mut StepSource<'_>,
         observer: &mut dyn RolloutObserver,
     ) -> Result<Option<Outcome>> {
         while self.waiting_for.is_none()
@@ -230,27 +211,27 @@ impl RunningEpisode {
                     worker,
                     sub_query,
                     ..
-                } => self.fork(worker, id, sub_query, shared, engine, observer)?,
+                } => self.fork(worker, id, sub_query, shared, source, observer)?,
                 Action::Join { id, worker, .. } => {
-                    if let Some(outcome) = self.join(worker, id, shared, engine, observer)? {
+                    if let Some(outcome) = self.join(worker, id, shared, source, observer)? {
                         return Ok(Some(outcome));
                     }
                 }
                 Action::Answer { text, .. } => return Ok(Some(Outcome::Answered(text))),
             }
         }
-        if self.waiting_for.is_none() && self.budget_is_spent(shared.settings, engine) {
+        if self.waiting_for.is_none() && self.budget_is_spent(shared.settings, source) {
             return Ok(Some(self.cut()));
         }
         Ok(None)
     }
 
-    fn budget_is_spent(&self, settings: &RolloutSettings, engine: &dyn Engine) -> bool {
+    fn budget_is_spent(&self, settings: &RolloutSettings, source: &StepSource<'_>) -> bool {
         self.tokens_since_join >= settings.organizer_max_tokens
             || settings
                 .organizer_total_tokens
                 .is_some_and(|limit| self.organizer.num_decoded() >= limit)
-            || self.organizer.ids().len() >= engine.max_sequence_tokens()
+            || self.organizer.ids().len() >= source.max_sequence_tokens()
     }
 
     /// The outcome of an organizer that stops without an Answer.
@@ -264,7 +245,7 @@ impl RunningEpisode {
         id: SubQueryId,
         sub_query: String,
         shared: &Shared<'_>,
-        engine: &mut dyn Engine,
+        source: &mut StepSource<'_>,
         observer: &mut dyn RolloutObserver,
     ) -> Result<()> {
         let forked = AgentEvent::Forked {
@@ -285,7 +266,7 @@ impl RunningEpisode {
         // A prompt that fills the context leaves its worker no token to decode.
         let fits = prompt
             .as_ref()
-            .is_some_and(|prompt| prompt.len() < engine.max_sequence_tokens());
+            .is_some_and(|prompt| prompt.len() < source.max_sequence_tokens());
         self.workers.push(RunningWorker {
             sub_query_id: id,
             sub_query,
@@ -307,15 +288,15 @@ impl RunningEpisode {
             self.queued.push_back(worker);
             return Ok(());
         }
-        self.launch(worker, engine)
+        self.launch(worker, source)
     }
 
-    fn launch(&mut self, worker: WorkerIndex, engine: &mut dyn Engine) -> Result<()> {
+    fn launch(&mut self, worker: WorkerIndex, source: &mut StepSource<'_>) -> Result<()> {
         let agent = self.worker_agent(worker);
         let seed = mix_seed(self.query.seed, worker.0 as u64 + 1);
         let running = &mut self.workers[worker.0];
         running.state = WorkerState::Running;
-        engine.add(Request {
+        source.start(Request {
             agent,
             prompt: running.record.ids().to_vec(),
             seed,
@@ -328,7 +309,7 @@ impl RunningEpisode {
         worker: WorkerIndex,
         id: SubQueryId,
         shared: &Shared<'_>,
-        engine: &mut dyn Engine,
+        source: &mut StepSource<'_>,
         observer: &mut dyn RolloutObserver,
     ) -> Result<Option<Outcome>> {
         self.fragment.join = Some(worker);
@@ -341,11 +322,11 @@ impl RunningEpisode {
             .push(std::mem::replace(&mut self.fragment, next));
         self.tokens_since_join = 0;
         if let WorkerState::Ended(_) = self.workers[worker.0].state {
-            return self.inject(worker, id, shared, engine, observer);
+            return self.inject(worker, id, shared, source, observer);
         }
         self.tell(observer, Agent::Organizer, AgentEvent::Waiting { worker });
         self.waiting_for = Some((worker, id));
-        engine.pause(self.organizer_agent())?;
+        source.pause(self.organizer_agent())?;
         Ok(None)
     }
 
@@ -355,7 +336,7 @@ impl RunningEpisode {
         worker: WorkerIndex,
         id: SubQueryId,
         shared: &Shared<'_>,
-        engine: &mut dyn Engine,
+        source: &mut StepSource<'_>,
         observer: &mut dyn RolloutObserver,
     ) -> Result<Option<Outcome>> {
         let returned = match &self.workers[worker.0].state {
@@ -364,23 +345,23 @@ impl RunningEpisode {
         };
         let text = format!("{returned}{}", shared.settings.protocol.tags.join_close(id));
         let ids = shared.tokenizer.encode_plain(&text)?;
-        if self.organizer.ids().len() + ids.len() >= engine.max_sequence_tokens() {
+        if self.organizer.ids().len() + ids.len() >= source.max_sequence_tokens() {
             return Ok(Some(self.cut()));
         }
         let text = &text;
         let injected = AgentEvent::Injected { worker, text };
         self.tell(observer, Agent::Organizer, injected);
-        engine.extend(self.organizer_agent(), &ids)?;
+        source.inject(self.organizer_agent(), self.organizer.ids().len(), &ids)?;
         self.organizer.push_injected(&ids);
         Ok(None)
     }
 
     /// Frees every agent of the episode.
-    pub(crate) fn abandon(&self, engine: &mut dyn Engine) -> Result<()> {
-        engine.remove(self.organizer_agent())?;
+    pub(crate) fn abandon(&self, source: &mut StepSource<'_>) -> Result<()> {
+        source.cancel(self.organizer_agent())?;
         for (index, worker) in self.workers.iter().enumerate() {
             if worker.state == WorkerState::Running {
-                engine.remove(self.worker_agent(WorkerIndex(index)))?;
+                source.cancel(self.worker_agent(WorkerIndex(index)))?;
             }
         }
         Ok(())
@@ -391,10 +372,10 @@ impl RunningEpisode {
         self,
         outcome: Outcome,
         shared: &Shared<'_>,
-        engine: &mut dyn Engine,
+        source: &mut StepSource<'_>,
         observer: &mut dyn RolloutObserver,
     ) -> Result<Episode> {
-        self.abandon(engine)?;
+        self.abandon(source)?;
         let mut this = self;
         this.tell(observer, Agent::Organizer, AgentEvent::Finished(&outcome));
         for index in 0..this.workers.len() {
@@ -427,13 +408,13 @@ impl RunningEpisode {
             .map(RunningWorker::into_record)
             .collect();
         Ok(Episode {
-            prompt_index: this.query.prompt_index,
+            prompt_index: this.query.prompt.index,
+            query: this.query.prompt.query.clone(),
             sample_index: this.query.sample_index,
             organizer: this.organizer,
             workers,
             outcome,
             timeline,
-            num_steps: this.num_steps,
             num_joins,
         })
     }

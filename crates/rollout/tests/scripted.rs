@@ -1,5 +1,5 @@
-//! Episodes over an engine that plays written scripts: what the driver makes of every action, checked against the
-//! text form of the same episode and against the steps that the engine took.
+//! Episodes over a backend that plays written scripts: what the driver makes of every action, checked against the
+//! text form of the same episode and against the steps that the backend took.
 
 #![allow(
     clippy::unwrap_used,
@@ -8,38 +8,44 @@
     reason = "a panic is a failed test, and the numbers are small"
 )]
 
+#[path = "scripted/backend.rs"]
+mod backend;
 #[path = "scripted/chat.rs"]
 mod chat;
-#[path = "scripted/engine.rs"]
-mod engine;
 #[path = "scripted/observed.rs"]
 mod observed;
 
 use asyncthink_data::{PromptTemplates, PromptText};
-use asyncthink_protocol::Overflow;
+use asyncthink_protocol::{Overflow, Timeline};
 use asyncthink_rollout::{Episode, Outcome, Query, RolloutSettings, WorkerEnd, rollout};
 use proptest::prelude::*;
 
-use crate::engine::{ScriptedEngine, query, settings, templates, tokenizer};
+use crate::backend::{Delivery, ScriptedBackend, query, query_of, settings, templates, tokenizer};
 
 fn run_one(scripts: &[(&str, &str)], settings: &RolloutSettings) -> Episode {
+    run_delivered(scripts, settings, Delivery::LockStep).0
+}
+
+/// An episode, and how often the backend was polled: the steps that were taken, in lock-step.
+fn run_delivered(
+    scripts: &[(&str, &str)],
+    settings: &RolloutSettings,
+    delivery: Delivery,
+) -> (Episode, u64) {
     let tokenizer = tokenizer();
-    let mut engine = ScriptedEngine::new(
-        &tokenizer,
-        settings.protocol.capacity.get() as usize,
-        scripts,
-    );
+    let slots = settings.protocol.capacity.get() as usize;
+    let mut backend = ScriptedBackend::new(&tokenizer, slots, scripts).with_delivery(delivery);
     let mut episodes = rollout(
-        &mut engine,
+        &mut backend,
         &tokenizer,
         &templates(),
         settings,
-        &[query(0)],
+        &[query(&tokenizer, 0)],
         &mut |_| true,
     )
     .unwrap();
-    assert!(engine.agents.is_empty(), "every agent is freed");
-    episodes.remove(0)
+    assert!(backend.agents.is_empty(), "every agent is freed");
+    (episodes.remove(0), backend.num_polls)
 }
 
 /// The organizer's ids as text, decoded ids plain and injected ones in `{}`.
@@ -62,7 +68,7 @@ fn marked(episode: &Episode) -> String {
 
 #[test]
 fn the_organizer_goes_on_while_its_worker_runs_and_waits_at_the_join() {
-    let episode = run_one(
+    let (episode, num_steps) = run_delivered(
         &[
             (
                 "main 0",
@@ -71,6 +77,7 @@ fn the_organizer_goes_on_while_its_worker_runs_and_waits_at_the_join() {
             ("sub  one", " a a a a a a<RETURN>12</RETURN>"),
         ],
         &settings(2, Overflow::Error),
+        Delivery::LockStep,
     );
     assert_eq!(episode.answer(), Some("7"));
     assert_eq!(
@@ -80,7 +87,7 @@ fn the_organizer_goes_on_while_its_worker_runs_and_waits_at_the_join() {
     let timeline = episode.timeline.as_ref().unwrap();
     // Fork complete at 4, the worker decodes 9, so the Join (at 7) is served at 13; then 4 tokens more.
     assert_eq!(timeline.latency(), 17);
-    assert_eq!(episode.num_steps, 17);
+    assert_eq!(num_steps, 17);
     assert_eq!(episode.decoded_tokens(), 11 + 9);
     let concurrency = timeline.concurrency(true);
     assert!((concurrency.eta - 20.0 / 17.0).abs() < 1e-12);
@@ -200,7 +207,7 @@ fn a_join_resets_the_organizers_budget() {
 
 #[test]
 fn queued_workers_wait_for_a_slot() {
-    let episode = run_one(
+    let (episode, num_steps) = run_delivered(
         &[
             (
                 "main 0",
@@ -210,6 +217,7 @@ fn queued_workers_wait_for_a_slot() {
             ("sub b", " c<RETURN>2</RETURN>"),
         ],
         &settings(2, Overflow::Queue),
+        Delivery::LockStep,
     );
     assert_eq!(
         marked(&episode),
@@ -218,7 +226,7 @@ fn queued_workers_wait_for_a_slot() {
     let timeline = episode.timeline.unwrap();
     // Worker 1 runs steps 4 to 12, worker 2 steps 13 to 16; the second Join is one token later, the Answer three.
     assert_eq!(timeline.latency(), 20);
-    assert_eq!(episode.num_steps, 20);
+    assert_eq!(num_steps, 20);
 }
 
 #[test]
@@ -244,17 +252,17 @@ fn a_worker_whose_prompt_fills_the_context_waits_for_no_slot() {
     };
     let templates = PromptTemplates::new(text, 1).unwrap();
     let settings = settings(2, Overflow::Queue);
-    let mut engine = ScriptedEngine::new(&tokenizer, 2, &scripts);
-    engine.max_sequence_tokens = tokenizer
+    let mut backend = ScriptedBackend::new(&tokenizer, 2, &scripts);
+    backend.max_sequence_tokens = tokenizer
         .encode(&format!("{first}{}", " b".repeat(24)))
         .unwrap()
         .len();
     let mut episodes = rollout(
-        &mut engine,
+        &mut backend,
         &tokenizer,
         &templates,
         &settings,
-        &[query(0)],
+        &[query_of(&tokenizer, &templates, 0, "0").unwrap()],
         &mut |_| true,
     )
     .unwrap();
@@ -268,11 +276,11 @@ fn a_worker_whose_prompt_fills_the_context_waits_for_no_slot() {
         (&WorkerEnd::Empty, 0)
     );
     assert!(matches!(episode.workers[0].end, WorkerEnd::Returned(_)));
-    assert_eq!(episode.timeline.unwrap().latency(), episode.num_steps);
+    assert_eq!(episode.timeline.unwrap().latency(), backend.num_polls);
 }
 
 #[test]
-fn results_keep_the_order_of_the_queries_and_the_engine_is_never_overfull() {
+fn results_keep_the_order_of_the_queries_and_the_backend_is_never_overfull() {
     let tokenizer = tokenizer();
     let scripts: Vec<(String, String)> = (0..7)
         .map(|n| {
@@ -290,11 +298,11 @@ fn results_keep_the_order_of_the_queries_and_the_engine_is_never_overfull() {
         .iter()
         .map(|(a, b)| (a.as_str(), b.as_str()))
         .collect();
-    let queries: Vec<Query> = (0..7).map(query).collect();
+    let queries: Vec<Query> = (0..7).map(|index| query(&tokenizer, index)).collect();
     for slots in [2, 5, 14] {
-        let mut engine = ScriptedEngine::new(&tokenizer, slots, &scripts);
+        let mut backend = ScriptedBackend::new(&tokenizer, slots, &scripts);
         let episodes = rollout(
-            &mut engine,
+            &mut backend,
             &tokenizer,
             &templates(),
             &settings(2, Overflow::Error),
@@ -307,7 +315,7 @@ fn results_keep_the_order_of_the_queries_and_the_engine_is_never_overfull() {
             .map(|episode| episode.answer().unwrap().to_owned())
             .collect();
         assert_eq!(answers, ["0", "1", "2", "3", "4", "5", "6"]);
-        assert!(engine.max_held <= slots);
+        assert!(backend.max_held <= slots);
     }
 }
 
@@ -318,18 +326,18 @@ fn a_stopped_rollout_frees_its_agents() {
         ("main 0", "<FORK1>a</FORK1> b b b b b"),
         ("sub a", " c c c c c c c c"),
     ];
-    let mut engine = ScriptedEngine::new(&tokenizer, 2, &scripts);
+    let mut backend = ScriptedBackend::new(&tokenizer, 2, &scripts);
     let settings = settings(2, Overflow::Error);
     let episodes = rollout(
-        &mut engine,
+        &mut backend,
         &tokenizer,
         &templates(),
         &settings,
-        &[query(0)],
+        &[query(&tokenizer, 0)],
         &mut |state| state.num_steps < 5,
     );
     assert!(episodes.unwrap().is_empty());
-    assert!(engine.agents.is_empty());
+    assert!(backend.agents.is_empty());
 }
 
 /// Organizer text and worker texts of a random legal or illegal episode over three sub-query ids.
@@ -349,7 +357,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn latency_is_the_number_of_engine_steps(
+    fn latency_is_the_number_of_steps(
         (organizer, workers) in random_scripts(),
         capacity in 2u32..5,
         queue in any::<bool>(),
@@ -361,15 +369,37 @@ proptest! {
             ("sub 2", workers[1].as_str()),
             ("sub 3", workers[2].as_str()),
         ];
-        let episode = run_one(&scripts, &settings(capacity, overflow));
+        let (episode, num_steps) = run_delivered(&scripts, &settings(capacity, overflow), Delivery::LockStep);
         let ids = episode.organizer.ids().len();
         prop_assert_eq!(ids, episode.organizer.decoded().len());
         prop_assert_eq!(ids, episode.organizer.logprobs().len());
         if let Some(timeline) = &episode.timeline {
-            prop_assert_eq!(timeline.latency(), episode.num_steps);
-            prop_assert_eq!(timeline.simulate().latency_tokens, episode.num_steps);
+            prop_assert_eq!(timeline.latency(), num_steps);
+            prop_assert_eq!(timeline.simulate().latency_tokens, num_steps);
             let ratio = timeline.concurrency(true).eta_ratio;
             prop_assert!(ratio <= 1.0 + 1e-12);
         }
+    }
+
+    #[test]
+    fn episodes_do_not_depend_on_how_tokens_are_delivered(
+        (organizer, workers) in random_scripts(),
+        capacity in 2u32..5,
+        queue in any::<bool>(),
+        seed: u64,
+    ) {
+        let overflow = if queue { Overflow::Queue } else { Overflow::Error };
+        let scripts = [
+            ("main 0", organizer.as_str()),
+            ("sub 1", workers[0].as_str()),
+            ("sub 2", workers[1].as_str()),
+            ("sub 3", workers[2].as_str()),
+        ];
+        let settings = settings(capacity, overflow);
+        let (expected, _) = run_delivered(&scripts, &settings, Delivery::LockStep);
+        let (episode, _) = run_delivered(&scripts, &settings, Delivery::Bursts(seed));
+        let latency = |episode: &Episode| episode.timeline.as_ref().map(Timeline::latency);
+        prop_assert_eq!(latency(&episode), latency(&expected));
+        prop_assert_eq!(episode, expected);
     }
 }

@@ -11,11 +11,12 @@
 )]
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use asyncthink_data::{EpisodeIndex, TrainingRow};
-use asyncthink_model::Decoder;
-use asyncthink_rollout::{AgentRecord, Query};
-use asyncthink_trainer::{EpisodeSampler, ModelCard, ModelFiles, score_rows};
+use asyncthink_model::{Decoder, Precision, PretrainedModel};
+use asyncthink_rollout::{AgentRecord, Episode, EpisodeSampler, ModelCard, Query};
+use asyncthink_trainer::score_rows;
 use serde_json::{Value, json};
 use tch::{Device, Kind};
 
@@ -32,21 +33,22 @@ fn main() {
     let run_dir = PathBuf::from(run_dir);
     asyncthink_torch::set_num_threads(1).unwrap();
     let model_dir = run_dir.join("grpo/checkpoints/latest");
-    let model = ModelFiles::load(&model_dir, Device::Cpu).unwrap();
+    let model = PretrainedModel::load(&model_dir, Device::Cpu, Precision::F32).unwrap();
     let exact = Decoder::load(&model_dir, Device::Cpu, Kind::Double).unwrap();
     let sampler = EpisodeSampler::new(&ModelCard::read(&model_dir).unwrap(), 1.0).unwrap();
     let text = fs_err::read_to_string(run_dir.join("eval/episodes_after_grpo.jsonl")).unwrap();
     let queries: Vec<Query> = text
         .lines()
         .enumerate()
-        .map(|(index, line)| Query {
-            prompt_index: index,
-            sample_index: 0,
-            text: serde_json::from_str::<Value>(line).unwrap()["query"]
-                .as_str()
-                .unwrap()
-                .to_owned(),
-            seed: index as u64,
+        .map(|(index, line)| {
+            let line: Value = serde_json::from_str(line).unwrap();
+            let query = line["query"].as_str().unwrap().to_owned();
+            let prompt = sampler.prompt(&model.tokenizer, index, query).unwrap();
+            Query {
+                prompt: Arc::new(prompt),
+                sample_index: 0,
+                seed: index as u64,
+            }
         })
         .collect();
     let episodes = sampler
@@ -65,10 +67,7 @@ fn main() {
     };
     let rows: Vec<TrainingRow> = episodes
         .iter()
-        .flat_map(|episode| {
-            let workers = episode.workers.iter().map(|worker| &worker.record);
-            std::iter::once(&episode.organizer).chain(workers)
-        })
+        .flat_map(Episode::agents)
         .filter(|record| record.num_decoded() > 0)
         .map(row)
         .collect();

@@ -1,8 +1,9 @@
 //! What can go wrong while training.
 
 use std::borrow::Cow;
-use std::fmt;
 use std::path::PathBuf;
+
+use asyncthink_distributed::SharedFailure;
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -29,23 +30,22 @@ pub enum Error {
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] asyncthink_engine::Error),
-    /// Another rank has given up; this one is well.
-    #[error("rank {rank} failed: {message}")]
-    OtherRank {
-        /// The rank.
-        rank: usize,
-        /// What it said.
-        message: String,
-        /// Whether it found its input wrong.
-        is_input: bool,
-    },
-    /// Several ranks of a machine were given one GPU.
-    #[error("`device` is `{device}` for all {num_local_ranks} ranks of this machine")]
-    SharedGpu {
-        /// The recipe's device.
-        device: String,
-        /// Ranks of this machine.
-        num_local_ranks: usize,
+    /// A rank failed or was lost.
+    #[error(transparent)]
+    Distributed(#[from] asyncthink_distributed::Error),
+    /// A checkpoint or the folder of the run is not what it should be.
+    #[error(transparent)]
+    Checkpoint(#[from] asyncthink_checkpoint::Error),
+    /// A gradient or scores could not be computed.
+    #[error(transparent)]
+    Gradient(#[from] asyncthink_gradient::Error),
+    /// The recipe names what does not exist or cannot be.
+    #[error("`{key}`: {reason}")]
+    Setting {
+        /// The recipe's key.
+        key: &'static str,
+        /// Why it is refused.
+        reason: String,
     },
     /// A step has fewer things to share out than there are ranks.
     #[error("`{key}` is {count}, fewer than the {world_size} ranks")]
@@ -103,99 +103,11 @@ pub enum Error {
         /// The limit.
         limit_tokens: usize,
     },
-    /// A checkpoint is damaged.
-    #[error("checkpoint `{dir}` is damaged: `{file}`: {reason}")]
-    DamagedCheckpoint {
-        /// The checkpoint's folder.
-        dir: PathBuf,
-        /// The file inside it.
-        file: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Checkpoints exist and none of them can be read.
-    #[error("no checkpoint in `{dir}` is readable; the newest fails with: {newest}")]
-    NoReadableCheckpoint {
-        /// The folder of checkpoints.
-        dir: PathBuf,
-        /// Error of the newest one.
-        newest: Box<Error>,
-    },
     /// A stage was asked to start from an earlier one that has left no model.
     #[error("`{path}` holds no trained model to start from")]
     NoInitialModel {
         /// Where it was looked for.
         path: PathBuf,
-    },
-    /// The recipe is not the one that the checkpoint was trained with.
-    #[error("the recipe differs from that of checkpoint `{dir}`: {}", list(.differences))]
-    RecipeChanged {
-        /// The checkpoint's folder.
-        dir: PathBuf,
-        /// Keys with both values.
-        differences: Vec<KeyDifference>,
-    },
-    /// The training data is not what the checkpoint was trained on.
-    #[error("the training data differs from that of checkpoint `{dir}`: `{now}`, was `{before}`")]
-    DatasetChanged {
-        /// The checkpoint's folder.
-        dir: PathBuf,
-        /// Fingerprint in the checkpoint.
-        before: String,
-        /// Fingerprint of the data at hand.
-        now: String,
-    },
-    /// The model that the stage began with is not the one that it would begin with now.
-    #[error(
-        "the model to start from is not the one that checkpoint `{dir}` was trained from: `{now}`, was `{before}`"
-    )]
-    InitialModelChanged {
-        /// The checkpoint's folder.
-        dir: PathBuf,
-        /// Identity in the checkpoint.
-        before: String,
-        /// Identity of the model at hand.
-        now: String,
-    },
-    /// Another process works in the run's folder.
-    #[error("the run is in use: another process works on stage `{stage}` in `{run_dir}`")]
-    RunInUse {
-        /// Name of the stage.
-        stage: String,
-        /// The run's folder.
-        run_dir: PathBuf,
-    },
-    /// The tokenizer has ids that the model has no embedding for.
-    #[error(
-        "the tokenizer of `{dir}` has {num_ids} ids, more than the model's `vocab_size`: {vocab_size}"
-    )]
-    VocabularyTooLarge {
-        /// The model's folder.
-        dir: PathBuf,
-        /// One more than the tokenizer's largest id.
-        num_ids: usize,
-        /// Rows of the model's embedding.
-        vocab_size: i64,
-    },
-    /// The folder's adapters are not those of the recipe.
-    #[error("the adapters in `{dir}` are {found}; `[model.lora]` asks for {wanted}")]
-    OtherAdapters {
-        /// The adapter folder.
-        dir: PathBuf,
-        /// Its adapters.
-        found: String,
-        /// The recipe's.
-        wanted: String,
-    },
-    /// The checkpoint belongs to the other stage.
-    #[error("checkpoint `{dir}` is of stage `{found}`, expected `{expected}`")]
-    WrongStage {
-        /// The checkpoint's folder.
-        dir: PathBuf,
-        /// Stage that wrote it.
-        found: String,
-        /// Stage that is running.
-        expected: String,
     },
     /// A part of the pipeline outside this crate failed.
     #[error("{context}: {source}")]
@@ -205,40 +117,6 @@ pub enum Error {
         /// Why it failed.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-}
-
-/// One key on which two recipes differ.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyDifference {
-    /// Dotted key.
-    pub key: String,
-    /// Value in the checkpoint; `None` if it had none.
-    pub before: Option<String>,
-    /// Value now; `None` if there is none.
-    pub now: Option<String>,
-}
-
-impl fmt::Display for KeyDifference {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let before = self.before.as_deref().unwrap_or("absent");
-        let now = self.now.as_deref().unwrap_or("absent");
-        write!(f, "`{}` is {now}, was {before}", self.key)
-    }
-}
-
-fn list(differences: &[KeyDifference]) -> String {
-    let texts: Vec<String> = differences.iter().map(ToString::to_string).collect();
-    texts.join(", ")
-}
-
-/// How to go on all the same.
-fn allow(keys: &[&str]) -> String {
-    let quoted: Vec<String> = keys.iter().map(|key| format!("\"{key}\"")).collect();
-    format!(
-        "restore what was, start over with `--resume never` (the earlier run is kept aside), choose another `run_dir`, or go on \
-         with the change by `--set 'allow_changed=[{}]'`",
-        quoted.join(", ")
-    )
 }
 
 /// What an engine finds that is no number; each rank samples episodes of its own.
@@ -275,16 +153,11 @@ impl Error {
 
     /// What the user can do about it.
     pub fn hint(&self) -> Option<Cow<'static, str>> {
-        let changed = match self {
-            Self::RecipeChanged { differences, .. } => {
-                let keys = differences.iter().map(|one| one.key.as_str());
-                allow(&keys.collect::<Vec<_>>())
-            }
-            Self::DatasetChanged { .. } => allow(&["dataset"]),
-            Self::InitialModelChanged { .. } => allow(&["initial_model"]),
-            _ => return self.plain_hint().map(Cow::Borrowed),
-        };
-        Some(Cow::Owned(changed))
+        match self {
+            Self::Checkpoint(error) => error.hint(),
+            Self::Distributed(error) => error.hint().map(Cow::Borrowed),
+            _ => self.plain_hint().map(Cow::Borrowed),
+        }
     }
 
     fn plain_hint(&self) -> Option<&'static str> {
@@ -296,25 +169,16 @@ impl Error {
                 "use float32, raise `grpo.max_logprob_mismatch`, or remove it to only measure the difference"
             }
             Self::MissingSection { .. } => "add the section to the recipe",
-            Self::OtherRank { .. } => "what that rank said itself tells more, and what to do",
             Self::TooManyRanks { .. } => "raise it, or start fewer ranks",
-            Self::SharedGpu { .. } => {
-                "write `cuda`: each rank then takes the GPU of its local rank"
-            }
             Self::NoRows { .. } => "run `asyncthink-train synth` with this recipe first",
             Self::RowTooLong { .. } => "raise the limit or shorten the budgets in `[protocol]`",
-            Self::DamagedCheckpoint { .. } | Self::NoReadableCheckpoint { .. } => {
-                "give another checkpoint with `--resume DIR`, or start over with `--resume never`"
-            }
             Self::NoInitialModel { .. } => "run `asyncthink-train sft` with this recipe first",
-            Self::RunInUse { .. } => "wait for that process to end, or choose another `run_dir`",
-            Self::VocabularyTooLarge { .. } => {
+            Self::Model(asyncthink_model::Error::VocabularyTooLarge { .. }) => {
                 "the folder mixes the files of two models: fetch it again"
             }
-            Self::OtherAdapters { .. } => {
+            Self::Model(asyncthink_model::Error::OtherAdapters { .. }) => {
                 "give `[model.lora]` those values, or merge the adapters first (`model.lora.save_merged`)"
             }
-            Self::WrongStage { .. } => "give a checkpoint of the stage that is run",
             _ => return None,
         })
     }
@@ -330,25 +194,27 @@ impl Error {
 
     /// Whether the user's input is at fault, rather than the run.
     pub fn is_input(&self) -> bool {
-        matches!(
-            self,
-            Self::OtherRank { is_input: true, .. }
-                | Self::MissingSection { .. }
-                | Self::TooManyRanks { .. }
-                | Self::SharedGpu { .. }
-                | Self::NoRows { .. }
-                | Self::RowTooLong { .. }
-                | Self::DamagedCheckpoint { .. }
-                | Self::NoReadableCheckpoint { .. }
-                | Self::NoInitialModel { .. }
-                | Self::RecipeChanged { .. }
-                | Self::DatasetChanged { .. }
-                | Self::InitialModelChanged { .. }
-                | Self::RunInUse { .. }
-                | Self::VocabularyTooLarge { .. }
-                | Self::OtherAdapters { .. }
-                | Self::WrongStage { .. }
-        )
+        match self {
+            Self::Checkpoint(error) => error.is_input(),
+            Self::Distributed(error) => error.is_input(),
+            Self::Setting { .. }
+            | Self::MissingSection { .. }
+            | Self::TooManyRanks { .. }
+            | Self::NoRows { .. }
+            | Self::RowTooLong { .. }
+            | Self::NoInitialModel { .. }
+            | Self::Model(
+                asyncthink_model::Error::VocabularyTooLarge { .. }
+                | asyncthink_model::Error::OtherAdapters { .. },
+            ) => true,
+            _ => false,
+        }
+    }
+}
+
+impl SharedFailure for Error {
+    fn is_input(&self) -> bool {
+        Error::is_input(self)
     }
 }
 

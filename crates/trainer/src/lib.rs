@@ -1,91 +1,37 @@
-//! SFT and GRPO loops, advantages, losses, AdamW, schedules, checkpoints, metrics.
+//! SFT and GRPO: the two training loops, their steps, metrics and run control.
 //!
-//! The loops ([`run_sft`], [`run_grpo`]) are short sequences of named steps over small pure parts, one file each. What
-//! reaches the model is rows of ids with a mask, log-probabilities and an advantage; only the step that grades episodes
-//! knows that there is a task.
+//! The loops ([`run_sft`], [`run_grpo`]) are short sequences of named steps over other crates: episodes come from `rollout`, losses,
+//! advantages and rewards from `algorithms`, gradients from `gradient`, ranks and the optimizer from `distributed`, saving from
+//! `checkpoint`. Settings are made once from the recipe ([`SftSettings`], [`GrpoSettings`]); nothing below takes the recipe.
 //!
 //! Three rules hold everywhere:
-//! 1. **The gradient is a sum over tokens.** Every normaliser is computed from the whole batch before the first
-//!    micro-batch ([`Aggregation::weights`]), so cutting and packing cannot change the gradient.
-//! 2. **Randomness is a function** of seed, stream, step and index ([`derive_seed`]), so a checkpoint has no generator
-//!    state and a resumed run equals the unbroken one.
-//! 3. **A checkpoint is a transaction** ([`CheckpointStore`]): a kill at any moment leaves whole ones only.
-//!
-//! Shape legend: `tokens` = packed tokens of a micro-batch, `trained` = tokens with a loss mask of one, `hidden`,
-//! `vocab`.
+//! 1. **The gradient is a sum over tokens**, whose normaliser comes from the whole batch.
+//! 2. **Randomness is a function** of seed, stream, step and index ([`asyncthink_data::derive_seed`]), so a checkpoint has no
+//!    generator state and a resumed run equals the unbroken one.
+//! 3. **A checkpoint is a transaction** ([`asyncthink_checkpoint::CheckpointStore`]): a kill at any moment leaves whole ones only.
 
-mod advantage;
-mod background;
-mod batch;
-mod card;
-mod checkpoint;
-mod episode_figures;
-mod episode_files;
 mod episodes;
 mod error;
-mod figures;
-mod fingerprint;
-mod flat;
-mod gathered;
-#[cfg(test)]
-mod golden;
 mod grpo;
-mod grpo_line;
-pub mod head;
-mod layerwise;
-mod layout;
-mod lock;
-mod loss;
-mod metrics;
-mod mismatch;
+pub mod metrics;
 mod models;
 mod observer;
-mod optimizer;
-mod optimizer_files;
+mod policy;
 mod problems;
-mod ranks;
-mod readme;
-mod replicated;
-mod reward;
 mod run;
-mod sampling;
-mod schedule;
-mod score;
+mod settings;
 mod sft;
-mod sharded;
-mod stage_folder;
-mod streams;
-mod tensors;
-mod trainee;
-mod units;
-mod update;
 
-pub use advantage::{Advantage, Group};
-pub use batch::MicroBatch;
-pub use card::{MODEL_CARD_FILE, ModelCard};
-pub use checkpoint::{Checkpoint, CheckpointStore, Found, Retention, TrainerState};
-pub use episode_figures::EpisodeFigures;
 pub use episodes::{
-    GradedEpisode, assign_advantages, episode_records, grade_episode, training_rows,
+    EpisodeMetrics, RewardedEpisode, assign_advantages, episode_records, reward_episode,
+    training_rows,
 };
-pub use error::{Error, KeyDifference, Result};
-pub use figures::BatchFigures;
+pub use error::{Error, Result};
 pub use grpo::run_grpo;
-pub use layout::RunLayout;
-pub use lock::StageLock;
-pub use loss::{Aggregation, BatchTotals, Clip, RowCount, is_clipped, k3, policy_loss, sft_loss};
-pub use metrics::{MetricsLog, Phase, StepClock, Timing};
-pub use models::{ModelFiles, grpo_initial_model, load_decoder, open_recipe_device, sft_tokenizer};
+pub use metrics::{MetricsLog, MetricsSink, Phase, SinkContext, StepClock, Timing};
+pub use models::sft_tokenizer;
 pub use observer::{Observer, RunStart, StepReport, StopFlag};
-pub use optimizer::{AdamW, AdamWSettings, is_decayed};
 pub use problems::{test_problems, train_problems};
-pub use ranks::{Ranks, SharedFailure};
-pub use reward::{EpisodeScore, LambdaSchedule, RewardParts, RewardRule};
 pub use run::{Attempt, Resume, RunOptions, RunOutcome};
-pub use sampling::EpisodeSampler;
-pub use schedule::{Decay, LearningRate};
-pub use score::score_sequences;
+pub use settings::{GrpoSettings, Registries, RunSettings, SaveSettings, SftSettings};
 pub use sft::run_sft;
-pub use sharded::ShardedDecoder;
-pub use streams::{DataOrder, Draws, Stream, derive_seed, epoch_order};
-pub use update::{BatchSettings, Objective, Weights, accumulate_gradient, score_rows};

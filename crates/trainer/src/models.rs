@@ -2,191 +2,47 @@
 
 use std::path::{Path, PathBuf};
 
-use asyncthink_data::Tokenizer;
-use asyncthink_model::{
-    Adapters, Decoder, LoraConfig, LoraTarget, ModelConfig, ModelSizes, base_of,
-};
-use asyncthink_recipe::{LoraSection, ModelInit, ModelSection, Recipe, Stage};
-use asyncthink_torch::{
-    DeviceSpec, Parallelism, keep_freed_memory, open_device, set_num_threads, set_parallelism,
-};
-use tch::{Device, Kind};
+use asyncthink_data::{Stream, Tokenizer, derive_seed};
+use asyncthink_model::{LoraConfig, LoraTarget, ModelConfig, ModelSizes, PretrainedModel};
+use asyncthink_recipe::{LoraSection, ModelInit, ModelSection};
+use tch::Device;
 
 use crate::error::{Error, Result};
-use crate::layout::RunLayout;
-use crate::streams::{Stream, derive_seed};
+use crate::settings::RunSettings;
 
-/// Below this many parameters, threads work on parts of the batch instead of sharing every operation.
-const SMALL_MODEL_PARAMETERS: i64 = 50_000_000;
-
-/// A decoder and the tokenizer that belongs to it.
-#[derive(Debug)]
-pub struct ModelFiles {
-    /// The decoder.
-    pub decoder: Decoder,
-    /// Its tokenizer.
-    pub tokenizer: Tokenizer,
-}
-
-/// Opens the recipe's device and sets the number of threads. To be called before any other use of libtorch.
+/// Loads a folder to train it as the settings say: every weight, or adapters, those of the folder or new ones.
 ///
 /// # Errors
-/// When the device is not there, or threads already run in another number.
-pub fn open_recipe_device(recipe: &Recipe) -> Result<Device> {
-    let spec: DeviceSpec = recipe.device.to_string().parse()?;
-    let device = open_device(&spec)?;
-    set_num_threads(recipe.num_threads)?;
-    keep_freed_memory();
-    Ok(device)
-}
-
-/// As [`open_recipe_device`] for one of several ranks of a machine: each has a GPU of its own, and its part of the cores
-/// ([`share_cores`]).
-pub(crate) fn open_device_of_rank(
-    recipe: &Recipe,
-    local_rank: usize,
-    num_local_ranks: usize,
-) -> Result<Device> {
-    let name = recipe.device.to_string();
-    let own_gpu = DeviceSpec::Cuda(local_rank);
-    let device = match name.parse()? {
-        DeviceSpec::Cuda(_) if name == "cuda" => open_device(&own_gpu)?,
-        DeviceSpec::Cuda(_) if num_local_ranks > 1 => {
-            return Err(Error::SharedGpu {
-                device: name,
-                num_local_ranks,
-            });
+/// When weights or tokenizer cannot be read or do not fit together, or the folder's adapters are not the recipe's.
+pub(crate) fn load_to_train(
+    dir: &Path,
+    settings: &RunSettings,
+    device: Device,
+) -> Result<PretrainedModel> {
+    let precision = settings.precision;
+    Ok(match &settings.lora {
+        None => PretrainedModel::load(dir, device, precision)?,
+        Some(section) => {
+            let seed = derive_seed(settings.seed, Stream::Initialisation, 0, 0);
+            PretrainedModel::load_with_adapters(dir, device, precision, lora_config(section), seed)?
         }
-        spec => match open_device(&spec)? {
-            Device::Cuda(_) if spec == DeviceSpec::Auto => open_device(&own_gpu)?,
-            device => device,
-        },
-    };
-    share_cores(recipe, num_local_ranks)?;
-    keep_freed_memory();
-    Ok(device)
+    })
 }
 
-/// Gives this rank its part of the machine's cores, unless the recipe gives a number of threads.
-pub(crate) fn share_cores(recipe: &Recipe, num_local_ranks: usize) -> Result<()> {
-    let num_threads = match recipe.num_threads {
-        0 => (available_cores() / num_local_ranks).max(1),
-        given => given,
-    };
-    Ok(set_num_threads(num_threads)?)
-}
-
-fn available_cores() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-}
-
-/// Loads a decoder without its tokenizer, and puts the process's threads to work as suits it.
+/// Loads what `sft` starts from: the recipe's model folder, or random weights for the tokenizer that `synth` made.
 ///
 /// # Errors
-/// When the configuration is not supported, or the weights cannot be read.
-pub fn load_decoder(dir: &Path, device: Device, kind: Kind) -> Result<Decoder> {
-    let decoder = Decoder::load(dir, device, kind)?;
-    suit_threads_to(&decoder);
-    Ok(decoder)
-}
-
-fn suit_threads_to(decoder: &Decoder) {
-    let is_small = decoder.config().num_parameters() < SMALL_MODEL_PARAMETERS;
-    set_parallelism(if is_small && decoder.device() == Device::Cpu {
-        Parallelism::AcrossBatch
-    } else {
-        Parallelism::WithinOperations
-    });
-}
-
-impl ModelFiles {
-    /// Loads a Hugging Face folder in f32; adapters of a PEFT folder are merged into their base model.
-    ///
-    /// # Errors
-    /// When weights or tokenizer cannot be read or do not fit together.
-    pub fn load(dir: &Path, device: Device) -> Result<Self> {
-        let tokenizer = fitting_tokenizer(dir)?;
-        let decoder = Decoder::load(dir, device, Kind::Float)?;
-        Ok(Self::new(decoder, tokenizer))
-    }
-
-    /// Loads a folder to train it as `recipe` says: every weight, or adapters, those of the folder or new ones.
-    ///
-    /// # Errors
-    /// When weights or tokenizer cannot be read or do not fit together, or the folder's adapters are not the recipe's.
-    pub(crate) fn load_to_train(dir: &Path, recipe: &Recipe, device: Device) -> Result<Self> {
-        let Some(section) = &recipe.lora else {
-            return Self::load(dir, device);
-        };
-        let tokenizer = fitting_tokenizer(dir)?;
-        let wanted = lora_config(section);
-        let decoder = if base_of(dir)?.is_some() {
-            let decoder = Decoder::load_adapted(dir, device, Kind::Float)?;
-            check_adapters(dir, &decoder, &wanted)?;
-            decoder
-        } else {
-            // Checkpoints refer to it, from wherever they are used.
-            let base = fs_err::canonicalize(dir)?;
-            let seed = derive_seed(recipe.seed, Stream::Initialisation, 0, 0);
-            Decoder::load(dir, device, Kind::Float)?.with_new_adapters(wanted, &base, seed)?
-        };
-        Ok(Self::new(decoder, tokenizer))
-    }
-
-    /// Also puts the process's threads to work as suits the model.
-    fn new(decoder: Decoder, tokenizer: Tokenizer) -> Self {
-        suit_threads_to(&decoder);
-        Self { decoder, tokenizer }
-    }
-
-    /// What `sft` starts from: the recipe's model folder, or random weights for the tokenizer that `synth` made.
-    ///
-    /// # Errors
-    /// When a folder cannot be read, or the sizes contradict each other.
-    pub fn for_sft(recipe: &Recipe, device: Device) -> Result<Self> {
-        match &recipe.model {
-            ModelSection::Path(dir) => Self::load_to_train(dir, recipe, device),
-            ModelSection::Init(init) => {
-                let tokenizer = sft_tokenizer(recipe)?;
-                let seed = derive_seed(recipe.seed, Stream::Initialisation, 0, 0);
-                let decoder = Decoder::init(&new_config(init, &tokenizer)?, device, seed)?;
-                Ok(Self::new(decoder, tokenizer))
-            }
+/// When a folder cannot be read, or the sizes contradict each other.
+pub(crate) fn load_for_sft(settings: &RunSettings, device: Device) -> Result<PretrainedModel> {
+    match &settings.model {
+        ModelSection::Path(dir) => load_to_train(dir, settings, device),
+        ModelSection::Init(init) => {
+            let tokenizer = sft_tokenizer(settings)?;
+            let seed = derive_seed(settings.seed, Stream::Initialisation, 0, 0);
+            let config = new_config(init, &tokenizer)?;
+            Ok(PretrainedModel::init(&config, tokenizer, device, seed)?)
         }
     }
-
-    /// Writes weights, configuration and tokenizer; of a model with adapters these in place of the weights.
-    ///
-    /// # Errors
-    /// When a file cannot be written.
-    pub fn save(&self, dir: &Path) -> Result<()> {
-        self.decoder.save(dir)?;
-        Ok(self.tokenizer.save(dir)?)
-    }
-
-    /// Writes the model with its adapters added, as a folder of its own.
-    ///
-    /// # Errors
-    /// When a file cannot be written.
-    pub(crate) fn save_merged(&self, dir: &Path) -> Result<()> {
-        self.decoder.merged()?.save(dir)?;
-        Ok(self.tokenizer.save(dir)?)
-    }
-}
-
-/// The tokenizer of a model folder, whose ids the model knows.
-pub(crate) fn fitting_tokenizer(dir: &Path) -> Result<Tokenizer> {
-    let tokenizer = Tokenizer::from_dir(dir)?;
-    let vocab_size = ModelConfig::from_dir(dir)?.vocab_size;
-    // Found out here, or as a failed look-up in the middle of a step.
-    if usize::try_from(vocab_size).is_ok_and(|rows| tokenizer.vocab_size() > rows) {
-        return Err(Error::VocabularyTooLarge {
-            dir: dir.to_owned(),
-            num_ids: tokenizer.vocab_size(),
-            vocab_size,
-        });
-    }
-    Ok(tokenizer)
 }
 
 fn lora_config(section: &LoraSection) -> LoraConfig {
@@ -202,53 +58,24 @@ fn lora_config(section: &LoraSection) -> LoraConfig {
     }
 }
 
-fn check_adapters(dir: &Path, decoder: &Decoder, wanted: &LoraConfig) -> Result<()> {
-    let found = decoder.adapters().map(Adapters::config);
-    if found.is_none_or(|found| found == wanted) {
-        return Ok(());
-    }
-    let describe = |config: &LoraConfig| {
-        let names: Vec<&str> = config.targets.iter().map(|target| target.name()).collect();
-        format!(
-            "rank {}, alpha {}{}, {}",
-            config.rank,
-            config.alpha,
-            if config.use_rslora { ", rslora" } else { "" },
-            names.join(" ")
-        )
-    };
-    Err(Error::OtherAdapters {
-        dir: dir.to_owned(),
-        found: found.map(describe).unwrap_or_default(),
-        wanted: describe(wanted),
-    })
-}
-
-/// The folder that `grpo` starts from: the newest checkpoint of `sft`, or the recipe's model where the recipe has no
-/// `[sft]`.
+/// The folder of `path`, links followed: the link to a stage's newest checkpoint moves when that stage goes on.
 ///
 /// # Errors
 /// When there is no such folder.
-pub fn grpo_initial_model(recipe: &Recipe) -> Result<PathBuf> {
-    let dir = match (&recipe.sft, &recipe.model) {
-        (None, ModelSection::Path(dir)) => dir.clone(),
-        _ => RunLayout::new(&recipe.run_dir).latest_model(Stage::Sft),
-    };
-    // The link moves when sft goes on; what is reported and fingerprinted is the checkpoint itself.
-    dir.canonicalize()
-        .map_err(|_| Error::NoInitialModel { path: dir })
+pub(crate) fn initial_model(path: &Path) -> Result<PathBuf> {
+    path.canonicalize().map_err(|_| Error::NoInitialModel {
+        path: path.to_owned(),
+    })
 }
 
 /// The tokenizer of stage `sft`: that of the recipe's model, or the one that `synth` made from the task's text.
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn sft_tokenizer(recipe: &Recipe) -> Result<Tokenizer> {
-    Ok(match &recipe.model {
+pub fn sft_tokenizer(settings: &RunSettings) -> Result<Tokenizer> {
+    Ok(match &settings.model {
         ModelSection::Path(dir) => Tokenizer::from_dir(dir)?,
-        ModelSection::Init(_) => {
-            Tokenizer::from_dir(&RunLayout::new(&recipe.run_dir).synth().tokenizer())?
-        }
+        ModelSection::Init(_) => Tokenizer::from_dir(&settings.layout.synth().tokenizer())?,
     })
 }
 

@@ -5,23 +5,22 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use asyncthink_data::Tokenizer;
-use asyncthink_model::{Decoder, ModelConfig};
-use asyncthink_recipe::{ModelSection, Recipe, Shard};
-use tch::{Device, Kind};
+use asyncthink_data::{Stream, Tokenizer, derive_seed};
+use asyncthink_distributed::{
+    AdamW, AdamWSettings, Purpose, Ranks, ShardedDecoder, Sharding, sums_of,
+};
+use asyncthink_gradient::Weights;
+use asyncthink_model::{Decoder, ModelConfig, Parallelism, PretrainedModel, fitting_tokenizer};
+use asyncthink_recipe::{ModelSection, Shard};
+use tch::Device;
 
 use crate::error::{Error, Result};
-use crate::fingerprint::sums_of;
-use crate::models::{ModelFiles, fitting_tokenizer, new_config, sft_tokenizer};
-use crate::optimizer::{AdamW, AdamWSettings};
-use crate::ranks::Ranks;
-use crate::sharded::{Purpose, ShardedDecoder, Sharding};
-use crate::streams::{Stream, derive_seed};
-use crate::update::Weights;
+use crate::models::{load_for_sft, load_to_train, new_config, sft_tokenizer};
+use crate::settings::RunSettings;
 
 /// Weights under training, and the tokenizer that belongs to them.
 #[derive(Debug)]
-pub(crate) struct Trainee {
+pub(crate) struct PolicyModel {
     weights: Weights,
     pub(crate) tokenizer: Tokenizer,
     ranks: Arc<Ranks>,
@@ -47,44 +46,45 @@ impl std::ops::Deref for WholeDecoder<'_> {
     }
 }
 
-/// How the recipe wants the ranks to hold weights; `None` if each holds all of them.
-fn sharding(recipe: &Recipe, ranks: &Arc<Ranks>, device: Device) -> Option<Sharding> {
-    (recipe.distributed.shard == Shard::Full).then(|| Sharding {
+/// How the ranks hold weights; `None` if each holds all of them.
+fn sharding(settings: &RunSettings, ranks: &Arc<Ranks>, device: Device) -> Option<Sharding> {
+    (settings.distributed.shard == Shard::Full).then(|| Sharding {
         ranks: Arc::clone(ranks),
         device,
-        micro_batches_per_gather: recipe.distributed.micro_batches_per_gather,
+        micro_batches_per_gather: settings.distributed.micro_batches_per_gather,
     })
 }
 
 /// A decoder that is scored with and not trained.
 pub(crate) fn load_reference(
     dir: &Path,
-    recipe: &Recipe,
+    settings: &RunSettings,
     ranks: &Arc<Ranks>,
     device: Device,
 ) -> Result<Weights> {
-    Ok(match sharding(recipe, ranks, device) {
+    Ok(match sharding(settings, ranks, device) {
         Some(sharding) => {
             let decoder = ShardedDecoder::load(dir, sharding, Purpose::Reference)?;
             Weights::Sharded(Rc::new(decoder))
         }
-        None => Weights::Whole(Box::new(Decoder::load(dir, device, Kind::Float)?)),
+        None => Weights::Whole(Box::new(Decoder::load(
+            dir,
+            device,
+            settings.precision.master(),
+        )?)),
     })
 }
 
-impl Trainee {
+impl PolicyModel {
     /// The model of a folder: a checkpoint, or what another stage or somebody else left.
     pub(crate) fn load(
         dir: &Path,
-        recipe: &Recipe,
+        settings: &RunSettings,
         ranks: &Arc<Ranks>,
         device: Device,
     ) -> Result<Self> {
-        let Some(sharding) = sharding(recipe, ranks, device) else {
-            return Ok(Self::whole(
-                ModelFiles::load_to_train(dir, recipe, device)?,
-                ranks,
-            ));
+        let Some(sharding) = sharding(settings, ranks, device) else {
+            return Ok(Self::whole(load_to_train(dir, settings, device)?, ranks));
         };
         let tokenizer = fitting_tokenizer(dir)?;
         let decoder = ShardedDecoder::load(dir, sharding, Purpose::Training)?;
@@ -92,22 +92,26 @@ impl Trainee {
     }
 
     /// What `sft` starts from: the recipe's model folder, or random weights.
-    pub(crate) fn for_sft(recipe: &Recipe, ranks: &Arc<Ranks>, device: Device) -> Result<Self> {
-        let init = match &recipe.model {
-            ModelSection::Path(dir) => return Self::load(dir, recipe, ranks, device),
+    pub(crate) fn for_sft(
+        settings: &RunSettings,
+        ranks: &Arc<Ranks>,
+        device: Device,
+    ) -> Result<Self> {
+        let init = match &settings.model {
+            ModelSection::Path(dir) => return Self::load(dir, settings, ranks, device),
             ModelSection::Init(init) => init,
         };
-        let Some(sharding) = sharding(recipe, ranks, device) else {
-            return Ok(Self::whole(ModelFiles::for_sft(recipe, device)?, ranks));
+        let Some(sharding) = sharding(settings, ranks, device) else {
+            return Ok(Self::whole(load_for_sft(settings, device)?, ranks));
         };
-        let tokenizer = sft_tokenizer(recipe)?;
-        let seed = derive_seed(recipe.seed, Stream::Initialisation, 0, 0);
+        let tokenizer = sft_tokenizer(settings)?;
+        let seed = derive_seed(settings.seed, Stream::Initialisation, 0, 0);
         let decoder = ShardedDecoder::init(&new_config(init, &tokenizer)?, seed, sharding)?;
         Ok(Self::sharded(decoder, tokenizer, ranks))
     }
 
-    fn whole(files: ModelFiles, ranks: &Arc<Ranks>) -> Self {
-        let ModelFiles { decoder, tokenizer } = files;
+    fn whole(files: PretrainedModel, ranks: &Arc<Ranks>) -> Self {
+        let PretrainedModel { decoder, tokenizer } = files;
         Self {
             weights: Weights::Whole(Box::new(decoder)),
             tokenizer,
@@ -135,9 +139,14 @@ impl Trainee {
         match &mut self.weights {
             Weights::Whole(decoder) => {
                 decoder.set_requires_grad(true);
-                AdamW::new(decoder.trained_parameters(), settings, ranks, bucket_bytes)
+                Ok(AdamW::new(
+                    decoder.trained_parameters(),
+                    settings,
+                    ranks,
+                    bucket_bytes,
+                )?)
             }
-            Weights::Sharded(decoder) => AdamW::of_sharded(decoder, settings, ranks),
+            Weights::Sharded(decoder) => Ok(AdamW::of_sharded(decoder, settings, ranks)?),
         }
     }
 
@@ -166,7 +175,7 @@ impl Trainee {
     pub(crate) fn is_finite(&self) -> Result<bool> {
         let decoder = match &self.weights {
             Weights::Whole(decoder) => decoder,
-            Weights::Sharded(decoder) => return decoder.is_finite(),
+            Weights::Sharded(decoder) => return Ok(decoder.is_finite()?),
         };
         for (_, parameter) in decoder.trained_parameters() {
             if parameter.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
@@ -239,17 +248,25 @@ impl Trainee {
     ///
     /// # Errors
     /// When the memory cannot be had, or a rank is lost.
-    pub(crate) fn snapshot(&self, is_copy: bool) -> Result<Option<ModelFiles>> {
+    pub(crate) fn snapshot(&self, is_copy: bool) -> Result<Option<PretrainedModel>> {
         let decoder = match &self.weights {
             Weights::Sharded(decoder) => decoder.gather_on_first_rank()?,
             Weights::Whole(_) if !self.ranks.is_first() => None,
             Weights::Whole(decoder) if is_copy => Some(decoder.host_copy()?),
             Weights::Whole(decoder) => Some(decoder.replica()?),
         };
-        Ok(decoder.map(|decoder| ModelFiles {
+        Ok(decoder.map(|decoder| PretrainedModel {
             decoder,
             tokenizer: self.tokenizer.clone(),
         }))
+    }
+
+    /// How threads work on its batches.
+    pub(crate) fn parallelism(&self) -> Parallelism {
+        match &self.weights {
+            Weights::Whole(decoder) => Parallelism::for_decoder(decoder),
+            Weights::Sharded(_) => Parallelism::SINGLE,
+        }
     }
 
     /// Where the weights are.

@@ -2,38 +2,31 @@
 
 use std::path::Path;
 
+use asyncthink_checkpoint::RunLayout;
 use asyncthink_data::parquet::read_problems;
-use asyncthink_recipe::Recipe;
 use asyncthink_tasks::Problem;
 
 use crate::error::{Error, Result};
-use crate::layout::RunLayout;
 
 /// Problems to train on.
 ///
 /// # Errors
 /// When the file is missing, damaged or empty.
-pub fn train_problems(recipe: &Recipe) -> Result<Vec<Problem>> {
-    read(
-        recipe,
-        &RunLayout::new(&recipe.run_dir).synth().train_problems(),
-    )
+pub fn train_problems(layout: &RunLayout) -> Result<Vec<Problem>> {
+    read(layout, &layout.synth().train_problems())
 }
 
 /// Held-out problems; no training problem has one of their targets.
 ///
 /// # Errors
 /// When the file is missing, damaged or empty.
-pub fn test_problems(recipe: &Recipe) -> Result<Vec<Problem>> {
-    read(
-        recipe,
-        &RunLayout::new(&recipe.run_dir).synth().test_problems(),
-    )
+pub fn test_problems(layout: &RunLayout) -> Result<Vec<Problem>> {
+    read(layout, &layout.synth().test_problems())
 }
 
 /// Fails while the files of `synth` may be of two runs: it writes its manifest last, and removes it first.
-pub(crate) fn check_synth_is_complete(recipe: &Recipe) -> Result<()> {
-    let manifest = RunLayout::new(&recipe.run_dir).synth().manifest();
+pub(crate) fn check_synth_is_complete(layout: &RunLayout) -> Result<()> {
+    let manifest = layout.synth().manifest();
     if manifest.is_file() {
         Ok(())
     } else {
@@ -41,13 +34,13 @@ pub(crate) fn check_synth_is_complete(recipe: &Recipe) -> Result<()> {
     }
 }
 
-fn read(recipe: &Recipe, path: &Path) -> Result<Vec<Problem>> {
+fn read(layout: &RunLayout, path: &Path) -> Result<Vec<Problem>> {
     if !path.exists() {
         return Err(Error::NoRows {
             path: path.to_owned(),
         });
     }
-    check_synth_is_complete(recipe)?;
+    check_synth_is_complete(layout)?;
     let problems = read_problems(path)?;
     if problems.is_empty() {
         return Err(Error::NoRows {

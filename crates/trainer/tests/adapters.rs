@@ -6,8 +6,9 @@ mod common;
 use std::path::Path;
 
 use asyncthink_model::Decoder;
+use asyncthink_model::{Precision, PretrainedModel};
 use asyncthink_recipe::{Recipe, Stage};
-use asyncthink_trainer::{Error, ModelFiles, Resume, RunLayout, RunOutcome};
+use asyncthink_trainer::{Error, Resume, RunLayout, RunOutcome};
 use common::{RECIPE, Watcher, alone, copy_folder, finish, metrics, recipe, run};
 use fs_err as fs;
 use tch::{Device, Kind, Tensor};
@@ -112,8 +113,8 @@ fn adapters_are_trained_saved_resumed_and_merged_in_both_stages() {
     let used = logits(&grpo);
     assert_eq!(used, logits(&grpo.join("merged")));
     assert_ne!(used, logits(&base));
-    let files = ModelFiles::load(&grpo, Device::Cpu).unwrap();
-    let expected = ModelFiles::load(&base, Device::Cpu).unwrap();
+    let files = PretrainedModel::load(&grpo, Device::Cpu, Precision::F32).unwrap();
+    let expected = PretrainedModel::load(&base, Device::Cpu, Precision::F32).unwrap();
     assert_eq!(files.tokenizer.eos_ids(), expected.tokenizer.eos_ids());
     assert!(!files.tokenizer.eos_ids().is_empty());
 }
@@ -133,7 +134,13 @@ fn other_adapters_than_the_recipes_are_refused() {
         &["sft.num_steps=2", "model.lora.rank=2"],
     );
     let error = run(&other, Stage::Sft, Resume::Auto, &mut Watcher::default()).unwrap_err();
-    assert!(matches!(error, Error::OtherAdapters { .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            Error::Model(asyncthink_model::Error::OtherAdapters { .. })
+        ),
+        "{error}"
+    );
     assert!(error.to_string().contains("rank 4") && error.to_string().contains("rank 2"));
 
     // As a checkpoint to go on from.

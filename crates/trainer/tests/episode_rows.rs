@@ -2,17 +2,20 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use asyncthink_data::{
     PromptTemplates, PromptText, TaskTokenizerConfig, TokenId, Tokenizer, TrainingRow,
     task_tokenizer,
 };
-use asyncthink_engine::{AgentId, Engine, Error, Request, Result, Sampled};
+use asyncthink_engine::{AgentId, Error, Request};
 use asyncthink_protocol::{Capacity, Overflow, Protocol, TagStyle};
-use asyncthink_rollout::{Episode, Query, RolloutSettings, rollout};
+use asyncthink_rollout::{
+    AgentBackend, AgentToken, Episode, Prompt, Query, Result, RolloutSettings, rollout,
+};
 use asyncthink_tasks::{Problem, mcd};
 use asyncthink_trainer::{
-    Advantage, EpisodeFigures, RewardRule, assign_advantages, episode_records, grade_episode,
+    Advantage, EpisodeFigures, RewardRule, assign_advantages, episode_records, reward_episode,
     training_rows,
 };
 
@@ -24,7 +27,7 @@ const RULE: RewardRule = RewardRule {
 };
 
 /// Decodes, for each prompt, a written text; then ends of sequence.
-struct ScriptedEngine<'a> {
+struct ScriptedBackend<'a> {
     tokenizer: &'a Tokenizer,
     scripts: BTreeMap<&'static str, &'static str>,
     agents: BTreeMap<AgentId, Script>,
@@ -36,16 +39,15 @@ struct Script {
     running: bool,
 }
 
-impl ScriptedEngine<'_> {
+impl ScriptedBackend<'_> {
     fn agent(&mut self, agent: AgentId) -> Result<&mut Script> {
-        self.agents
-            .get_mut(&agent)
-            .ok_or(Error::UnknownAgent(agent))
+        let script = self.agents.get_mut(&agent);
+        Ok(script.ok_or(Error::UnknownAgent(agent))?)
     }
 }
 
-impl Engine for ScriptedEngine<'_> {
-    fn add(&mut self, request: Request) -> Result<()> {
+impl AgentBackend for ScriptedBackend<'_> {
+    fn start(&mut self, request: Request) -> Result<()> {
         let prompt = self.tokenizer.decode(&request.prompt);
         let ids = self
             .tokenizer
@@ -62,7 +64,7 @@ impl Engine for ScriptedEngine<'_> {
         Ok(())
     }
 
-    fn extend(&mut self, agent: AgentId, _ids: &[TokenId]) -> Result<()> {
+    fn inject(&mut self, agent: AgentId, _: usize, _: &[TokenId]) -> Result<()> {
         self.agent(agent)?.running = true;
         Ok(())
     }
@@ -72,22 +74,22 @@ impl Engine for ScriptedEngine<'_> {
         Ok(())
     }
 
-    fn remove(&mut self, agent: AgentId) -> Result<()> {
+    fn cancel(&mut self, agent: AgentId) -> Result<()> {
         self.agents.remove(&agent);
         Ok(())
     }
 
-    fn step(&mut self) -> Result<Vec<Sampled>> {
+    fn poll(&mut self) -> Result<Vec<AgentToken>> {
         let eos = self.tokenizer.eos_ids()[0];
         let running = self.agents.iter_mut().filter(|(_, script)| script.running);
         Ok(running
             .map(|(&agent, script)| {
                 let token = script.ids.get(script.next).copied().unwrap_or(eos);
                 script.next += 1;
-                Sampled {
+                AgentToken {
                     agent,
                     token,
-                    logprob: -0.5 * script.next as f32,
+                    logprob: Some(-0.5 * script.next as f32),
                 }
             })
             .collect())
@@ -130,19 +132,19 @@ fn episode(tokenizer: &Tokenizer, scripts: &[(&'static str, &'static str)]) -> E
         organizer_total_tokens: None,
     };
     let scripts = scripts.iter().copied().collect();
-    let mut engine = ScriptedEngine {
+    let mut backend = ScriptedBackend {
         tokenizer,
         scripts,
         agents: BTreeMap::new(),
     };
+    let prompt = Prompt::new(tokenizer, &templates, 0, "ask".into()).unwrap();
     let query = Query {
-        prompt_index: 0,
+        prompt: Arc::new(prompt),
         sample_index: 0,
-        text: "ask".into(),
         seed: 0,
     };
     rollout(
-        &mut engine,
+        &mut backend,
         tokenizer,
         &templates,
         &settings,
@@ -190,7 +192,7 @@ fn decoded_tokens_are_trained_and_given_ones_are_not() {
             ("sub 4*2", "8<RETURN>4*2</RETURN>"),
         ],
     );
-    let mut graded = [grade_episode(episode, &problem(), &RULE, true)];
+    let mut graded = [reward_episode(episode, &problem(), &RULE, true)];
     graded[0].advantage = 0.75;
     let rows = training_rows(&graded).unwrap();
     assert_eq!(rows.len(), 2, "the organizer and its worker");
@@ -257,7 +259,7 @@ fn one_advantage_covers_all_rows_of_an_episode_and_format_errors_stay_in_their_g
     ];
     let mut graded: Vec<_> = [&right[..], &half, &broken]
         .iter()
-        .map(|scripts| grade_episode(episode(&tokenizer, scripts), &problem(), &RULE, true))
+        .map(|scripts| reward_episode(episode(&tokenizer, scripts), &problem(), &RULE, true))
         .collect();
     assert_eq!(assign_advantages(&mut graded, 3, Advantage::MeanCentred), 0);
     let rewards: Vec<f64> = graded.iter().map(|episode| episode.reward.total).collect();
@@ -283,7 +285,7 @@ fn one_advantage_covers_all_rows_of_an_episode_and_format_errors_stay_in_their_g
     assert_eq!(figures.format_errors["duplicate_sub_query"], 1);
     assert_eq!(figures.format_errors.values().sum::<usize>(), 1);
 
-    let records = episode_records(7, &graded, &["ask"; 3], &tokenizer);
+    let records = episode_records(7, &graded, &tokenizer);
     assert_eq!(records.len(), 5);
     for (record, row) in records.iter().zip(&rows) {
         assert_eq!(
@@ -312,7 +314,7 @@ fn workers_that_nobody_joins_count_in_the_figures_and_by_option_in_the_reward() 
         ("sub 4*2", "8 8 8 8 8 8 8 8 8 8 8 8 8"),
     ];
     let grade = |count_unjoined| {
-        grade_episode(
+        reward_episode(
             episode(&tokenizer, &scripts),
             &problem(),
             &RULE,
@@ -320,7 +322,7 @@ fn workers_that_nobody_joins_count_in_the_figures_and_by_option_in_the_reward() 
         )
     };
     let (counted, left_out) = (grade(true), grade(false));
-    assert_eq!(counted.concurrency, left_out.concurrency);
+    assert_eq!(counted.graded.concurrency, left_out.graded.concurrency);
     assert!(counted.reward.total > left_out.reward.total);
     let figures = EpisodeFigures::of(&[left_out]).unwrap();
     assert!(figures.eta_ratio > Some(0.5));
@@ -330,7 +332,7 @@ fn workers_that_nobody_joins_count_in_the_figures_and_by_option_in_the_reward() 
         ("main ask", "<FORK1>4*2</FORK1><JOIN1><ANSWER>3+5</ANSWER>"),
         ("sub 4*2", "8"),
     ];
-    let graded = grade_episode(episode(&tokenizer, &empty), &problem(), &RULE, true);
+    let graded = reward_episode(episode(&tokenizer, &empty), &problem(), &RULE, true);
     let figures = EpisodeFigures::of(&[graded]).unwrap();
     assert_eq!(figures.empty_returns_per_query, Some(1.0));
 }

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use asyncthink_model::{Decoder, ModelConfig, ModelSizes};
-use asyncthink_trainer::ModelFiles;
+use asyncthink_model::{Precision, PretrainedModel};
 use fs_err as fs;
 use serde_json::Value;
 use tch::Device;
@@ -51,7 +51,7 @@ fn the_generation_config_of_the_base_model_is_kept_byte_for_byte() {
         GENERATION_CONFIG,
     )
     .unwrap();
-    let model = ModelFiles::load(base.path(), Device::Cpu).unwrap();
+    let model = PretrainedModel::load(base.path(), Device::Cpu, Precision::F32).unwrap();
     let saved = tempfile::tempdir().unwrap();
     model.save(saved.path()).unwrap();
     assert_eq!(
@@ -72,7 +72,7 @@ fn the_generation_config_of_the_base_model_is_kept_byte_for_byte() {
 fn a_base_model_without_one_gets_one_that_ends_where_its_configuration_says() {
     let base = base_model();
     fs::remove_file(base.path().join("generation_config.json")).unwrap();
-    let model = ModelFiles::load(base.path(), Device::Cpu).unwrap();
+    let model = PretrainedModel::load(base.path(), Device::Cpu, Precision::F32).unwrap();
     let saved = tempfile::tempdir().unwrap();
     model.save(saved.path()).unwrap();
     let written: Value =
@@ -91,7 +91,7 @@ fn the_configuration_keeps_its_order_of_keys() {
     );
     fs::write(&path, written.replace("float32", "bfloat16")).unwrap();
     let saved = tempfile::tempdir().unwrap();
-    let model = ModelFiles::load(base.path(), Device::Cpu).unwrap();
+    let model = PretrainedModel::load(base.path(), Device::Cpu, Precision::F32).unwrap();
     model.save(saved.path()).unwrap();
     // Loaded in f32, so the type is another.
     assert_eq!(text(saved.path(), "config.json"), written);

@@ -5,13 +5,14 @@ mod common;
 
 use std::sync::Arc;
 
+use asyncthink_model::{Parallelism, Precision, PretrainedModel};
 use asyncthink_recipe::Stage;
-use asyncthink_torch::{Parallelism, set_parallelism};
+use asyncthink_rollout::{EpisodeSampler, ModelCard, Query};
+use asyncthink_torch::{Parallelism as ThreadUse, set_parallelism};
 use asyncthink_trainer::{
-    AdamW, AdamWSettings, Advantage, Aggregation, BatchSettings, Clip, EpisodeSampler, Error,
-    ModelCard, ModelFiles, Objective, Phase, Resume, RewardRule, RunLayout, RunOutcome, StageLock,
-    Weights, accumulate_gradient, assign_advantages, grade_episode, score_rows, train_problems,
-    training_rows,
+    AdamW, AdamWSettings, Advantage, Aggregation, BatchSettings, Clip, Error, Objective, Phase,
+    Resume, RewardRule, RunLayout, RunOutcome, StageLock, Weights, accumulate_gradient,
+    assign_advantages, reward_episode, score_rows, train_problems, training_rows,
 };
 use common::{Watcher, alone, copy_folder, finish, metrics, recipe, run, weights};
 use fs_err as fs;
@@ -144,7 +145,7 @@ fn a_stopped_grpo_run_continues_as_if_it_had_never_stopped() {
         readme
     );
     let card = ModelCard::read(&resumed).unwrap();
-    assert_eq!(card, ModelCard::of(&broken));
+    assert_eq!(card, ModelCard::new(&broken.prompts, &broken.protocol));
 }
 
 #[test]
@@ -401,9 +402,12 @@ fn a_stage_in_use_and_files_of_two_models_are_refused() {
     let mut tokenizer: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     tokenizer["model"]["vocab"]["surplus"] = Value::from(9999);
     fs::write(&path, tokenizer.to_string()).unwrap();
-    let error = ModelFiles::load(&model, Device::Cpu).unwrap_err();
+    let error = PretrainedModel::load(&model, Device::Cpu, Precision::F32).unwrap_err();
     assert!(
-        matches!(error, Error::VocabularyTooLarge { num_ids: 10000, .. }),
+        matches!(
+            error,
+            asyncthink_model::Error::VocabularyTooLarge { num_ids: 10000, .. }
+        ),
         "{error}"
     );
 
@@ -458,11 +462,24 @@ fn trainer_and_sampler_agree_and_gradients_do_not_depend_on_packing() {
         &["sft.num_steps=150", "sft.save_every_steps=150"],
     );
     let model = finish(&recipe, Stage::Sft);
-    let mut model = ModelFiles::load(&model, Device::Cpu).unwrap();
+    let mut model = PretrainedModel::load(&model, Device::Cpu, Precision::F32).unwrap();
     let problems = train_problems(&recipe).unwrap();
-    let sampler = EpisodeSampler::new(&ModelCard::of(&recipe), 0.8).unwrap();
+    let sampler = EpisodeSampler::new(&ModelCard::new(&recipe.prompts, &recipe.protocol), 0.8)
+        .unwrap()
+        .with_parallelism(Parallelism::for_decoder(&model.decoder));
+    let prompts: Vec<_> = (0..4)
+        .map(|index| {
+            sampler
+                .problem_prompt(&model.tokenizer, &problems[index], index)
+                .unwrap()
+        })
+        .collect();
     let queries: Vec<_> = (0..24)
-        .map(|index| sampler.query(&problems[index / 6], index / 6, index % 6, index as u64))
+        .map(|index| Query {
+            prompt: Arc::clone(&prompts[index / 6]),
+            sample_index: index % 6,
+            seed: index as u64,
+        })
         .collect();
     let episodes = sampler
         .run(&model.decoder, &model.tokenizer, &queries, &mut |_| true)
@@ -481,7 +498,7 @@ fn trainer_and_sampler_agree_and_gradients_do_not_depend_on_packing() {
         .into_iter()
         .map(|episode| {
             let problem = &problems[episode.prompt_index];
-            grade_episode(episode, problem, &rule, true)
+            reward_episode(episode, problem, &rule, true)
         })
         .collect();
     assign_advantages(&mut graded, 6, Advantage::MeanCentred);
@@ -526,11 +543,11 @@ fn trainer_and_sampler_agree_and_gradients_do_not_depend_on_packing() {
         )
     };
     // One thread at a time on a batch, then several, each with a part of it.
-    set_parallelism(Parallelism::WithinOperations);
+    set_parallelism(ThreadUse::WithinOperations);
     let whole = of(1_000_000, false);
     // Layers that are computed again give the same bits.
     assert_eq!(of(1_000_000, true), whole);
-    set_parallelism(Parallelism::AcrossBatch);
+    set_parallelism(ThreadUse::AcrossBatch);
     for (micro_batch_tokens, checkpointing) in
         [(1, false), (150, true), (700, false), (1_000_000, true)]
     {

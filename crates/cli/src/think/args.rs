@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use asyncthink_protocol::Capacity;
+use asyncthink_rollout::ModelCard;
 use asyncthink_torch::DeviceSpec;
-use asyncthink_trainer::ModelCard;
 use clap::{Args, value_parser};
 
 /// Most agents at a time: each has its place in the cache from the beginning.

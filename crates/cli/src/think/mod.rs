@@ -9,12 +9,15 @@ mod view;
 
 use std::io::{self, Read as _, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
-use asyncthink_model::ModelConfig;
-use asyncthink_rollout::{Episode, Query, RolloutEvent, RolloutObserver, RolloutProgress};
+use asyncthink_model::{ModelConfig, Parallelism, Precision, PretrainedModel};
+use asyncthink_rollout::{
+    Episode, EpisodeSampler, Prompt, Query, RolloutEvent, RolloutObserver, RolloutProgress,
+};
 use asyncthink_torch::{keep_freed_memory, open_device, set_num_threads};
-use asyncthink_trainer::{EpisodeSampler, ModelFiles, StopFlag};
+use asyncthink_trainer::StopFlag;
 
 pub(crate) use self::args::ThinkArgs;
 use self::model::ThinkModel;
@@ -31,17 +34,17 @@ pub(crate) fn run(args: &ThinkArgs, out: &mut dyn Write) -> Result<(), Failure> 
     let mut model = ThinkModel::read(&args.model)?;
     args.override_card(&mut model.card);
     let sampler = EpisodeSampler::new(&model.card, args.temperature)?;
-    check_prompt(&model, &sampler, &query_text)?;
+    let prompt = prompt(&model, &sampler, query_text)?;
     let stop = signals::stop_flag()?;
     let device = open_device(&args.device)?;
     set_num_threads(0)?;
     keep_freed_memory();
     announce(args, &model);
-    let files = ModelFiles::load(&model.dir, device)?;
+    let files = PretrainedModel::load(&model.dir, device, Precision::F32)?;
+    Parallelism::for_decoder(&files.decoder).apply();
     let query = Query {
-        prompt_index: 0,
+        prompt: Arc::new(prompt),
         sample_index: 0,
-        text: query_text,
         seed: args.seed,
     };
     let start = Instant::now();
@@ -53,7 +56,14 @@ pub(crate) fn run(args: &ThinkArgs, out: &mut dyn Write) -> Result<(), Failure> 
     if args.json {
         let protocol = model.card.rollout_settings().protocol;
         let draw = (args.seed, args.temperature);
-        ThinkLine::of(&episode, protocol, &files.tokenizer, &query.text, draw).write(out)?;
+        ThinkLine::of(
+            &episode,
+            protocol,
+            &files.tokenizer,
+            &query.prompt.query,
+            draw,
+        )
+        .write(out)?;
     } else {
         write_summary(&episode, out)?;
     }
@@ -76,7 +86,7 @@ fn view<'a>(args: &ThinkArgs, out: &'a mut dyn Write) -> Box<dyn View + 'a> {
 /// Runs the episode; a signal is a failure.
 fn play(
     sampler: &EpisodeSampler,
-    files: &ModelFiles,
+    files: &PretrainedModel,
     query: &Query,
     view: &mut dyn View,
     stop: &StopFlag,
@@ -177,15 +187,19 @@ fn from_stdin() -> Result<String, Failure> {
     Ok(text)
 }
 
-/// Finds a prompt that leaves no room for an answer before the weights are
+/// The prompt of the query. One that leaves no room for an answer is found before the weights are
 /// loaded.
-fn check_prompt(model: &ThinkModel, sampler: &EpisodeSampler, query: &str) -> Result<(), Failure> {
-    let num_tokens = sampler.prompt(&model.tokenizer, query)?.len();
+fn prompt(model: &ThinkModel, sampler: &EpisodeSampler, query: String) -> Result<Prompt, Failure> {
+    let prompt = sampler.prompt(&model.tokenizer, 0, query)?;
+    let num_tokens = prompt.ids.len();
     let max_tokens = context_tokens(&model.dir)?;
     if num_tokens < max_tokens {
-        return Ok(());
+        return Ok(prompt);
     }
-    let without_query = sampler.prompt(&model.tokenizer, "")?.len();
+    let without_query = sampler
+        .prompt(&model.tokenizer, 0, String::new())?
+        .ids
+        .len();
     Err(Failure::input(format!(
         "the prompt has {num_tokens} tokens, and the context of the model only {max_tokens}"
     ))

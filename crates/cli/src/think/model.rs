@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use asyncthink_data::{ChatSettings, Tokenizer};
 use asyncthink_recipe::Stage;
-use asyncthink_trainer::{MODEL_CARD_FILE, ModelCard, RunLayout};
+use asyncthink_rollout::{MODEL_CARD_FILE, ModelCard};
+use asyncthink_trainer::RunLayout;
 
 use crate::failure::Failure;
 

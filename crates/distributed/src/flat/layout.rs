@@ -130,4 +130,3 @@ impl FlatLayout {
         self.units.last().map_or(0, |unit| unit.elements.end)
     }
 }
-

@@ -193,4 +193,3 @@ pub fn segments(layout: &FlatLayout, pieces: &[Piece]) -> Vec<Segment> {
     }
     segments
 }
-

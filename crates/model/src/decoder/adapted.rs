@@ -1,14 +1,17 @@
 //! Decoders with low-rank adapters.
 
 use std::path::Path;
-use std::sync::PoisonError;
+use std::sync::Arc;
 
 use tch::{Device, Kind, TchError};
 
-use super::{Decoder, GENERATOR};
+use super::Decoder;
+use crate::adapter_file::base_of;
+use crate::adapters::{Adapters, LowRank};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::lora::{self, Adapters, LoraConfig, LowRank};
+use crate::generator::seeded;
+use crate::lora_config::LoraConfig;
 use crate::weights;
 
 impl Decoder {
@@ -17,7 +20,7 @@ impl Decoder {
     /// # Errors
     /// When the folder is no adapter folder, or anything in either folder is missing, misshaped or not supported.
     pub fn load_adapted(dir: &Path, device: Device, kind: Kind) -> Result<Self> {
-        let base = lora::base_of(dir)?.ok_or_else(|| Error::Adapter {
+        let base = base_of(dir)?.ok_or_else(|| Error::Adapter {
             path: dir.to_owned(),
             reason: "the folder holds no `adapter_config.json`".to_owned(),
         })?;
@@ -40,12 +43,10 @@ impl Decoder {
                 reason: "the model has adapters already".to_owned(),
             });
         }
-        let adapters = {
-            let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
-            tch::manual_seed(seed.cast_signed());
+        let adapters = seeded(seed, || {
             let base = base.to_owned();
-            Adapters::draw(config, base, &self.config, self.device, self.kind)?
-        };
+            Adapters::draw(config, base, &self.config, self.device, self.kind)
+        })?;
         let Self {
             config,
             device,
@@ -74,13 +75,14 @@ impl Decoder {
                 Ok((name.clone(), merged))
             })
             .collect::<Result<Vec<_>, TchError>>()?;
-        Self::assemble(
+        let merged = Self::assemble(
             self.config.clone(),
             self.device,
             self.kind,
             parameters,
             None,
-        )
+        )?;
+        Ok(merged.with_attention(Arc::clone(&self.attention)))
     }
 
     /// Brings what [`Self::merged`] gave up to date with the adapters, in place.

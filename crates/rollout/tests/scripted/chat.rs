@@ -2,9 +2,9 @@
 
 use asyncthink_data::{ChatSettings, Tokenizer};
 use asyncthink_protocol::Overflow;
-use asyncthink_rollout::{Episode, Error, Query, WorkerEnd, rollout};
+use asyncthink_rollout::{Episode, Error, WorkerEnd, rollout};
 
-use crate::engine::{ScriptedEngine, query, settings, templates, tokenizer};
+use crate::backend::{ScriptedBackend, query_of, settings, templates, tokenizer};
 
 /// Refuses every message that speaks of two.
 const TEMPLATE: &str = "{% for message in messages %}{% if 'two' in message.content %}{{ raise_exception('not two') }}{% endif %}\
@@ -15,20 +15,18 @@ fn run(text: &str, scripts: &[(&str, &str)]) -> Result<Episode, Error> {
     tokenizer().save(folder.path()).unwrap();
     std::fs::write(folder.path().join("chat_template.jinja"), TEMPLATE).unwrap();
     let tokenizer = Tokenizer::from_dir(folder.path()).unwrap();
-    let mut engine = ScriptedEngine::new(&tokenizer, 3, scripts);
-    let query = Query {
-        text: text.to_owned(),
-        ..query(0)
-    };
+    let mut backend = ScriptedBackend::new(&tokenizer, 3, scripts);
+    let templates = templates().with_chat(Some(ChatSettings::default()));
+    let query = query_of(&tokenizer, &templates, 0, text)?;
     let mut episodes = rollout(
-        &mut engine,
+        &mut backend,
         &tokenizer,
-        &templates().with_chat(Some(ChatSettings::default())),
+        &templates,
         &settings(3, Overflow::Error),
         &[query],
         &mut |_| true,
     )?;
-    assert!(engine.agents.is_empty(), "every agent is freed");
+    assert!(backend.agents.is_empty(), "every agent is freed");
     Ok(episodes.remove(0))
 }
 

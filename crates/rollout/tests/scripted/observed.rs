@@ -11,7 +11,7 @@ use asyncthink_rollout::{
 use proptest::prelude::*;
 use serde_json::json;
 
-use crate::engine::{ScriptedEngine, query, settings, templates, tokenizer};
+use crate::backend::{ScriptedBackend, query, settings, templates, tokenizer};
 use crate::{random_scripts, run_one};
 
 /// Writes down every event, a line each.
@@ -56,17 +56,17 @@ impl RolloutObserver for Log {
 }
 
 fn run_observed(
-    engine: &mut ScriptedEngine<'_>,
+    backend: &mut ScriptedBackend<'_>,
     tokenizer: &Tokenizer,
     settings: &RolloutSettings,
 ) -> (Episode, Log) {
     let mut log = Log::default();
     let episodes = rollout_observed(
-        engine,
+        backend,
         tokenizer,
         &templates(),
         settings,
-        &[query(0)],
+        &[query(tokenizer, 0)],
         &mut log,
     );
     (episodes.unwrap().remove(0), log)
@@ -75,8 +75,8 @@ fn run_observed(
 fn observe(scripts: &[(&str, &str)], settings: &RolloutSettings) -> (Episode, Log) {
     let tokenizer = tokenizer();
     let slots = settings.protocol.capacity.get() as usize;
-    let mut engine = ScriptedEngine::new(&tokenizer, slots, scripts);
-    run_observed(&mut engine, &tokenizer, settings)
+    let mut backend = ScriptedBackend::new(&tokenizer, slots, scripts);
+    run_observed(&mut backend, &tokenizer, settings)
 }
 
 #[test]
@@ -173,9 +173,9 @@ fn a_join_that_does_not_fit_is_not_in_the_text() {
         ("main 0", "<FORK1>a</FORK1><JOIN1> b"),
         ("sub a", "<RETURN>1 1 1</RETURN>"),
     ];
-    let mut engine = ScriptedEngine::new(&tokenizer, 2, &scripts);
-    engine.max_sequence_tokens = 14;
-    let (episode, _) = run_observed(&mut engine, &tokenizer, &settings);
+    let mut backend = ScriptedBackend::new(&tokenizer, 2, &scripts);
+    backend.max_sequence_tokens = 14;
+    let (episode, _) = run_observed(&mut backend, &tokenizer, &settings);
     let (raw, verdict) = checked(&episode, &tokenizer, &settings);
     assert_eq!(raw.organizer, "<FORK1>a</FORK1><JOIN1>");
     assert_eq!(raw.workers[0].text, "<RETURN>1 1 1</RETURN>");
@@ -226,8 +226,8 @@ fn what_runs_past_a_join_is_written_after_it_and_characters_come_in_parts() {
         ("main 0", "<FORK1>q</FORK1><JOIN1> b<ANSWER>\u{e9}</ANSWER>"),
         ("sub q", "<RETURN>r</RETURN>"),
     ];
-    let mut engine = ScriptedEngine::new(&tokenizer, 2, &scripts);
-    let (episode, log) = run_observed(&mut engine, &tokenizer, &settings);
+    let mut backend = ScriptedBackend::new(&tokenizer, 2, &scripts);
+    let (episode, log) = run_observed(&mut backend, &tokenizer, &settings);
     assert!(
         log.lines.contains("organizer | <JOIN1> b\n"),
         "{}",

@@ -3,35 +3,29 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use asyncthink_data::TrainingRow;
-use asyncthink_recipe::{self as recipes, GrpoSection, LossAggregation, Recipe, Stage};
-use asyncthink_rollout::{Episode, Query};
+use asyncthink_algorithms::{AdvantageEstimator, LambdaSchedule, LearningRate, RewardRule};
+use asyncthink_checkpoint::RunLayout;
+use asyncthink_data::{DataOrder, Stream, Tokenizer, TrainingRow, derive_seed};
+use asyncthink_distributed::{AdamW, Ranks, count_of};
+use asyncthink_gradient::{
+    BatchMetrics, BatchSettings, Mismatch, PackedBatch, Weights, mismatch_of_skipped_rows,
+};
+use asyncthink_model::Parallelism;
+use asyncthink_recipe::{GrpoSection, Stage};
+use asyncthink_rollout::{Episode, EpisodeSampler, Query};
 use asyncthink_tasks::Problem;
 
-use crate::advantage::Advantage;
-use crate::card::ModelCard;
-use crate::episode_figures::EpisodeFigures;
-use crate::episode_files;
+use super::line::{GrpoLine, UpdateMetrics};
 use crate::episodes::{
-    GradedEpisode, assign_advantages, episode_records, grade_episode, training_rows,
+    EpisodeMetrics, RewardedEpisode, assign_advantages, episode_records, files, reward_episode,
+    training_rows,
 };
 use crate::error::{Error, Result};
-use crate::figures::BatchFigures;
-use crate::grpo_line::{GrpoLine, UpdateFigures};
-use crate::layout::RunLayout;
-use crate::loss::{Aggregation, Clip};
 use crate::metrics::{Phase, StepClock};
-use crate::mismatch::{Mismatch, mismatch_of_skipped_rows};
 use crate::observer::{Observer, StopFlag};
-use crate::optimizer::AdamW;
-use crate::ranks::{Ranks, count_of};
-use crate::reward::{LambdaSchedule, RewardRule};
-use crate::run::{check_finite, learning_rate};
-use crate::sampling::EpisodeSampler;
-use crate::schedule::LearningRate;
-use crate::streams::{DataOrder, Stream, derive_seed};
-use crate::trainee::Trainee;
-use crate::update::{BatchSettings, Objective, Weights, accumulate_gradient};
+use crate::policy::PolicyModel;
+use crate::run::check_finite;
+use crate::settings::GrpoSettings;
 
 /// Everything that stays the same from step to step.
 pub(super) struct Trainer<'a> {
@@ -41,7 +35,7 @@ pub(super) struct Trainer<'a> {
     order: DataOrder,
     sampler: EpisodeSampler,
     reference: Option<Weights>,
-    advantage: Advantage,
+    advantage: Arc<dyn AdvantageEstimator>,
     batch: BatchSettings,
     learning_rate: LearningRate,
     lambda: LambdaSchedule,
@@ -51,36 +45,37 @@ pub(super) struct Trainer<'a> {
 
 impl<'a> Trainer<'a> {
     pub(super) fn new(
-        recipe: &Recipe,
-        section: &'a GrpoSection,
+        settings: &'a GrpoSettings,
         problems: &'a [Problem],
         reference: Option<Weights>,
+        parallelism: Parallelism,
         ranks: Arc<Ranks>,
     ) -> Result<Self> {
-        let num_steps = section.num_steps as u64;
+        let (run, section) = (&settings.run, &settings.section);
         Ok(Self {
             section,
-            seed: recipe.seed,
+            seed: run.seed,
             problems,
-            order: DataOrder::new(recipe.seed, problems.len())
+            order: DataOrder::new(run.seed, problems.len())
                 .ok_or_else(|| Error::stage("ordering the problems", "there are none"))?,
-            sampler: EpisodeSampler::new(&ModelCard::of(recipe), section.temperature)?
-                .with_max_agents(recipe.engine.max_agents),
+            sampler: EpisodeSampler::new(&run.card, section.temperature)?
+                .with_max_agents(settings.max_agents)
+                .with_parallelism(parallelism)
+                .with_precision(run.precision),
             reference,
-            advantage: match section.advantage {
-                recipes::Advantage::MeanCentred => Advantage::MeanCentred,
-                recipes::Advantage::MeanStd => Advantage::MeanStd {
-                    eps: section.advantage_eps,
-                },
+            advantage: Arc::clone(&settings.advantage),
+            batch: BatchSettings {
+                loss: Arc::clone(&settings.loss),
+                aggregation: settings.aggregation,
+                measures_policy: true,
+                temperature: section.temperature,
+                micro_batch_tokens: section.micro_batch_tokens,
+                activation_checkpointing: section.activation_checkpointing,
+                parallelism,
             },
-            batch: batch_settings(section)?,
-            learning_rate: learning_rate(&section.optimizer, num_steps),
-            lambda: LambdaSchedule {
-                first: section.reward.lambda,
-                last: section.reward.lambda_final,
-                num_steps,
-            },
-            layout: RunLayout::new(&recipe.run_dir),
+            learning_rate: LearningRate::of(&section.optimizer, run.num_steps),
+            lambda: LambdaSchedule::of(&section.reward, run.num_steps),
+            layout: run.layout.clone(),
             ranks,
         })
     }
@@ -90,7 +85,7 @@ impl<'a> Trainer<'a> {
         &mut self,
         done: u64,
         clock: StepClock,
-        model: &mut Trainee,
+        model: &mut PolicyModel,
         optimizer: &mut AdamW,
         observer: &mut dyn Observer,
         stop: &StopFlag,
@@ -103,7 +98,7 @@ impl<'a> Trainer<'a> {
         };
         let identity = format!("step {}: problems {:?}", done + 1, self.prompts(done));
         self.ranks.check_same("the prompts of a step", &identity)?;
-        let queries = self.queries(done);
+        let queries = self.queries(done, &model.tokenizer)?;
         let started = Instant::now();
         model.begin_sampling()?;
         context.clock.book(Phase::Rollout, started);
@@ -115,7 +110,7 @@ impl<'a> Trainer<'a> {
         let mut episodes = self.grade(episodes, lambda);
         // Groups are whole on every rank.
         let constant_groups =
-            assign_advantages(&mut episodes, self.section.group_size, self.advantage);
+            assign_advantages(&mut episodes, self.section.group_size, &*self.advantage);
         let rows = training_rows(&episodes)?;
         let mut sums = [constant_groups as f64, rows.len() as f64];
         self.ranks.sum(&mut sums)?;
@@ -135,21 +130,20 @@ impl<'a> Trainer<'a> {
         let Some(update) = update else {
             return Ok(None);
         };
-        let update = UpdateFigures { num_rows, ..update };
+        let update = UpdateMetrics { num_rows, ..update };
         let started = Instant::now();
         let dump_every = self.section.dump_episodes_every_steps;
         if dump_every.is_some_and(|every| context.step.is_multiple_of(every as u64)) {
-            let texts: Vec<&str> = queries.iter().map(|query| query.text.as_str()).collect();
-            let records = episode_records(context.step, &episodes, &texts, &model.tokenizer);
+            let records = episode_records(context.step, &episodes, &model.tokenizer);
             let path = self.layout.episodes(Stage::Grpo, context.step);
             self.set_phase(context.step, "writing episodes");
-            episode_files::write(&path, records, &self.ranks)?;
+            files::write(&path, records, &self.ranks)?;
         }
         context.clock.book(Phase::Save, started);
-        let figures = EpisodeFigures::over_ranks(&episodes, &self.ranks)?;
+        let metrics = EpisodeMetrics::over_ranks(&episodes, &self.ranks)?;
         let trained = update.num_tokens * self.section.num_updates_per_rollout;
         let tokens = [
-            (Phase::Rollout, figures.decoded_tokens),
+            (Phase::Rollout, metrics.decoded_tokens),
             (Phase::Train, trained),
         ];
         let traffic = self.ranks.group().traffic();
@@ -157,7 +151,7 @@ impl<'a> Trainer<'a> {
         Ok(Some(GrpoLine {
             step: context.step,
             epoch: self.order.epoch(self.position(done)),
-            episodes: figures,
+            episodes: metrics,
             constant_groups,
             lambda,
             learning_rate,
@@ -167,7 +161,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn set_phase(&self, step: u64, what: &str) {
-        self.ranks.set_step_phase(Stage::Grpo, step, what);
+        self.ranks.set_step_phase(Stage::Grpo.name(), step, what);
     }
 
     /// Position of a step's first prompt in the endless sequence of prompts.
@@ -184,31 +178,34 @@ impl<'a> Trainer<'a> {
     }
 
     /// This rank's share, group after group, one query per episode.
-    fn queries(&mut self, done: u64) -> Vec<Query> {
+    fn queries(&mut self, done: u64, tokenizer: &Tokenizer) -> Result<Vec<Query>> {
         let group_size = self.section.group_size;
         let share = self.ranks.share_of(self.section.prompts_per_step);
         let mut queries = Vec::with_capacity(share.len() * group_size);
         for slot in share {
             let prompt_index = self.order.item(self.position(done) + slot as u64);
+            let problem = &self.problems[prompt_index];
+            let prompt = self
+                .sampler
+                .problem_prompt(tokenizer, problem, prompt_index)?;
             for sample_index in 0..group_size {
                 // By slot, not by prompt: a step that spans two epochs may hold a prompt twice.
                 let episode = (slot * group_size + sample_index) as u64;
                 let seed = derive_seed(self.seed, Stream::Rollout, done, episode);
-                queries.push(self.sampler.query(
-                    &self.problems[prompt_index],
-                    prompt_index,
+                queries.push(Query {
+                    prompt: Arc::clone(&prompt),
                     sample_index,
                     seed,
-                ));
+                });
             }
         }
-        queries
+        Ok(queries)
     }
 
     fn sample(
         &self,
         queries: &[Query],
-        model: &Trainee,
+        model: &PolicyModel,
         context: &mut StepContext<'_>,
     ) -> Result<Option<Vec<Episode>>> {
         let started = Instant::now();
@@ -234,7 +231,7 @@ impl<'a> Trainer<'a> {
                     stop.requested().is_none()
                 },
             )
-            .map_err(|error| error.at_step(*step))?;
+            .map_err(|error| Error::from(error).at_step(*step))?;
         context.clock.book(Phase::Rollout, started);
         let is_cut_short = episodes.len() < queries.len();
         let mut num_cut_short = [f64::from(u8::from(is_cut_short))];
@@ -242,19 +239,14 @@ impl<'a> Trainer<'a> {
         Ok((num_cut_short[0] == 0.0).then_some(episodes))
     }
 
-    fn grade(&self, episodes: Vec<Episode>, lambda: f64) -> Vec<GradedEpisode> {
+    fn grade(&self, episodes: Vec<Episode>, lambda: f64) -> Vec<RewardedEpisode> {
         let reward = &self.section.reward;
-        let rule = RewardRule {
-            lambda,
-            tau: reward.tau,
-            format_error: reward.format_error,
-            gate_concurrency: reward.gate_concurrency,
-        };
+        let rule = RewardRule::of(reward, lambda);
         episodes
             .into_iter()
             .map(|episode| {
                 let problem = &self.problems[episode.prompt_index];
-                grade_episode(episode, problem, &rule, reward.count_unjoined)
+                reward_episode(episode, problem, &rule, reward.count_unjoined)
             })
             .collect()
     }
@@ -263,7 +255,7 @@ impl<'a> Trainer<'a> {
     fn skipped(
         &self,
         rows: &[TrainingRow],
-        model: &Trainee,
+        model: &PolicyModel,
         context: &mut StepContext<'_>,
     ) -> Result<Option<Mismatch>> {
         if self.section.max_logprob_mismatch.is_none() {
@@ -282,12 +274,16 @@ impl<'a> Trainer<'a> {
         rows: &[TrainingRow],
         skipped: Option<Mismatch>,
         learning_rate: f64,
-        model: &Trainee,
+        model: &PolicyModel,
         optimizer: &mut AdamW,
         context: &mut StepContext<'_>,
-    ) -> Result<Option<UpdateFigures>> {
+    ) -> Result<Option<UpdateMetrics>> {
         let num_updates = self.section.num_updates_per_rollout;
-        let mut means = UpdateFigures::default();
+        let mut means = UpdateMetrics::default();
+        let started = Instant::now();
+        self.set_phase(context.step, "computing the gradient");
+        let mut batch = PackedBatch::new(model.weights(), rows, &self.batch, &self.ranks)?;
+        context.clock.book(Phase::Train, started);
         for index in 0..num_updates {
             optimizer.zero_grad();
             let started = Instant::now();
@@ -298,11 +294,9 @@ impl<'a> Trainer<'a> {
                 ..
             } = context;
             self.set_phase(*step, "computing the gradient");
-            let figures = accumulate_gradient(
+            let metrics = batch.accumulate_gradient(
                 model.weights(),
                 self.reference.as_ref(),
-                rows,
-                &self.batch,
                 optimizer,
                 &mut |done, total| {
                     observer.phase(Phase::Train, done as u64, total as u64);
@@ -311,22 +305,22 @@ impl<'a> Trainer<'a> {
             )?;
             let step = *step;
             context.clock.book(Phase::Train, started);
-            let Some(mut figures) = figures else {
+            let Some(mut metrics) = metrics else {
                 return Ok(None);
             };
             if self.reference.is_some() {
                 context
                     .clock
-                    .add(Phase::Reference, figures.reference_seconds);
-                context.clock.add(Phase::Train, -figures.reference_seconds);
+                    .add(Phase::Reference, metrics.reference_seconds);
+                context.clock.add(Phase::Train, -metrics.reference_seconds);
             }
-            check_finite(step, "the loss", figures.loss)?;
+            check_finite(step, "the loss", metrics.loss)?;
             if index == 0 {
                 if let Some(skipped) = &skipped {
-                    figures.include_mismatch(skipped);
+                    metrics.include_mismatch(skipped);
                 }
-                self.check_mismatch(step, &figures)?;
-                means.start(&figures);
+                self.check_mismatch(step, &metrics)?;
+                means.start(&metrics);
             }
             let started = Instant::now();
             self.set_phase(step, "updating the weights");
@@ -335,7 +329,7 @@ impl<'a> Trainer<'a> {
             optimizer.step(learning_rate)?;
             context.clock.book(Phase::Optimizer, started);
             means.add(
-                &figures,
+                &metrics,
                 self.reference.is_some(),
                 grad_norm,
                 num_updates as f64,
@@ -344,17 +338,17 @@ impl<'a> Trainer<'a> {
         Ok(Some(means))
     }
 
-    fn check_mismatch(&self, step: u64, figures: &BatchFigures) -> Result<()> {
+    fn check_mismatch(&self, step: u64, metrics: &BatchMetrics) -> Result<()> {
         check_finite(
             step,
             "the log-probability of a token",
-            figures.mismatch_max_nats,
+            metrics.mismatch_max_nats,
         )?;
         match self.section.max_logprob_mismatch {
-            Some(bound_nats) if figures.mismatch_max_nats > bound_nats => {
+            Some(bound_nats) if metrics.mismatch_max_nats > bound_nats => {
                 Err(Error::LogprobMismatch {
                     step,
-                    max_nats: figures.mismatch_max_nats,
+                    max_nats: metrics.mismatch_max_nats,
                     bound_nats,
                 })
             }
@@ -363,40 +357,11 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// What the parts of one step share.
+/// State that the parts of one step share.
 struct StepContext<'a> {
     /// Counted from 1.
     step: u64,
     observer: &'a mut dyn Observer,
     stop: &'a StopFlag,
     clock: StepClock,
-}
-
-fn batch_settings(section: &GrpoSection) -> Result<BatchSettings> {
-    let aggregation = match (section.loss_aggregation, section.constant_length_tokens) {
-        (LossAggregation::TokenMean, _) => Aggregation::TokenMean,
-        (LossAggregation::EpisodeMean, _) => Aggregation::EpisodeMean,
-        (LossAggregation::ConstantLength, Some(tokens)) => Aggregation::ConstantLength {
-            tokens: tokens as u64,
-        },
-        (LossAggregation::ConstantLength, None) => {
-            return Err(Error::stage(
-                "reading `grpo.loss_aggregation`",
-                "`constant_length_tokens` is missing",
-            ));
-        }
-    };
-    Ok(BatchSettings {
-        objective: Objective::Policy {
-            clip: Clip {
-                low: section.clip_eps_low,
-                high: section.clip_eps_high,
-            },
-            kl_beta: section.kl_beta,
-        },
-        aggregation,
-        temperature: section.temperature,
-        micro_batch_tokens: section.micro_batch_tokens,
-        activation_checkpointing: section.activation_checkpointing,
-    })
 }

@@ -5,111 +5,24 @@
 //! when the checkpoint has its name; at each they learn whether all went well. While a thread writes they ask each other at the
 //! end of every step whether all are done. Collectives are called between steps only, never from the thread.
 
-use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use asyncthink_checkpoint::Task;
+use asyncthink_distributed::{AdamW, optimizer_files};
 use asyncthink_recipe::SaveInBackground;
-use fs_err as fs;
-use serde_json::Value;
 use tch::Device;
 
-use super::{SavePolicy, StageRun};
-use crate::background::Task;
-use crate::card::ModelCard;
-use crate::checkpoint::{PartialCheckpoint, TrainerState};
+use super::snapshot::{PendingSave, RankSnapshot};
+use super::stage_run::StageRun;
 use crate::error::{Error, Result};
-use crate::models::ModelFiles;
 use crate::observer::Observer;
-use crate::optimizer::AdamW;
-use crate::optimizer_files;
-use crate::readme::{Contents, Readme};
-use crate::trainee::Trainee;
-
-/// Where the last checkpoint of a run with adapters holds the whole model, if the recipe asks for it.
-const MERGED_FOLDER: &str = "merged";
-
-/// What the first rank writes besides its moments.
-#[derive(Debug)]
-pub(crate) struct ModelShare {
-    pub(crate) partial: PartialCheckpoint,
-    pub(crate) model: ModelFiles,
-    pub(crate) card: ModelCard,
-    pub(crate) readme: Readme,
-    pub(crate) state: TrainerState,
-    /// The newest line of the metrics.
-    pub(crate) latest: Option<Value>,
-    /// Whether a model with adapters is written as a whole too.
-    pub(crate) saves_merged: bool,
-}
-
-impl ModelShare {
-    fn write(&self) -> Result<()> {
-        let dir = self.partial.dir();
-        let contents = match self.model.decoder.adapters() {
-            Some(_) => Contents::Adapters,
-            None => Contents::Model,
-        };
-        self.model.save(dir)?;
-        self.write_cards(dir, contents)?;
-        if self.saves_merged {
-            let merged = dir.join(MERGED_FOLDER);
-            fs::create_dir_all(&merged)?;
-            self.model.save_merged(&merged)?;
-            self.write_cards(&merged, Contents::Model)?;
-        }
-        Ok(())
-    }
-
-    fn write_cards(&self, dir: &Path, contents: Contents) -> Result<()> {
-        self.card.write(dir)?;
-        self.readme
-            .write(dir, &self.state, self.latest.as_ref(), contents)
-    }
-}
-
-/// One rank's share of a checkpoint.
-struct Share {
-    dir: PathBuf,
-    moments: optimizer_files::Share,
-    /// The first rank's.
-    model: Option<ModelShare>,
-}
-
-impl Share {
-    fn write(&self) -> Result<()> {
-        if let Some(model) = &self.model {
-            model.write()?;
-        }
-        self.moments.write(&self.dir)
-    }
-}
-
-/// A checkpoint under way.
-#[derive(Debug)]
-pub(super) struct PendingSave {
-    state: TrainerState,
-    /// The first rank's.
-    partial: Option<PartialCheckpoint>,
-    task: Task,
-    /// Whether the task is the last one before the checkpoint gets its name.
-    is_sealing: bool,
-}
-
-impl SavePolicy {
-    fn is_in_background(&self, device: Device) -> bool {
-        match self.in_background {
-            SaveInBackground::Always => true,
-            SaveInBackground::Never => false,
-            SaveInBackground::Auto => device != Device::Cpu,
-        }
-    }
-}
+use crate::policy::PolicyModel;
 
 impl StageRun {
     /// Books a finished step; saves if that is due, and looks after the save under way.
     pub(crate) fn finish_step(
         &mut self,
-        model: &Trainee,
+        model: &PolicyModel,
         optimizer: &AdamW,
         observer: &mut dyn Observer,
     ) -> Result<()> {
@@ -121,7 +34,7 @@ impl StageRun {
         let started = Instant::now();
         if self.state.step.is_multiple_of(self.save.every_steps) {
             self.finish_save(observer)?;
-            let in_background = self.save.is_in_background(model.device());
+            let in_background = is_in_background(self.save.in_background, model.device());
             self.begin_save(model, optimizer, in_background)?;
             if !in_background {
                 self.finish_save(observer)?;
@@ -138,7 +51,7 @@ impl StageRun {
     /// Saves and waits for it, unless the newest checkpoint is of this step.
     pub(crate) fn save(
         &mut self,
-        model: &Trainee,
+        model: &PolicyModel,
         optimizer: &AdamW,
         observer: &mut dyn Observer,
     ) -> Result<()> {
@@ -155,7 +68,7 @@ impl StageRun {
     /// Takes a snapshot and begins to write it.
     fn begin_save(
         &mut self,
-        model: &Trainee,
+        model: &PolicyModel,
         optimizer: &AdamW,
         in_background: bool,
     ) -> Result<()> {
@@ -173,7 +86,7 @@ impl StageRun {
         let sealed_state = state.clone();
         let work = move || {
             share.write()?;
-            to_seal.map_or(Ok(()), |partial| partial.seal(&sealed_state))
+            to_seal.map_or(Ok(()), |partial| Ok(partial.seal(&sealed_state)?))
         };
         self.pending = Some(PendingSave {
             state,
@@ -188,7 +101,12 @@ impl StageRun {
         Ok(())
     }
 
-    fn share(&mut self, model: &Trainee, optimizer: &AdamW, is_copy: bool) -> Result<Share> {
+    fn share(
+        &mut self,
+        model: &PolicyModel,
+        optimizer: &AdamW,
+        is_copy: bool,
+    ) -> Result<RankSnapshot> {
         let written = model.snapshot(is_copy)?;
         let moments = optimizer_files::snapshot(optimizer, &self.ranks)?;
         let is_finished = self.is_finished();
@@ -198,7 +116,7 @@ impl StageRun {
             }
             _ => None,
         };
-        Ok(Share {
+        Ok(RankSnapshot {
             dir: self.store.partial_dir(self.state.step),
             moments,
             model,
@@ -242,7 +160,7 @@ impl StageRun {
         if !is_sealing {
             let sealed_state = state.clone();
             let task = match partial.clone() {
-                Some(partial) => Task::start(move || partial.seal(&sealed_state)),
+                Some(partial) => Task::start(move || Ok(partial.seal(&sealed_state)?)),
                 None => Task::done(Ok(())),
             };
             self.pending = Some(PendingSave {
@@ -274,7 +192,7 @@ impl StageRun {
     pub(crate) fn fail(
         &mut self,
         error: Error,
-        model: &Trainee,
+        model: &PolicyModel,
         optimizer: &AdamW,
         num_updates_before: u64,
         observer: &mut dyn Observer,
@@ -297,5 +215,13 @@ impl StageRun {
             ));
         }
         error
+    }
+}
+
+fn is_in_background(choice: SaveInBackground, device: Device) -> bool {
+    match choice {
+        SaveInBackground::Always => true,
+        SaveInBackground::Never => false,
+        SaveInBackground::Auto => device != Device::Cpu,
     }
 }

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use asyncthink_data::parquet::{EpisodeRecord, read_episodes, write_episodes};
+use asyncthink_distributed::Ranks;
 use fs_err as fs;
 
 use crate::error::{Error, Result};
-use crate::ranks::Ranks;
 
 /// What the name of a rank's part has in place of `parquet`, before the rank.
 const PART: &str = "rank_";
@@ -22,7 +22,7 @@ pub(crate) fn write(path: &Path, mut records: Vec<EpisodeRecord>, ranks: &Ranks)
         ranks.agree(written.map_err(Error::from))?;
         return ranks.agree(Ok(()));
     }
-    ranks.agree(Ok(()))?;
+    ranks.agree::<(), Error>(Ok(()))?;
     let gathered = (1..ranks.world_size()).try_for_each(|rank| -> Result<()> {
         let part = part(path, rank);
         records.extend(read_episodes(&part)?);

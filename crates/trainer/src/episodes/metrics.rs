@@ -1,15 +1,15 @@
-//! The figures of a step's episodes, over all ranks.
+//! Metrics of a step's episodes, over all ranks.
 
+use asyncthink_distributed::{Ranks, count_of};
 use asyncthink_protocol::FormatError;
-use asyncthink_rollout::AgentRecord;
+use asyncthink_rollout::{AgentRecord, Episode};
 
-use crate::episodes::GradedEpisode;
+use super::rewarded::RewardedEpisode;
 use crate::error::{Error, Result};
-use crate::ranks::{Ranks, count_of};
 
 /// Means over the episodes of a step; the deterministic part of its metrics.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct EpisodeFigures {
+pub struct EpisodeMetrics {
     /// Mean reward.
     pub reward: f64,
     /// Mean `R_A`; 0 counted for format errors.
@@ -47,36 +47,31 @@ pub struct EpisodeFigures {
     pub decoded_tokens: usize,
 }
 
-impl EpisodeFigures {
+impl EpisodeMetrics {
     /// Summarises episodes.
     ///
     /// # Errors
     /// When there are none.
-    pub fn of(episodes: &[GradedEpisode]) -> Result<Self> {
+    pub fn of(episodes: &[RewardedEpisode]) -> Result<Self> {
         let summaries: Vec<Summary> = episodes.iter().map(Summary::of).collect();
         Self::of_summaries(&summaries)
     }
 
     /// Summarises the episodes of all ranks, each of which brings its own.
-    pub(crate) fn over_ranks(episodes: &[GradedEpisode], ranks: &Ranks) -> Result<Self> {
-        let mut bytes = Vec::with_capacity(episodes.len() * Summary::NUM_VALUES * size_of::<f64>());
-        for value in episodes
-            .iter()
-            .flat_map(|episode| Summary::of(episode).values())
-        {
-            bytes.extend(value.to_le_bytes());
+    pub(crate) fn over_ranks(episodes: &[RewardedEpisode], ranks: &Ranks) -> Result<Self> {
+        let own: Vec<Summary> = episodes.iter().map(Summary::of).collect();
+        if ranks.is_alone() {
+            return Self::of_summaries(&own);
         }
+        let exchanging = |error| Error::stage("exchanging the metrics of episodes", error);
+        let bytes = serde_json::to_vec(&own).map_err(exchanging)?;
         // In the order of the ranks, and so in that of the prompts: the sums are those of a single rank, to the bit.
-        let all = ranks.gather_bytes(&bytes)?.concat();
-        let values: Vec<f64> = all
-            .as_chunks::<{ size_of::<f64>() }>()
-            .0
-            .iter()
-            .map(|bytes| f64::from_le_bytes(*bytes))
-            .collect();
-        let (summaries, _) = values.as_chunks::<{ Summary::NUM_VALUES }>();
-        let summaries: Vec<Summary> = summaries.iter().map(Summary::from_values).collect();
-        Self::of_summaries(&summaries)
+        let mut all = Vec::new();
+        for bytes in ranks.gather_bytes(&bytes)? {
+            let of_rank: Vec<Summary> = serde_json::from_slice(&bytes).map_err(exchanging)?;
+            all.extend(of_rank);
+        }
+        Self::of_summaries(&all)
     }
 
     fn of_summaries(episodes: &[Summary]) -> Result<Self> {
@@ -93,11 +88,10 @@ impl EpisodeFigures {
         };
         // Every code is listed, so that lines of all steps have the same keys.
         let format_errors = FormatError::CODES
-            .iter()
-            .enumerate()
-            .map(|(index, code)| {
-                let has_it = |summary: &&Summary| summary.format_error == Some(index);
-                (*code, episodes.iter().filter(has_it).count())
+            .into_iter()
+            .map(|code| {
+                let has_it = |one: &&Summary| one.format_error.is_some_and(|it| it.code() == code);
+                (code, episodes.iter().filter(has_it).count())
             })
             .collect();
         let decoded_tokens: f64 = episodes.iter().map(|summary| summary.decoded_tokens).sum();
@@ -124,14 +118,13 @@ impl EpisodeFigures {
     }
 }
 
-/// What the figures need of one episode, as ranks send it to each other.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// The numbers of one episode, as ranks send them to each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 struct Summary {
     is_valid: bool,
     /// Everything asked for was found.
     is_complete: bool,
-    /// Index among [`FormatError::CODES`].
-    format_error: Option<usize>,
+    format_error: Option<FormatError>,
     reward: f64,
     reward_accuracy: f64,
     reward_concurrency: f64,
@@ -147,22 +140,19 @@ struct Summary {
 }
 
 impl Summary {
-    const NUM_VALUES: usize = 15;
-
-    fn of(graded: &GradedEpisode) -> Self {
+    fn of(rewarded: &RewardedEpisode) -> Self {
+        let RewardedEpisode { graded, reward, .. } = rewarded;
         let episode = &graded.episode;
-        let code = episode.format_error().map(FormatError::code);
         let concurrency = graded.concurrency;
         Self {
             is_valid: concurrency.is_some(),
-            is_complete: graded.num_correct >= graded.num_required,
-            format_error: code
-                .and_then(|code| FormatError::CODES.iter().position(|one| *one == code)),
-            reward: graded.reward.total,
-            reward_accuracy: graded.reward.accuracy,
-            reward_concurrency: graded.reward.concurrency,
+            is_complete: graded.is_complete(),
+            format_error: episode.format_error().copied(),
+            reward: reward.total,
+            reward_accuracy: reward.accuracy,
+            reward_concurrency: reward.concurrency,
             eta_ratio: concurrency.map_or(0.0, |concurrency| concurrency.eta_ratio),
-            eta_ratio_rewarded: graded.rewarded_eta_ratio.unwrap_or_default(),
+            eta_ratio_rewarded: rewarded.rewarded_eta_ratio.unwrap_or_default(),
             latency_tokens: concurrency
                 .map_or(0.0, |concurrency| concurrency.latency_tokens as f64),
             num_forks: episode.num_forks() as f64,
@@ -170,75 +160,15 @@ impl Summary {
             num_empty_returns: episode.num_empty_returns() as f64,
             num_cancelled_workers: episode.num_cancelled_workers() as f64,
             decoded_tokens: episode.decoded_tokens() as f64,
-            sum_of_logprobs: sum_of_logprobs(graded),
-        }
-    }
-
-    fn values(&self) -> [f64; Self::NUM_VALUES] {
-        let flag = |value: bool| f64::from(u8::from(value));
-        [
-            flag(self.is_valid),
-            flag(self.is_complete),
-            // 0 for none.
-            self.format_error.map_or(0.0, |index| index as f64 + 1.0),
-            self.reward,
-            self.reward_accuracy,
-            self.reward_concurrency,
-            self.eta_ratio,
-            self.eta_ratio_rewarded,
-            self.latency_tokens,
-            self.num_forks,
-            self.num_joins,
-            self.num_empty_returns,
-            self.num_cancelled_workers,
-            self.decoded_tokens,
-            self.sum_of_logprobs,
-        ]
-    }
-
-    fn from_values(values: &[f64; Self::NUM_VALUES]) -> Self {
-        let &[
-            is_valid,
-            is_complete,
-            format_error,
-            reward,
-            reward_accuracy,
-            reward_concurrency,
-            eta_ratio,
-            eta_ratio_rewarded,
-            latency_tokens,
-            num_forks,
-            num_joins,
-            num_empty_returns,
-            num_cancelled_workers,
-            decoded_tokens,
-            sum_of_logprobs,
-        ] = values;
-        Self {
-            is_valid: is_valid != 0.0,
-            is_complete: is_complete != 0.0,
-            format_error: count_of(format_error).checked_sub(1),
-            reward,
-            reward_accuracy,
-            reward_concurrency,
-            eta_ratio,
-            eta_ratio_rewarded,
-            latency_tokens,
-            num_forks,
-            num_joins,
-            num_empty_returns,
-            num_cancelled_workers,
-            decoded_tokens,
-            sum_of_logprobs,
+            sum_of_logprobs: sum_of_logprobs(episode),
         }
     }
 }
 
-fn sum_of_logprobs(graded: &GradedEpisode) -> f64 {
-    let workers = graded.episode.workers.iter().map(|worker| &worker.record);
-    let agents = std::iter::once(&graded.episode.organizer).chain(workers);
+fn sum_of_logprobs(episode: &Episode) -> f64 {
     // Ids that were not decoded have a log-probability of 0.
-    agents
+    episode
+        .agents()
         .flat_map(AgentRecord::logprobs)
         .map(|logprob| f64::from(*logprob))
         .sum()
@@ -252,14 +182,16 @@ mod tests {
     fn a_summary_survives_the_journey() {
         let summary = Summary {
             is_valid: true,
-            format_error: Some(2),
-            reward: 0.3,
+            format_error: Some(FormatError::NoAnswer),
+            reward: 0.1 + 0.2,
             num_forks: 3.0,
-            sum_of_logprobs: -1.25,
+            sum_of_logprobs: -1.0 / 3.0,
             ..Summary::default()
         };
-        assert_eq!(Summary::from_values(&summary.values()), summary);
-        let plain = Summary::default();
-        assert_eq!(Summary::from_values(&plain.values()), plain);
+        for summary in [summary, Summary::default()] {
+            let json = serde_json::to_vec(&summary).unwrap();
+            let read: Summary = serde_json::from_slice(&json).unwrap();
+            assert_eq!(read, summary);
+        }
     }
 }

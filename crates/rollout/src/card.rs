@@ -6,12 +6,12 @@ use std::path::Path;
 
 use asyncthink_data::{ChatSettings, PromptTemplates, PromptText};
 use asyncthink_protocol::{Capacity, Overflow, Protocol, TagStyle};
-use asyncthink_recipe::RecipeData;
-use asyncthink_rollout::RolloutSettings;
+use asyncthink_recipe::{PromptsSection, ProtocolSection};
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::settings::RolloutSettings;
 
 /// Name of the file inside a model folder.
 pub const MODEL_CARD_FILE: &str = "asyncthink.json";
@@ -43,9 +43,8 @@ pub struct ModelCard {
 }
 
 impl ModelCard {
-    /// The card that a recipe describes.
-    pub fn of(recipe: &RecipeData) -> Self {
-        let (prompts, protocol) = (&recipe.prompts, &recipe.protocol);
+    /// The card that the sections of a recipe describe.
+    pub fn new(prompts: &PromptsSection, protocol: &ProtocolSection) -> Self {
         Self {
             format: 1,
             prompts: PromptText {
@@ -74,8 +73,10 @@ impl ModelCard {
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(MODEL_CARD_FILE);
         let text = fs::read(&path)?;
-        serde_json::from_slice(&text)
-            .map_err(|error| Error::stage(format!("reading `{}`", path.display()), error))
+        serde_json::from_slice(&text).map_err(|source| Error::Card {
+            context: format!("reading `{}`", path.display()),
+            source,
+        })
     }
 
     /// Writes the card into a model folder.
@@ -83,8 +84,10 @@ impl ModelCard {
     /// # Errors
     /// When the file cannot be written.
     pub fn write(&self, dir: &Path) -> Result<()> {
-        let mut text = serde_json::to_string_pretty(self)
-            .map_err(|error| Error::stage("writing a model card", error))?;
+        let mut text = serde_json::to_string_pretty(self).map_err(|source| Error::Card {
+            context: "writing a model card".to_owned(),
+            source,
+        })?;
         text.push('\n');
         fs::write(dir.join(MODEL_CARD_FILE), text)?;
         Ok(())

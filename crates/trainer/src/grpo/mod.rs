@@ -8,56 +8,51 @@
 //! 2. All updates of a step use the whole batch of the rollout.
 //! 3. Advantages may be mean-centred only, the reward may gate its concurrency term, and a KL term is optional.
 
+mod line;
 mod step;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use asyncthink_recipe::{Recipe, Stage};
+use asyncthink_checkpoint::{Checkpoint, fingerprint, model_identity};
+use asyncthink_recipe::Stage;
 
+use line::report;
 use step::Trainer;
 
-use crate::checkpoint::{Checkpoint, model_identity};
 use crate::error::{Error, Result};
-use crate::fingerprint;
-use crate::grpo_line::report;
-use crate::layout::RunLayout;
-use crate::models::grpo_initial_model;
+use crate::models::initial_model;
 use crate::observer::{Observer, RunStart, StopFlag};
+use crate::policy::{PolicyModel, load_reference};
 use crate::problems::train_problems;
-use crate::run::{Origin, Resume, RunOptions, RunOutcome, SavePolicy, StageRun, new_optimizer};
-use crate::trainee::{Trainee, load_reference};
+use crate::run::{Origin, Resume, RunOptions, RunOutcome, StageRun, new_optimizer};
+use crate::settings::GrpoSettings;
 
 /// Optimises the model that `sft` left.
 ///
 /// # Errors
-/// When the recipe has no `[grpo]`, an input is missing or damaged, a figure stops being finite, trainer and sampler
-/// disagree by more than the recipe allows, or the disk refuses.
+/// When an input is missing or damaged, a metric stops being finite, trainer and sampler disagree by more than the recipe
+/// allows, or the disk refuses.
 pub fn run_grpo(
-    recipe: &Recipe,
+    settings: &GrpoSettings,
     options: &RunOptions,
     observer: &mut dyn Observer,
     stop: &StopFlag,
 ) -> Result<RunOutcome> {
-    let section = recipe
-        .grpo
-        .as_ref()
-        .ok_or(Error::MissingSection { section: "grpo" })?;
-    let problems = train_problems(recipe)?;
-    let initial = grpo_initial_model(recipe);
+    let (run_settings, section) = (&settings.run, &settings.section);
+    let problems = train_problems(&run_settings.layout)?;
+    let initial = initial_model(&settings.initial_model);
     let may_resume = match options.resume {
-        Resume::Auto => RunLayout::new(&recipe.run_dir)
-            .latest_model(Stage::Grpo)
-            .exists(),
+        Resume::Auto => run_settings.layout.latest_model(Stage::Grpo).exists(),
         Resume::From(_) => true,
         Resume::Never => false,
     };
     if !may_resume && let Err(error) = initial {
         return Err(error);
     }
-    let num_steps = section.num_steps as u64;
+    let num_steps = run_settings.num_steps;
     let origin = Origin {
-        dataset: fingerprint::of_problems(&problems)?,
+        dataset: fingerprint::of_items(&problems)?,
         initial_model: match &initial {
             Ok(dir) => Some(model_identity(dir)?),
             Err(_) => None,
@@ -71,31 +66,19 @@ pub fn run_grpo(
             world_size: ranks.world_size(),
         });
     }
-    let (mut run, checkpoint) = StageRun::open(
-        recipe,
-        Stage::Grpo,
-        origin,
-        num_steps,
-        SavePolicy::of_grpo(recipe, section),
-        options,
-        observer,
-    )?;
+    let (mut run, checkpoint) = StageRun::open(run_settings, origin, options, observer)?;
     if run.is_finished() {
         return Ok(run.finished());
     }
-    let (begin, reference) = model_folders(checkpoint.as_ref(), initial, section.kl_beta > 0.0)?;
-    let device = ranks.open_device(recipe)?;
-    let mut model = Trainee::load(&begin, recipe, &ranks, device)?;
+    let has_reference = settings.loss.needs_reference();
+    let (begin, reference) = model_folders(checkpoint.as_ref(), initial, has_reference)?;
+    let device = ranks.open_device(&run_settings.device)?;
+    let mut model = PolicyModel::load(&begin, run_settings, &ranks, device)?;
+    model.parallelism().apply();
     run.check_same_start(&model)?;
-    let mut optimizer = new_optimizer(
-        &mut model,
-        &section.optimizer,
-        recipe,
-        &ranks,
-        checkpoint.as_ref(),
-    )?;
+    let mut optimizer = new_optimizer(&mut model, run_settings, &ranks, checkpoint.as_ref())?;
     let reference = reference
-        .map(|dir| load_reference(&dir, recipe, &ranks, device))
+        .map(|dir| load_reference(&dir, run_settings, &ranks, device))
         .transpose()?;
     observer.started(&RunStart {
         stage: Stage::Grpo,
@@ -106,7 +89,7 @@ pub fn run_grpo(
         num_trained: model.num_trained(),
         num_items: problems.len(),
     });
-    let mut trainer = Trainer::new(recipe, section, &problems, reference, ranks)?;
+    let mut trainer = Trainer::new(settings, &problems, reference, model.parallelism(), ranks)?;
     while !run.is_finished() {
         let num_updates = optimizer.num_updates();
         let clock = run.clock();
@@ -124,12 +107,10 @@ pub fn run_grpo(
         let Some(line) = result else {
             return run.stop(stop, &model, &optimizer, observer);
         };
-        if line.step.is_multiple_of(section.log_every_steps as u64) || line.step == num_steps {
-            run.append_metrics(&line)?;
-        }
+        run.write_metrics(line.step, false, &line)?;
         report(observer, &line, num_steps);
-        for (metric, figure) in line.figures_of_checkpoint() {
-            run.note(metric.name(), figure);
+        for (metric, value) in line.metrics_of_checkpoint() {
+            run.note(metric.name(), value);
         }
         run.finish_step(&model, &optimizer, observer)?;
         if !run.is_finished() && run.stop_requested(stop)?.is_some() {

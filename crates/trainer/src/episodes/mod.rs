@@ -1,71 +1,18 @@
 //! From sampled episodes to rewards, advantages, training rows and Parquet.
 
+pub(crate) mod files;
+mod metrics;
+mod rewarded;
+
+use asyncthink_algorithms::{AdvantageEstimator, Group};
 use asyncthink_data::parquet::{EpisodeRecord, Role};
 use asyncthink_data::{EpisodeIndex, Tokenizer, TrainingRow};
-use asyncthink_protocol::Concurrency;
-use asyncthink_rollout::{AgentRecord, Episode};
-use asyncthink_tasks::Problem;
+use asyncthink_rollout::AgentRecord;
 
-use crate::advantage::{Advantage, Group};
+pub use metrics::EpisodeMetrics;
+pub use rewarded::{RewardedEpisode, reward_episode};
+
 use crate::error::Result;
-use crate::reward::{EpisodeScore, RewardParts, RewardRule};
-
-/// An episode with everything that its reward rests on.
-#[derive(Clone, Debug)]
-pub struct GradedEpisode {
-    /// What organizer and workers did.
-    pub episode: Episode,
-    /// Different correct items of the answer; 0 for a format error.
-    pub num_correct: usize,
-    /// Items that the problem asks for.
-    pub num_required: usize,
-    /// Latency and concurrency as the paper has them; `None` for a format error.
-    pub concurrency: Option<Concurrency>,
-    /// `eta / c` as rewarded, which may leave out workers that nobody joined; `None` for a format error.
-    pub rewarded_eta_ratio: Option<f64>,
-    /// The reward.
-    pub reward: RewardParts,
-    /// The advantage, one for the organizer and all workers.
-    pub advantage: f64,
-}
-
-/// Grades an episode and computes its reward; the advantage is 0 until its group is known. `count_unjoined` is about the
-/// reward: the figures of the episode count every worker.
-pub fn grade_episode(
-    episode: Episode,
-    problem: &Problem,
-    rule: &RewardRule,
-    count_unjoined: bool,
-) -> GradedEpisode {
-    let concurrency = episode
-        .timeline
-        .as_ref()
-        .map(|timeline| timeline.concurrency(true));
-    let rewarded_eta_ratio = episode
-        .timeline
-        .as_ref()
-        .map(|timeline| timeline.concurrency(count_unjoined).eta_ratio);
-    let (score, num_correct) = match (episode.answer(), rewarded_eta_ratio) {
-        (Some(answer), Some(eta_ratio)) => {
-            let grade = problem.grade(answer);
-            let score = EpisodeScore::Valid {
-                accuracy: grade.reward,
-                eta_ratio,
-            };
-            (score, grade.num_correct)
-        }
-        _ => (EpisodeScore::FormatError, 0),
-    };
-    GradedEpisode {
-        num_correct,
-        num_required: problem.required(),
-        concurrency,
-        rewarded_eta_ratio,
-        reward: rule.reward(score),
-        advantage: 0.0,
-        episode,
-    }
-}
 
 /// Gives every episode the advantage of its reward in its group: `episodes` holds group after group of `group_size`.
 ///
@@ -75,9 +22,9 @@ pub fn grade_episode(
 /// # Panics
 /// If `group_size` is below 2 or does not divide the number of episodes; the recipe's checks rule that out.
 pub fn assign_advantages(
-    episodes: &mut [GradedEpisode],
+    episodes: &mut [RewardedEpisode],
     group_size: usize,
-    advantage: Advantage,
+    advantage: &dyn AdvantageEstimator,
 ) -> usize {
     assert!(
         episodes.len().is_multiple_of(group_size),
@@ -88,7 +35,7 @@ pub fn assign_advantages(
         let rewards: Vec<f64> = group.iter().map(|episode| episode.reward.total).collect();
         let rewards = Group::new(&rewards).expect("a group has at least two episodes");
         num_constant += usize::from(rewards.is_constant());
-        for (episode, advantage) in group.iter_mut().zip(advantage.of(rewards)) {
+        for (episode, advantage) in group.iter_mut().zip(rewards.advantages(advantage)) {
             episode.advantage = advantage;
         }
     }
@@ -102,14 +49,13 @@ pub fn assign_advantages(
 ///
 /// # Errors
 /// When a row is not consistent.
-pub fn training_rows(episodes: &[GradedEpisode]) -> Result<Vec<TrainingRow>> {
+pub fn training_rows(episodes: &[RewardedEpisode]) -> Result<Vec<TrainingRow>> {
     let mut rows = Vec::new();
-    for (index, graded) in episodes.iter().enumerate() {
+    for (index, rewarded) in episodes.iter().enumerate() {
         let index = EpisodeIndex(u32::try_from(index).unwrap_or(u32::MAX));
-        let workers = graded.episode.workers.iter().map(|worker| &worker.record);
-        for record in std::iter::once(&graded.episode.organizer).chain(workers) {
+        for record in rewarded.graded.episode.agents() {
             if record.num_decoded() > 0 {
-                rows.push(training_row(record, graded.advantage, index)?);
+                rows.push(training_row(record, rewarded.advantage, index)?);
             }
         }
     }
@@ -135,21 +81,21 @@ fn training_row(
 /// The rows of `episodes/step_N.parquet`: one per agent, organizer first.
 pub fn episode_records(
     step: u64,
-    episodes: &[GradedEpisode],
-    queries: &[&str],
+    episodes: &[RewardedEpisode],
     tokenizer: &Tokenizer,
 ) -> Vec<EpisodeRecord> {
     let mut records = Vec::new();
-    for (graded, query) in episodes.iter().zip(queries) {
-        let organizer = record(step, graded, &graded.episode.organizer, query, tokenizer);
-        records.push(organizer);
-        for (index, worker) in graded.episode.workers.iter().enumerate() {
+    for rewarded in episodes {
+        let episode = &rewarded.graded.episode;
+        let query = &episode.query;
+        records.push(record(step, rewarded, &episode.organizer, query, tokenizer));
+        for (index, worker) in episode.workers.iter().enumerate() {
             records.push(EpisodeRecord {
                 role: Role::Worker,
                 worker_index: u32::try_from(index).ok(),
                 sub_query_id: Some(worker.sub_query_id.0),
                 worker_end: Some(worker.end.name().to_owned()),
-                ..record(step, graded, &worker.record, &worker.sub_query, tokenizer)
+                ..record(step, rewarded, &worker.record, &worker.sub_query, tokenizer)
             });
         }
     }
@@ -158,12 +104,13 @@ pub fn episode_records(
 
 fn record(
     step: u64,
-    graded: &GradedEpisode,
+    rewarded: &RewardedEpisode,
     agent: &AgentRecord,
     query: &str,
     tokenizer: &Tokenizer,
 ) -> EpisodeRecord {
     let count = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+    let RewardedEpisode { graded, reward, .. } = rewarded;
     let episode = &graded.episode;
     EpisodeRecord {
         step,
@@ -181,10 +128,10 @@ fn record(
         text: tokenizer.decode(&agent.ids()[agent.prompt_tokens()..]),
         answer: episode.answer().map(str::to_owned),
         error: episode.format_error().map(|error| error.code().to_owned()),
-        reward: graded.reward.total,
-        reward_accuracy: graded.reward.accuracy,
-        reward_concurrency: graded.reward.concurrency,
-        advantage: graded.advantage,
+        reward: reward.total,
+        reward_accuracy: reward.accuracy,
+        reward_concurrency: reward.concurrency,
+        advantage: rewarded.advantage,
         num_correct: count(graded.num_correct),
         num_required: count(graded.num_required),
         latency_tokens: graded

@@ -2,32 +2,33 @@
 
 use std::path::{Path, PathBuf};
 
-use asyncthink_data::write_bytes_atomic;
-use asyncthink_recipe::{Recipe, Stage};
-use fs_err as fs;
-
-use crate::card::ModelCard;
-use crate::checkpoint::{
-    Checkpoint, CheckpointStore, PartialCheckpoint, Retention, TrainerState, remove, sync,
+use asyncthink_checkpoint::{
+    Checkpoint, CheckpointStore, PartialCheckpoint, Readme, Retention, StageLock, TrainerState,
+    remove, sync,
 };
-use crate::episode_files;
-use crate::error::Result;
-use crate::layout::RunLayout;
-use crate::lock::StageLock;
-use crate::metrics::MetricsLog;
-use crate::models::ModelFiles;
+use asyncthink_data::write_bytes_atomic;
+use asyncthink_model::PretrainedModel;
+use asyncthink_rollout::ModelCard;
+use fs_err as fs;
+use serde::Serialize;
+
+use super::options::{Resume, RunOptions};
+use super::snapshot::ModelSnapshot;
+use crate::episodes::files as episode_files;
+use crate::error::{Error, Result};
+use crate::metrics::{MetricsLog, MetricsSink, SinkContext};
 use crate::observer::Observer;
-use crate::readme::Readme;
-use crate::run::{ModelShare, Resume, RunOptions};
+use crate::settings::RunSettings;
 
 /// Names the launch that began the run as `--resume` asked, for its later attempts.
 const LAUNCH_FILE: &str = ".launch";
 
 /// The open folder of a stage.
 #[derive(Debug)]
-pub(crate) struct StageFolder {
+pub(super) struct StageFolder {
     store: CheckpointStore,
-    pub(crate) metrics: MetricsLog,
+    metrics: MetricsLog,
+    sinks: Vec<Box<dyn MetricsSink>>,
     card: ModelCard,
     readme: Readme,
     save_merged: bool,
@@ -37,18 +38,16 @@ pub(crate) struct StageFolder {
 impl StageFolder {
     /// Locks and opens the folder for a run that is to begin as `begin` says, and finds what to resume from. Nothing is
     /// changed before it is known that recipe and data are those of the checkpoint.
-    pub(crate) fn open(
-        recipe: &Recipe,
-        stage: Stage,
+    pub(super) fn open(
+        settings: &RunSettings,
         begin: &TrainerState,
-        num_steps: u64,
-        retention: Retention,
         options: &RunOptions,
         observer: &mut dyn Observer,
     ) -> Result<(Self, Option<Checkpoint>)> {
-        let allowed = &recipe.allow_changed;
-        let layout = RunLayout::new(&recipe.run_dir);
-        let lock = StageLock::acquire(&layout, stage)?;
+        let RunSettings { stage, layout, .. } = settings;
+        let (stage, allowed) = (*stage, &settings.allow_changed);
+        let retention = settings.save.retention;
+        let lock = StageLock::acquire(layout, stage)?;
         let folder = layout.stage(stage);
         let checkpoints = layout.checkpoints(stage);
         recover_replacement(&folder)?;
@@ -76,7 +75,8 @@ impl StageFolder {
             store.rewind_to(state.step)?;
         }
         episode_files::remove_stale(&layout.episodes_folder(stage), state.step)?;
-        write_bytes_atomic(&folder.join("recipe.toml"), recipe.to_toml().as_bytes())?;
+        let recipe = &settings.resolved_recipe;
+        write_bytes_atomic(&folder.join("recipe.toml"), recipe.as_bytes())?;
         layout.write_recipe(recipe)?;
         if let (Resume::Never | Resume::From(_), Some(attempt)) =
             (&options.resume, &options.attempt)
@@ -92,26 +92,44 @@ impl StageFolder {
                 state.step + 1
             ));
         }
+        let context = SinkContext {
+            stage_folder: &folder,
+            resumed_step: state.step,
+        };
+        let sinks = settings.sinks.iter().map(|open| open(&context));
         let opened = Self {
             store,
             metrics,
-            card: ModelCard::of(recipe),
-            readme: Readme::of(recipe, stage, num_steps),
-            save_merged: recipe.lora.as_ref().is_some_and(|lora| lora.save_merged),
+            sinks: sinks.collect::<Result<_>>()?,
+            card: settings.card.clone(),
+            readme: settings.readme.clone(),
+            save_merged: settings.save.merged,
             _lock: lock,
         };
         Ok((opened, checkpoint))
     }
 
+    /// Writes the metrics of a step to `metrics.jsonl` and to every sink.
+    pub(super) fn write_metrics(&mut self, line: &impl Serialize) -> Result<()> {
+        self.metrics.append(line)?;
+        if self.sinks.is_empty() {
+            return Ok(());
+        }
+        let line = serde_json::to_value(line)
+            .map_err(|error| Error::stage("writing the metrics", error))?;
+        self.sinks.iter_mut().try_for_each(|sink| sink.write(&line))
+    }
+
     /// Makes the folder of the checkpoint of `state.step`, and gathers what goes into it besides the moments.
-    pub(crate) fn begin_checkpoint(
+    pub(super) fn begin_checkpoint(
         &mut self,
         state: &mut TrainerState,
-        model: ModelFiles,
+        model: PretrainedModel,
         is_finished: bool,
-    ) -> Result<ModelShare> {
+    ) -> Result<ModelSnapshot> {
         state.metrics_bytes = self.metrics.sync()?;
-        Ok(ModelShare {
+        self.sinks.iter_mut().try_for_each(|sink| sink.sync())?;
+        Ok(ModelSnapshot {
             partial: self.store.begin(state.step)?,
             model,
             card: self.card.clone(),
@@ -123,8 +141,8 @@ impl StageFolder {
     }
 
     /// Makes the checkpoint of `step` out of what all ranks have written.
-    pub(crate) fn publish(&self, partial: &PartialCheckpoint, step: u64) -> Result<PathBuf> {
-        self.store.publish(partial, step)
+    pub(super) fn publish(&self, partial: &PartialCheckpoint, step: u64) -> Result<PathBuf> {
+        Ok(self.store.publish(partial, step)?)
     }
 }
 
@@ -213,7 +231,7 @@ fn recover_replacement(folder: &Path) -> Result<()> {
         fs::rename(&next, folder)?;
     }
     remove(&next)?;
-    remove(&next.with_extension("partial"))
+    Ok(remove(&next.with_extension("partial"))?)
 }
 
 fn replacement(folder: &Path) -> PathBuf {

@@ -1,13 +1,57 @@
-//! Causal attention inside the segments of a packed batch.
+//! Attention by libtorch's `scaled_dot_product_attention` over packed segments, and by the decode kernel of crate `torch` over
+//! the cache.
 
+use asyncthink_torch::decode_attention_;
 use tch::{TchError, Tensor};
+
+use super::{Attention, DecodeRows, LayerCache};
+use crate::error::Result;
+
+/// The default backend.
+#[derive(Debug)]
+pub(super) struct Sdpa;
+
+impl Attention for Sdpa {
+    fn name(&self) -> &'static str {
+        "sdpa"
+    }
+
+    fn varlen(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        segment_lens: &[i64],
+    ) -> Result<Tensor> {
+        Ok(segmented_attention(query, key, value, segment_lens)?)
+    }
+
+    fn decode(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        cache: LayerCache<'_>,
+        rows: &DecodeRows,
+    ) -> Result<Tensor> {
+        Ok(decode_attention_(
+            query,
+            key,
+            value,
+            cache.keys,
+            cache.values,
+            &rows.slots,
+            &rows.positions,
+        )?)
+    }
+}
 
 /// Attends causally inside each segment, with no padding and nothing shared across segments.
 ///
 /// # Shapes
 /// `query` `[tokens, heads, head_dim]`, `key` and `value` `[tokens, kv_heads, head_dim]`; `segment_lens` sums to
 /// `tokens`. Returns `[tokens, heads, head_dim]`.
-pub(crate) fn segmented_attention(
+fn segmented_attention(
     query: &Tensor,
     key: &Tensor,
     value: &Tensor,

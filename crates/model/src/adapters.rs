@@ -1,14 +1,15 @@
-//! The matrices of adapters: drawn, read, written, added to the weights.
+//! The matrices of low-rank adapters: drawn, read, written, added to the weights.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::LoraConfig;
-use super::file::AdapterFile;
+use crate::adapter_file::AdapterFile;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::lora_config::{LoraConfig, LoraTarget};
+use crate::precision::Precision;
 use crate::tensor_file::{self, TensorFile};
 use crate::weights::first_of;
 
@@ -36,7 +37,7 @@ impl Adapters {
         device: Device,
         kind: Kind,
     ) -> Result<Self> {
-        let options = (Kind::Float, Device::Cpu);
+        let options = (Precision::F32.master(), Device::Cpu);
         let parameters = shapes(&config, model)
             .into_iter()
             .map(|(name, shape)| {
@@ -187,12 +188,13 @@ impl LowRank {
     /// Writes `weight + scale * B A` into `merged`, computed in f32.
     pub(crate) fn merge_into(&self, weight: &Tensor, merged: &mut Tensor) -> Result<(), TchError> {
         let _no_grad = tch::no_grad_guard();
+        let kind = Precision::F32.reduce();
         let product = self
             .up
-            .f_to_kind(Kind::Float)?
-            .f_matmul(&self.down.f_to_kind(Kind::Float)?)?
+            .f_to_kind(kind)?
+            .f_matmul(&self.down.f_to_kind(kind)?)?
             .f_mul_scalar(self.scale)?;
-        merged.f_copy_(&weight.f_to_kind(Kind::Float)?.f_add(&product)?)
+        merged.f_copy_(&weight.f_to_kind(kind)?.f_add(&product)?)
     }
 }
 
@@ -202,7 +204,7 @@ fn shapes(config: &LoraConfig, model: &ModelConfig) -> Vec<(String, [i64; 2])> {
     let mut shapes = Vec::new();
     for layer in 0..model.num_hidden_layers {
         for target in &config.targets {
-            let [rows, columns] = target.shape(model);
+            let [rows, columns] = shape_of(*target, model);
             let path = format!("model.layers.{layer}.{}", target.module());
             shapes.push((format!("{path}.lora_A.weight"), [rank, columns]));
             shapes.push((format!("{path}.lora_B.weight"), [rows, rank]));
@@ -210,6 +212,20 @@ fn shapes(config: &LoraConfig, model: &ModelConfig) -> Vec<(String, [i64; 2])> {
     }
     shapes.sort();
     shapes
+}
+
+/// `[out, in]` of a projection in a model of this configuration.
+fn shape_of(target: LoraTarget, config: &ModelConfig) -> [i64; 2] {
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let query = config.num_attention_heads * config.head_dim;
+    let key_value = config.num_key_value_heads * config.head_dim;
+    match target {
+        LoraTarget::Down => [hidden, inner],
+        LoraTarget::Gate | LoraTarget::Up => [inner, hidden],
+        LoraTarget::Key | LoraTarget::Value => [key_value, hidden],
+        LoraTarget::Output => [hidden, query],
+        LoraTarget::Query => [query, hidden],
+    }
 }
 
 fn check_shapes(dir: &Path, weights: &TensorFile, expected: &[(String, [i64; 2])]) -> Result<()> {

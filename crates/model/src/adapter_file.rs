@@ -5,26 +5,28 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::{CONFIG_FILE, LoraConfig, LoraTarget};
 use crate::error::{Error, Result};
 use crate::fields::Fields;
+use crate::lora_config::{LoraConfig, LoraTarget};
+
+const CONFIG_FILE: &str = "adapter_config.json";
 
 /// `adapter_config.json`, checked.
-pub(super) struct AdapterFile {
-    pub(super) config: LoraConfig,
+pub(crate) struct AdapterFile {
+    pub(crate) config: LoraConfig,
     /// As written.
     base: String,
 }
 
 impl AdapterFile {
-    pub(super) fn new(config: &LoraConfig, base: &Path) -> Self {
+    pub(crate) fn new(config: &LoraConfig, base: &Path) -> Self {
         Self {
             config: config.clone(),
             base: base.to_string_lossy().into_owned(),
         }
     }
 
-    pub(super) fn write(&self, dir: &Path) -> Result<()> {
+    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
         let path = dir.join(CONFIG_FILE);
         let names: Vec<&str> = self.config.targets.iter().map(|t| t.name()).collect();
         let content = json!({
@@ -54,7 +56,7 @@ impl AdapterFile {
         Ok(())
     }
 
-    pub(super) fn read(dir: &Path) -> Result<Self> {
+    pub(crate) fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(CONFIG_FILE);
         let text = fs_err::read_to_string(&path)?;
         let raw: Map<String, Value> =
@@ -91,7 +93,7 @@ impl AdapterFile {
     }
 
     /// The base model's folder: as written, else relative to the adapter's own.
-    pub(super) fn base(&self, dir: &Path) -> Result<PathBuf> {
+    pub(crate) fn base(&self, dir: &Path) -> Result<PathBuf> {
         let written = PathBuf::from(&self.base);
         [written.clone(), dir.join(&written)]
             .into_iter()
@@ -104,6 +106,17 @@ impl AdapterFile {
                 ),
             })
     }
+}
+
+/// The base model's folder of an adapter folder; `None` for a folder without `adapter_config.json`.
+///
+/// # Errors
+/// When the file is there but cannot be read, or the base model is not where it says.
+pub fn base_of(dir: &Path) -> Result<Option<PathBuf>> {
+    if !dir.join(CONFIG_FILE).is_file() {
+        return Ok(None);
+    }
+    AdapterFile::read(dir)?.base(dir).map(Some)
 }
 
 fn targets(top: &Fields<'_>, raw: &Map<String, Value>) -> Result<BTreeSet<LoraTarget>> {
@@ -171,7 +184,6 @@ fn refuse_variants(top: &Fields<'_>, raw: &Map<String, Value>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::base_of;
     use super::*;
 
     fn read(changes: Value) -> Result<AdapterFile> {

@@ -1,31 +1,33 @@
 //! What a GRPO step writes to `metrics.jsonl` and shows.
 
+use std::collections::BTreeMap;
+
+use asyncthink_gradient::BatchMetrics;
 use asyncthink_recipe::GrpoMetric;
 use serde::Serialize;
 
-use crate::episode_figures::EpisodeFigures;
-use crate::figures::BatchFigures;
+use crate::episodes::EpisodeMetrics;
 use crate::metrics::{Phase, Timing};
 use crate::observer::{Observer, StepReport};
 
 /// A line of `grpo/metrics.jsonl`.
 #[derive(Debug, Serialize)]
-pub(crate) struct GrpoLine {
-    pub(crate) step: u64,
-    pub(crate) epoch: u64,
+pub(super) struct GrpoLine {
+    pub(super) step: u64,
+    pub(super) epoch: u64,
     #[serde(flatten)]
-    pub(crate) episodes: EpisodeFigures,
-    pub(crate) constant_groups: usize,
-    pub(crate) lambda: f64,
-    pub(crate) learning_rate: f64,
+    pub(super) episodes: EpisodeMetrics,
+    pub(super) constant_groups: usize,
+    pub(super) lambda: f64,
+    pub(super) learning_rate: f64,
     #[serde(flatten)]
-    pub(crate) update: UpdateFigures,
-    pub(crate) timing: Timing,
+    pub(super) update: UpdateMetrics,
+    pub(super) timing: Timing,
 }
 
 impl GrpoLine {
     /// What checkpoints may be compared by.
-    pub(crate) fn figures_of_checkpoint(&self) -> [(GrpoMetric, Option<f64>); 4] {
+    pub(super) fn metrics_of_checkpoint(&self) -> [(GrpoMetric, Option<f64>); 4] {
         let episodes = &self.episodes;
         [
             (GrpoMetric::Reward, Some(episodes.reward)),
@@ -38,61 +40,70 @@ impl GrpoLine {
 
 /// What the updates of a step measured; means over the updates where there are several.
 #[derive(Clone, Debug, Default, Serialize)]
-pub(crate) struct UpdateFigures {
-    pub(crate) loss: f64,
-    pub(crate) grad_norm: f64,
+pub(super) struct UpdateMetrics {
+    pub(super) loss: f64,
+    pub(super) grad_norm: f64,
     /// This and the other means over tokens are null where no row had a gradient to compute.
-    pub(crate) clip_share: Option<f64>,
-    pub(crate) kl_sampler: Option<f64>,
+    pub(super) clip_share: Option<f64>,
+    pub(super) kl_sampler: Option<f64>,
     /// Null without a reference model.
-    pub(crate) kl_reference: Option<f64>,
+    pub(super) kl_reference: Option<f64>,
     /// Of the first update, as are the mismatches: later ones differ because the policy has moved.
-    pub(crate) entropy: Option<f64>,
-    pub(crate) logprob_mismatch_max_nats: Option<f64>,
-    pub(crate) logprob_mismatch_mean_nats: Option<f64>,
-    pub(crate) num_rows: usize,
-    pub(crate) num_tokens: usize,
-    pub(crate) num_trained_tokens: usize,
-    pub(crate) num_micro_batches: usize,
-    pub(crate) padding_share: f64,
+    pub(super) entropy: Option<f64>,
+    pub(super) logprob_mismatch_max_nats: Option<f64>,
+    pub(super) logprob_mismatch_mean_nats: Option<f64>,
+    pub(super) num_rows: usize,
+    pub(super) num_tokens: usize,
+    pub(super) num_trained_tokens: usize,
+    pub(super) num_micro_batches: usize,
+    pub(super) padding_share: f64,
+    /// Means of the loss's own metrics besides `clip_share`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) loss_metrics: BTreeMap<&'static str, f64>,
 }
 
-impl UpdateFigures {
+impl UpdateMetrics {
     /// Takes over what only the first update tells.
-    pub(crate) fn start(&mut self, figures: &BatchFigures) {
-        self.entropy = (figures.num_trained > 0).then_some(figures.entropy);
+    pub(super) fn start(&mut self, metrics: &BatchMetrics) {
+        self.entropy = (metrics.num_trained > 0).then_some(metrics.entropy);
         // Rows without a gradient may have been compared as well.
-        if figures.num_compared > 0 {
-            self.logprob_mismatch_max_nats = Some(figures.mismatch_max_nats);
-            self.logprob_mismatch_mean_nats = Some(figures.mismatch_mean_nats);
+        if metrics.num_compared > 0 {
+            self.logprob_mismatch_max_nats = Some(metrics.mismatch_max_nats);
+            self.logprob_mismatch_mean_nats = Some(metrics.mismatch_mean_nats);
         }
-        self.num_tokens = figures.num_tokens;
-        self.padding_share = figures.padding_share;
-        self.num_trained_tokens = figures.num_trained;
-        self.num_micro_batches = figures.num_micro_batches;
+        self.num_tokens = metrics.num_tokens;
+        self.padding_share = metrics.padding_share;
+        self.num_trained_tokens = metrics.num_trained;
+        self.num_micro_batches = metrics.num_micro_batches;
     }
 
-    pub(crate) fn add(
+    pub(super) fn add(
         &mut self,
-        figures: &BatchFigures,
+        metrics: &BatchMetrics,
         has_reference: bool,
         grad_norm: f64,
         num_updates: f64,
     ) {
-        self.loss += figures.loss / num_updates;
+        self.loss += metrics.loss / num_updates;
         self.grad_norm += grad_norm / num_updates;
-        if figures.num_trained > 0 {
-            *self.clip_share.get_or_insert(0.0) += figures.clip_share / num_updates;
-            *self.kl_sampler.get_or_insert(0.0) += figures.kl_sampler / num_updates;
+        if metrics.num_trained > 0 {
+            for &(name, mean) in &metrics.loss_metrics {
+                let sum = match name {
+                    "clip_share" => self.clip_share.get_or_insert(0.0),
+                    _ => self.loss_metrics.entry(name).or_default(),
+                };
+                *sum += mean / num_updates;
+            }
+            *self.kl_sampler.get_or_insert(0.0) += metrics.kl_sampler / num_updates;
             if has_reference {
-                *self.kl_reference.get_or_insert(0.0) += figures.kl_reference / num_updates;
+                *self.kl_reference.get_or_insert(0.0) += metrics.kl_reference / num_updates;
             }
         }
     }
 }
 
-/// Shows the figures of a step.
-pub(crate) fn report(observer: &mut dyn Observer, line: &GrpoLine, num_steps: u64) {
+/// Shows the metrics of a step.
+pub(super) fn report(observer: &mut dyn Observer, line: &GrpoLine, num_steps: u64) {
     let (episodes, update) = (&line.episodes, &line.update);
     let tokens_per_second = |phase| line.timing.tokens_per_second.get(&phase).copied();
     let figures: Vec<(&'static str, f64)> = [

@@ -1,21 +1,8 @@
-//! Low-rank adapters (LoRA, arXiv:2106.09685) in PEFT's folder format.
+//! Size, scale and place of low-rank adapters (LoRA, arXiv:2106.09685).
 //!
 //! A projection `W` `[out, in]` is used as `W + scale * B A`, with `A` `[rank, in]` and `B` `[out, rank]`; `W` stays as it is.
 
-mod adapters;
-mod file;
-
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
-
-pub use adapters::Adapters;
-pub(crate) use adapters::LowRank;
-
-use crate::config::ModelConfig;
-use crate::error::Result;
-use file::AdapterFile;
-
-const CONFIG_FILE: &str = "adapter_config.json";
 
 /// A projection that can have an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -72,20 +59,6 @@ impl LoraTarget {
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|target| target.name() == name)
     }
-
-    /// `[out, in]` in a model of this configuration.
-    fn shape(self, config: &ModelConfig) -> [i64; 2] {
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let query = config.num_attention_heads * config.head_dim;
-        let key_value = config.num_key_value_heads * config.head_dim;
-        match self {
-            Self::Down => [hidden, inner],
-            Self::Gate | Self::Up => [inner, hidden],
-            Self::Key | Self::Value => [key_value, hidden],
-            Self::Output => [hidden, query],
-            Self::Query => [query, hidden],
-        }
-    }
 }
 
 /// Size, scale and place of adapters.
@@ -107,15 +80,4 @@ impl LoraConfig {
         let rank = f64::from(self.rank);
         self.alpha / if self.use_rslora { rank.sqrt() } else { rank }
     }
-}
-
-/// The base model's folder of an adapter folder; `None` for a folder without `adapter_config.json`.
-///
-/// # Errors
-/// When the file is there but cannot be read, or the base model is not where it says.
-pub fn base_of(dir: &Path) -> Result<Option<PathBuf>> {
-    if !dir.join(CONFIG_FILE).is_file() {
-        return Ok(None);
-    }
-    AdapterFile::read(dir)?.base(dir).map(Some)
 }

@@ -1,0 +1,27 @@
+//! Limits and number types of an engine.
+
+use asyncthink_model::Precision;
+
+use crate::sampler::Temperature;
+
+/// How an engine is set up.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EngineSettings {
+    /// Agents held at once.
+    pub max_agents: usize,
+    /// Sampling temperature.
+    pub temperature: Temperature,
+    /// Number types; the KV cache has the type that the decoder computes in.
+    pub precision: Precision,
+}
+
+impl EngineSettings {
+    /// Settings in f32.
+    pub fn new(max_agents: usize, temperature: Temperature) -> Self {
+        Self {
+            max_agents,
+            temperature,
+            precision: Precision::F32,
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! A Hugging Face folder: decoder and tokenizer together.
+
+use std::path::Path;
+
+use asyncthink_data::Tokenizer;
+use tch::Device;
+
+use crate::adapter_file::base_of;
+use crate::adapters::Adapters;
+use crate::config::ModelConfig;
+use crate::decoder::Decoder;
+use crate::error::{Error, Result};
+use crate::lora_config::LoraConfig;
+use crate::precision::Precision;
+
+/// A decoder and the tokenizer that belongs to it.
+#[derive(Debug)]
+pub struct PretrainedModel {
+    /// The decoder.
+    pub decoder: Decoder,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+}
+
+impl PretrainedModel {
+    /// Loads a Hugging Face folder; adapters of a PEFT folder are merged into their base model.
+    ///
+    /// # Errors
+    /// When weights or tokenizer cannot be read or do not fit together.
+    pub fn load(dir: &Path, device: Device, precision: Precision) -> Result<Self> {
+        let tokenizer = fitting_tokenizer(dir)?;
+        let decoder = Decoder::load(dir, device, precision.master())?;
+        Ok(Self { decoder, tokenizer })
+    }
+
+    /// Loads a folder to train adapters on it: those of a PEFT folder, or new ones drawn with `seed`.
+    ///
+    /// # Errors
+    /// When weights or tokenizer cannot be read or do not fit together, or the folder's adapters are not `wanted`.
+    pub fn load_with_adapters(
+        dir: &Path,
+        device: Device,
+        precision: Precision,
+        wanted: LoraConfig,
+        seed: u64,
+    ) -> Result<Self> {
+        let tokenizer = fitting_tokenizer(dir)?;
+        let decoder = if base_of(dir)?.is_some() {
+            let decoder = Decoder::load_adapted(dir, device, precision.master())?;
+            check_adapters(dir, &decoder, &wanted)?;
+            decoder
+        } else {
+            // Checkpoints refer to it, from wherever they are used.
+            let base = fs_err::canonicalize(dir)?;
+            Decoder::load(dir, device, precision.master())?
+                .with_new_adapters(wanted, &base, seed)?
+        };
+        Ok(Self { decoder, tokenizer })
+    }
+
+    /// Draws random weights for a tokenizer.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn init(
+        config: &ModelConfig,
+        tokenizer: Tokenizer,
+        device: Device,
+        seed: u64,
+    ) -> Result<Self> {
+        let decoder = Decoder::init(config, device, seed)?;
+        Ok(Self { decoder, tokenizer })
+    }
+
+    /// Writes weights, configuration and tokenizer; of a model with adapters these in place of the weights.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        self.decoder.save(dir)?;
+        Ok(self.tokenizer.save(dir)?)
+    }
+
+    /// Writes the model with its adapters added, as a folder of its own.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn save_merged(&self, dir: &Path) -> Result<()> {
+        self.decoder.merged()?.save(dir)?;
+        Ok(self.tokenizer.save(dir)?)
+    }
+}
+
+/// The tokenizer of a model folder, whose ids the model knows.
+///
+/// # Errors
+/// When tokenizer or configuration cannot be read, or the tokenizer has more ids than the model.
+pub fn fitting_tokenizer(dir: &Path) -> Result<Tokenizer> {
+    let tokenizer = Tokenizer::from_dir(dir)?;
+    let vocab_size = ModelConfig::from_dir(dir)?.vocab_size;
+    // Found out here, or as a failed look-up in the middle of a step.
+    if usize::try_from(vocab_size).is_ok_and(|rows| tokenizer.vocab_size() > rows) {
+        return Err(Error::VocabularyTooLarge {
+            dir: dir.to_owned(),
+            num_ids: tokenizer.vocab_size(),
+            vocab_size,
+        });
+    }
+    Ok(tokenizer)
+}
+
+fn check_adapters(dir: &Path, decoder: &Decoder, wanted: &LoraConfig) -> Result<()> {
+    let found = decoder.adapters().map(Adapters::config);
+    if found.is_none_or(|found| found == wanted) {
+        return Ok(());
+    }
+    let describe = |config: &LoraConfig| {
+        let names: Vec<&str> = config.targets.iter().map(|target| target.name()).collect();
+        format!(
+            "rank {}, alpha {}{}, {}",
+            config.rank,
+            config.alpha,
+            if config.use_rslora { ", rslora" } else { "" },
+            names.join(" ")
+        )
+    };
+    Err(Error::OtherAdapters {
+        dir: dir.to_owned(),
+        found: found.map(describe).unwrap_or_default(),
+        wanted: describe(wanted),
+    })
+}

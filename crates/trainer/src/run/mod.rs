@@ -1,0 +1,42 @@
+//! Parts that both stages share: opening a run, resuming, saving, metrics, by all ranks together.
+
+mod folder;
+mod options;
+mod saving;
+mod snapshot;
+mod stage_run;
+
+use asyncthink_checkpoint::Checkpoint;
+use asyncthink_distributed::{AdamW, Ranks, optimizer_files};
+
+pub use options::{Attempt, Resume, RunOptions, RunOutcome};
+pub(crate) use stage_run::{Origin, StageRun};
+
+use crate::error::{Error, Result};
+use crate::policy::PolicyModel;
+use crate::settings::RunSettings;
+
+/// The optimizer of a stage, with the moments of the checkpoint that the run resumes from.
+pub(crate) fn new_optimizer(
+    model: &mut PolicyModel,
+    settings: &RunSettings,
+    ranks: &Ranks,
+    checkpoint: Option<&Checkpoint>,
+) -> Result<AdamW> {
+    let bucket_bytes = settings.distributed.bucket_bytes(ranks.world_size());
+    let mut optimizer = model.new_optimizer(settings.adamw(), bucket_bytes)?;
+    if let Some(checkpoint) = checkpoint {
+        let num_updates = checkpoint.state.num_updates;
+        optimizer_files::restore(&mut optimizer, ranks, &checkpoint.dir, num_updates)?;
+    }
+    Ok(optimizer)
+}
+
+/// Fails if a metric is not finite.
+pub(crate) fn check_finite(step: u64, what: &'static str, value: f64) -> Result<()> {
+    if value.is_finite() {
+        Ok(())
+    } else {
+        Err(Error::NonFinite { step, what, value })
+    }
+}

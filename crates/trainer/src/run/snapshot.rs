@@ -1,0 +1,82 @@
+//! Snapshots of a checkpoint's content, which ranks write while training may go on.
+
+use std::path::{Path, PathBuf};
+
+use asyncthink_checkpoint::{Contents, PartialCheckpoint, Readme, Task, TrainerState};
+use asyncthink_distributed::optimizer_files;
+use asyncthink_model::PretrainedModel;
+use asyncthink_rollout::ModelCard;
+use fs_err as fs;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// Where the last checkpoint of a run with adapters holds the whole model, if the recipe asks for it.
+const MERGED_FOLDER: &str = "merged";
+
+/// Part of a checkpoint that the first rank writes besides its moments.
+#[derive(Debug)]
+pub(super) struct ModelSnapshot {
+    pub(super) partial: PartialCheckpoint,
+    pub(super) model: PretrainedModel,
+    pub(super) card: ModelCard,
+    pub(super) readme: Readme,
+    pub(super) state: TrainerState,
+    /// The newest line of the metrics.
+    pub(super) latest: Option<Value>,
+    /// Whether a model with adapters is written as a whole too.
+    pub(super) saves_merged: bool,
+}
+
+impl ModelSnapshot {
+    pub(super) fn write(&self) -> Result<()> {
+        let dir = self.partial.dir();
+        let contents = match self.model.decoder.adapters() {
+            Some(_) => Contents::Adapters,
+            None => Contents::Model,
+        };
+        self.model.save(dir)?;
+        self.write_cards(dir, contents)?;
+        if self.saves_merged {
+            let merged = dir.join(MERGED_FOLDER);
+            fs::create_dir_all(&merged)?;
+            self.model.save_merged(&merged)?;
+            self.write_cards(&merged, Contents::Model)?;
+        }
+        Ok(())
+    }
+
+    fn write_cards(&self, dir: &Path, contents: Contents) -> Result<()> {
+        self.card.write(dir)?;
+        let latest = self.latest.as_ref();
+        Ok(self.readme.write(dir, &self.state, latest, contents)?)
+    }
+}
+
+/// One rank's part of a checkpoint.
+pub(super) struct RankSnapshot {
+    pub(super) dir: PathBuf,
+    pub(super) moments: optimizer_files::Share,
+    /// The first rank's.
+    pub(super) model: Option<ModelSnapshot>,
+}
+
+impl RankSnapshot {
+    pub(super) fn write(&self) -> Result<()> {
+        if let Some(model) = &self.model {
+            model.write()?;
+        }
+        Ok(self.moments.write(&self.dir)?)
+    }
+}
+
+/// A checkpoint under way.
+#[derive(Debug)]
+pub(super) struct PendingSave {
+    pub(super) state: TrainerState,
+    /// The first rank's.
+    pub(super) partial: Option<PartialCheckpoint>,
+    pub(super) task: Task<Error>,
+    /// Whether the task is the last one before the checkpoint gets its name.
+    pub(super) is_sealing: bool,
+}

@@ -1,0 +1,217 @@
+//! A stage under way: progress, resuming, metrics, by all ranks together.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use asyncthink_checkpoint::{Checkpoint, CheckpointStore, TrainerState};
+use asyncthink_distributed::{AdamW, Ranks};
+use asyncthink_torch::Traffic;
+use serde::Serialize;
+
+use super::folder::StageFolder;
+use super::options::{RunOptions, RunOutcome};
+use super::snapshot::PendingSave;
+use crate::error::{Error, Result};
+use crate::metrics::StepClock;
+use crate::observer::{Observer, StopFlag};
+use crate::policy::PolicyModel;
+use crate::settings::{RunSettings, SaveSettings};
+
+/// A stage under way.
+#[derive(Debug)]
+pub(crate) struct StageRun {
+    /// The first field, so that its end is waited for before the folder is let go of.
+    pub(super) pending: Option<PendingSave>,
+    pub(super) ranks: Arc<Ranks>,
+    /// What the first rank alone reads and writes.
+    pub(super) folder: Option<StageFolder>,
+    /// Where checkpoints lie; the first rank writes it, the others add their part.
+    pub(super) store: CheckpointStore,
+    pub(super) state: TrainerState,
+    pub(super) save: SaveSettings,
+    pub(super) num_steps: u64,
+    pub(super) log_every_steps: u64,
+    pub(super) saved: Option<(u64, PathBuf)>,
+    /// Spent on checkpoints and not yet booked.
+    pub(super) save_seconds: f64,
+    /// What this rank had put in when the last step's line was written; none before the first.
+    pub(super) traffic_at_line: Option<Traffic>,
+}
+
+/// What a run is made from, besides its recipe.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    /// Fingerprint of the training data.
+    pub(crate) dataset: String,
+    /// Identity of the model to start from, where it is not determined by the recipe and is at hand.
+    pub(crate) initial_model: Option<String>,
+}
+
+impl Origin {
+    /// Of a run whose initial model the recipe determines.
+    pub(crate) fn of_data(dataset: String) -> Self {
+        Self {
+            dataset,
+            initial_model: None,
+        }
+    }
+}
+
+impl StageRun {
+    /// Locks and opens the stage's folder and finds what to resume from. The recipe and the data must be those of the
+    /// checkpoint, and the same on all ranks; nothing is changed before that is known.
+    pub(crate) fn open(
+        settings: &RunSettings,
+        origin: Origin,
+        options: &RunOptions,
+        observer: &mut dyn Observer,
+    ) -> Result<(Self, Option<Checkpoint>)> {
+        let ranks = Arc::clone(&options.ranks);
+        let (stage, save) = (settings.stage, settings.save);
+        ranks.set_phase(&format!("{}: opening the run", stage.name()));
+        let mut state = TrainerState {
+            stage: stage.name().to_owned(),
+            step: 0,
+            num_updates: 0,
+            metrics_bytes: 0,
+            seed: settings.seed,
+            dataset: origin.dataset,
+            initial_model: origin.initial_model,
+            recipe: settings.recipe_keys.clone(),
+            figures: std::collections::BTreeMap::new(),
+        };
+        ranks.check_same("recipe, data and initial model", &to_json(&state)?)?;
+        let opened = ranks
+            .is_first()
+            .then(|| StageFolder::open(settings, &state, options, observer));
+        let (folder, checkpoint) = ranks.agree(opened.transpose())?.unzip();
+        let checkpoint = of_first_rank(checkpoint.flatten(), &ranks)?;
+        if let Some(checkpoint) = &checkpoint {
+            state.take_progress_of(&checkpoint.state);
+        }
+        let checkpoints = settings.layout.checkpoints(stage);
+        let store = CheckpointStore::attach(&checkpoints, save.retention);
+        let saved = checkpoint
+            .as_ref()
+            .map(|checkpoint| (state.step, store.dir_of(checkpoint.state.step)));
+        let run = Self {
+            pending: None,
+            ranks,
+            folder,
+            store,
+            state,
+            save,
+            num_steps: settings.num_steps,
+            log_every_steps: settings.log_every_steps,
+            saved,
+            save_seconds: 0.0,
+            traffic_at_line: None,
+        };
+        Ok((run, checkpoint))
+    }
+
+    /// Fails on every rank unless all have the same weights and begin at the same step.
+    pub(crate) fn check_same_start(&self, model: &PolicyModel) -> Result<()> {
+        if self.ranks.is_alone() {
+            return Ok(());
+        }
+        let text = format!("step {}{}", self.state.step, model.digest()?);
+        Ok(self.ranks.check_same("the weights to begin with", &text)?)
+    }
+
+    /// Names what this rank does in the step under way.
+    pub(crate) fn set_phase(&self, what: &str) {
+        let step = self.state.step + 1;
+        self.ranks
+            .set_phase(&format!("{} step {step}: {what}", self.state.stage));
+    }
+
+    /// The signal that some rank was asked to stop by; the same answer on all.
+    pub(crate) fn stop_requested(&self, stop: &StopFlag) -> Result<Option<i32>> {
+        Ok(self.ranks.stop_requested(stop.requested())?)
+    }
+
+    /// Writes the metrics of step `step` where they are due: every `log_every_steps` steps, at the last step, and where
+    /// `is_due` says so.
+    pub(crate) fn write_metrics(
+        &mut self,
+        step: u64,
+        is_due: bool,
+        line: &impl Serialize,
+    ) -> Result<()> {
+        let is_due = is_due || step == self.num_steps || step.is_multiple_of(self.log_every_steps);
+        match &mut self.folder {
+            Some(folder) if is_due => folder.write_metrics(line),
+            _ => Ok(()),
+        }
+    }
+
+    /// A clock for the next step, which everything since the line of the last one is booked on: time and bytes of a save.
+    pub(crate) fn clock(&mut self) -> StepClock {
+        let traffic = self.traffic_at_line.take();
+        let traffic_before = traffic.unwrap_or_else(|| self.ranks.group().traffic());
+        StepClock::after_saving(std::mem::take(&mut self.save_seconds), traffic_before)
+    }
+
+    /// Steps done.
+    pub(crate) fn step(&self) -> u64 {
+        self.state.step
+    }
+
+    /// Whether the run is complete.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.state.step >= self.num_steps
+    }
+
+    /// Notes a figure of the step under way, for its checkpoint to be compared by.
+    pub(crate) fn note(&mut self, name: &str, figure: Option<f64>) {
+        match figure {
+            Some(value) => self.state.figures.insert(name.to_owned(), value),
+            None => self.state.figures.remove(name),
+        };
+    }
+
+    /// The outcome of a run that did all its steps.
+    pub(crate) fn finished(&self) -> RunOutcome {
+        RunOutcome::Finished {
+            model: self.store.dir_of(self.state.step),
+            num_steps: self.num_steps,
+        }
+    }
+
+    /// Saves and gives the outcome of a run that was asked to stop, on all ranks together.
+    pub(crate) fn stop(
+        &mut self,
+        stop: &StopFlag,
+        model: &PolicyModel,
+        optimizer: &AdamW,
+        observer: &mut dyn Observer,
+    ) -> Result<RunOutcome> {
+        let signal = self.stop_requested(stop)?.unwrap_or_default();
+        if self.state.step > 0 {
+            self.save(model, optimizer, observer)?;
+        }
+        let checkpoint = self.saved.as_ref().map(|(_, dir)| dir.clone());
+        Ok(RunOutcome::Stopped {
+            signal,
+            checkpoint,
+            step: self.state.step,
+        })
+    }
+}
+
+fn to_json(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|error| Error::stage("comparing ranks", error))
+}
+
+/// What the first rank found to resume from, on every rank.
+fn of_first_rank(found: Option<Checkpoint>, ranks: &Ranks) -> Result<Option<Checkpoint>> {
+    if ranks.is_alone() {
+        return Ok(found);
+    }
+    let told = found.map(|checkpoint| (checkpoint.dir, checkpoint.state));
+    let bytes = ranks.first_rank_bytes(to_json(&told)?.as_bytes())?;
+    let told: Option<(PathBuf, TrainerState)> = serde_json::from_slice(&bytes)
+        .map_err(|error| Error::stage("reading what the first rank found", error))?;
+    Ok(told.map(|(dir, state)| Checkpoint { dir, state }))
+}

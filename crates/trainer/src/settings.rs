@@ -1,0 +1,288 @@
+//! Settings of the training stages, made once from the recipe. Nothing below takes the whole recipe.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use asyncthink_algorithms::advantage::{self, BuildAdvantage};
+use asyncthink_algorithms::loss::{self, PolicyLossSpec};
+use asyncthink_algorithms::{AdvantageEstimator, Aggregation, TokenLoss};
+use asyncthink_checkpoint::{Readme, Retention, RunLayout, fingerprint};
+use asyncthink_distributed::{AdamWSettings, DeviceSettings};
+use asyncthink_model::Precision;
+use asyncthink_recipe::{
+    DistributedSection, GrpoSection, LoraSection, ModelSection, OptimizerSection, Recipe, Registry,
+    SaveInBackground, SftSection, Stage,
+};
+use asyncthink_rollout::ModelCard;
+
+use crate::error::{Error, Result};
+use crate::metrics::{OpenSink, sinks};
+
+/// Implementations that the recipe's keys of training can name.
+#[derive(Clone, Debug)]
+pub struct Registries {
+    /// Policy losses, for `[grpo.loss]`.
+    pub losses: Registry<PolicyLossSpec>,
+    /// Advantage estimators, for `grpo.advantage`.
+    pub advantages: Registry<BuildAdvantage>,
+    /// Metrics sinks, for `metrics`.
+    pub sinks: Registry<OpenSink>,
+}
+
+impl Default for Registries {
+    fn default() -> Self {
+        Self {
+            losses: loss::registry(),
+            advantages: advantage::registry(),
+            sinks: sinks(),
+        }
+    }
+}
+
+/// When a stage saves, and what it keeps.
+#[derive(Clone, Copy, Debug)]
+pub struct SaveSettings {
+    /// Steps between checkpoints.
+    pub every_steps: u64,
+    /// Checkpoints that stay.
+    pub retention: Retention,
+    /// Whether training goes on while a checkpoint is written.
+    pub in_background: SaveInBackground,
+    /// Whether a finished run with adapters also writes the merged model.
+    pub merged: bool,
+}
+
+/// Settings that both training stages share.
+#[derive(Clone, Debug)]
+pub struct RunSettings {
+    /// `sft` or `grpo`.
+    pub stage: Stage,
+    /// Steps of the stage.
+    pub num_steps: u64,
+    /// Seed of data order, initial weights and sampling.
+    pub seed: u64,
+    /// Folder of the run.
+    pub layout: RunLayout,
+    /// Device and threads.
+    pub device: DeviceSettings,
+    /// Number types.
+    pub precision: Precision,
+    /// How ranks share the work.
+    pub distributed: DistributedSection,
+    /// The recipe's model.
+    pub model: ModelSection,
+    /// Adapters to train in place of the model's own weights.
+    pub lora: Option<LoraSection>,
+    /// Optimizer and learning rate.
+    pub optimizer: OptimizerSection,
+    /// Checkpoints.
+    pub save: SaveSettings,
+    /// Steps between lines of the metrics.
+    pub log_every_steps: u64,
+    /// What may differ from the checkpoint that the run resumes from.
+    pub allow_changed: Vec<String>,
+    /// Metrics sinks besides `metrics.jsonl`.
+    pub sinks: Vec<OpenSink>,
+    /// Prompts, protocol and budgets, which travel with every checkpoint.
+    pub card: ModelCard,
+    /// Text of a checkpoint's README.
+    pub readme: Readme,
+    /// The resolved recipe as TOML, kept with the run.
+    pub resolved_recipe: String,
+    /// Keys of the recipe that a resumed run must share with its checkpoint.
+    pub recipe_keys: BTreeMap<String, String>,
+}
+
+impl RunSettings {
+    fn of(
+        recipe: &Recipe,
+        stage: Stage,
+        section: &StageSection<'_>,
+        registries: &Registries,
+    ) -> Result<Self> {
+        let num_steps = section.num_steps as u64;
+        Ok(Self {
+            stage,
+            num_steps,
+            seed: recipe.seed,
+            layout: RunLayout::new(&recipe.run_dir),
+            device: DeviceSettings::of(recipe),
+            precision: Precision::default(),
+            distributed: recipe.distributed.clone(),
+            model: recipe.model.clone(),
+            lora: recipe.lora.clone(),
+            optimizer: section.optimizer.clone(),
+            save: SaveSettings {
+                every_steps: section.save_every_steps as u64,
+                retention: section.retention,
+                in_background: recipe.save_in_background,
+                merged: recipe.lora.as_ref().is_some_and(|lora| lora.save_merged),
+            },
+            log_every_steps: section.log_every_steps as u64,
+            allow_changed: recipe.allow_changed.clone(),
+            sinks: open_sinks(&[], registries)?,
+            card: ModelCard::new(&recipe.prompts, &recipe.protocol),
+            readme: Readme::of(recipe, stage, num_steps),
+            resolved_recipe: recipe.to_toml(),
+            recipe_keys: fingerprint::recipe_keys(recipe, stage)?,
+        })
+    }
+
+    /// Constants of the optimizer.
+    pub(crate) fn adamw(&self) -> AdamWSettings {
+        AdamWSettings {
+            beta1: self.optimizer.beta1,
+            beta2: self.optimizer.beta2,
+            eps: self.optimizer.eps,
+            weight_decay: self.optimizer.weight_decay,
+        }
+    }
+}
+
+/// Keys that the sections of both stages have.
+struct StageSection<'a> {
+    num_steps: usize,
+    save_every_steps: usize,
+    log_every_steps: usize,
+    retention: Retention,
+    optimizer: &'a OptimizerSection,
+}
+
+fn open_sinks(names: &[String], registries: &Registries) -> Result<Vec<OpenSink>> {
+    let open = |name: &String| registries.sinks.get(name).copied();
+    names
+        .iter()
+        .map(open)
+        .collect::<Result<_, _>>()
+        .map_err(|reason| Error::Setting {
+            key: "metrics",
+            reason,
+        })
+}
+
+/// Settings of stage `sft`.
+#[derive(Clone, Debug)]
+pub struct SftSettings {
+    /// Settings that both stages share.
+    pub run: RunSettings,
+    /// Keys of `[sft]`.
+    pub section: SftSection,
+}
+
+impl SftSettings {
+    /// Settings of a recipe, with the implementations that the project ships.
+    ///
+    /// # Errors
+    /// When the recipe has no `[sft]`, or names an implementation that does not exist.
+    pub fn from_recipe(recipe: &Recipe) -> Result<Self> {
+        Self::with_registries(recipe, &Registries::default())
+    }
+
+    /// As [`SftSettings::from_recipe`], with other implementations.
+    ///
+    /// # Errors
+    /// As [`SftSettings::from_recipe`].
+    pub fn with_registries(recipe: &Recipe, registries: &Registries) -> Result<Self> {
+        let section = recipe
+            .sft
+            .as_ref()
+            .ok_or(Error::MissingSection { section: "sft" })?;
+        let shared = StageSection {
+            num_steps: section.num_steps,
+            save_every_steps: section.save_every_steps,
+            log_every_steps: section.log_every_steps,
+            retention: Retention {
+                num_newest: section.keep_checkpoints,
+                num_best: section.keep_best_checkpoints,
+                metric: section.best_metric.name(),
+                less_is_better: section.best_metric.less_is_better(),
+            },
+            optimizer: &section.optimizer,
+        };
+        Ok(Self {
+            run: RunSettings::of(recipe, Stage::Sft, &shared, registries)?,
+            section: section.clone(),
+        })
+    }
+}
+
+/// Settings of stage `grpo`.
+#[derive(Clone, Debug)]
+pub struct GrpoSettings {
+    /// Settings that both stages share.
+    pub run: RunSettings,
+    /// Keys of `[grpo]`.
+    pub section: GrpoSection,
+    /// The policy loss.
+    pub loss: Arc<dyn TokenLoss>,
+    /// The advantage estimator.
+    pub advantage: Arc<dyn AdvantageEstimator>,
+    /// Loss aggregation.
+    pub aggregation: Aggregation,
+    /// Most agents that decode at a time, per worker.
+    pub max_agents: Option<usize>,
+    /// Folder of the model that a new run starts from: the newest checkpoint of `sft`, or the recipe's model where the recipe has no
+    /// `[sft]`. It may not exist.
+    pub initial_model: PathBuf,
+}
+
+impl GrpoSettings {
+    /// Settings of a recipe, with the implementations that the project ships.
+    ///
+    /// # Errors
+    /// When the recipe has no `[grpo]`, or names an implementation that does not exist.
+    pub fn from_recipe(recipe: &Recipe) -> Result<Self> {
+        Self::with_registries(recipe, &Registries::default())
+    }
+
+    /// As [`GrpoSettings::from_recipe`], with other implementations.
+    ///
+    /// # Errors
+    /// As [`GrpoSettings::from_recipe`].
+    pub fn with_registries(recipe: &Recipe, registries: &Registries) -> Result<Self> {
+        let section = recipe
+            .grpo
+            .as_ref()
+            .ok_or(Error::MissingSection { section: "grpo" })?;
+        let shared = StageSection {
+            num_steps: section.num_steps,
+            save_every_steps: section.save_every_steps,
+            log_every_steps: section.log_every_steps,
+            retention: Retention {
+                num_newest: section.keep_checkpoints,
+                num_best: section.keep_best_checkpoints,
+                metric: section.best_metric.name(),
+                less_is_better: section.best_metric.less_is_better(),
+            },
+            optimizer: &section.optimizer,
+        };
+        let run = RunSettings::of(recipe, Stage::Grpo, &shared, registries)?;
+        let setting = |key| move |reason| Error::Setting { key, reason };
+        let spec = registries
+            .losses
+            .get("clip")
+            .map_err(setting("grpo.loss"))?;
+        let loss = (spec.build)(section, &serde_json::Value::Null).map_err(setting("grpo.loss"))?;
+        let advantage = registries
+            .advantages
+            .get(section.advantage.name())
+            .map_err(setting("grpo.advantage"))?;
+        let initial_model = match (&recipe.sft, &recipe.model) {
+            (None, ModelSection::Path(dir)) => dir.clone(),
+            _ => run.layout.latest_model(Stage::Sft),
+        };
+        Ok(Self {
+            loss,
+            advantage: advantage(section),
+            aggregation: Aggregation::of(section).ok_or_else(|| Error::Setting {
+                key: "grpo.loss_aggregation",
+                reason: "`constant_length_tokens` is missing".to_owned(),
+            })?,
+            max_agents: recipe.engine.max_agents,
+            initial_model,
+            run,
+            section: section.clone(),
+        })
+    }
+}

@@ -1,0 +1,152 @@
+//! Training rows cut into batches, and batches split over ranks.
+
+use asyncthink_data::{DataOrder, TrainingRow};
+use asyncthink_distributed::Ranks;
+
+use crate::error::{Error, Result};
+
+/// Rows of one step.
+pub(super) struct Batch {
+    pub(super) rows: Vec<TrainingRow>,
+    /// Their indices among all rows.
+    indices: Vec<usize>,
+    /// Epoch of its first row, counted from 0.
+    pub(super) epoch: u64,
+}
+
+impl Batch {
+    /// Text that all ranks must agree on before they split the batch.
+    pub(super) fn identity(&self, step: u64) -> String {
+        format!("step {step}: rows {:?}", self.indices)
+    }
+}
+
+/// This rank's rows of a batch that all ranks know: longest first, each to the rank with the fewest tokens so far.
+pub(super) fn rows_of_rank(rows: &[TrainingRow], ranks: &Ranks) -> Vec<TrainingRow> {
+    if ranks.is_alone() {
+        return rows.to_vec();
+    }
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    order.sort_by_key(|&index| std::cmp::Reverse(rows[index].len()));
+    let mut loads = vec![0; ranks.world_size()];
+    let mut own = Vec::new();
+    for index in order {
+        let lightest = (0..loads.len())
+            .min_by_key(|&rank| loads[rank])
+            .unwrap_or(0);
+        loads[lightest] += rows[index].len();
+        if lightest == ranks.rank() {
+            own.push(rows[index].clone());
+        }
+    }
+    own
+}
+
+/// Cuts the endless sequence of rows into batches of at most `batch_tokens` tokens, at least one row each. A batch may
+/// span two epochs.
+pub(super) struct Batches<'a> {
+    rows: &'a [TrainingRow],
+    order: DataOrder,
+    batch_tokens: usize,
+    position: u64,
+}
+
+impl<'a> Batches<'a> {
+    /// The batches after the first `num_done`. Skipping walks through lengths only, so it costs microseconds a batch.
+    pub(super) fn new(
+        seed: u64,
+        rows: &'a [TrainingRow],
+        batch_tokens: usize,
+        num_done: u64,
+    ) -> Result<Self> {
+        let order = DataOrder::new(seed, rows.len())
+            .ok_or_else(|| Error::stage("ordering the training rows", "there are none"))?;
+        let mut batches = Self {
+            rows,
+            order,
+            batch_tokens,
+            position: 0,
+        };
+        for _ in 0..num_done {
+            batches.next_indices();
+        }
+        Ok(batches)
+    }
+
+    fn next_indices(&mut self) -> Vec<usize> {
+        let mut indices = Vec::new();
+        let mut num_tokens = 0;
+        loop {
+            let index = self.order.item(self.position);
+            num_tokens += self.rows[index].len();
+            if !indices.is_empty() && num_tokens > self.batch_tokens {
+                return indices;
+            }
+            indices.push(index);
+            self.position += 1;
+        }
+    }
+
+    pub(super) fn next_batch(&mut self) -> Batch {
+        let epoch = self.order.epoch(self.position);
+        let indices = self.next_indices();
+        let rows = indices
+            .iter()
+            .map(|&index| self.rows[index].clone())
+            .collect();
+        Batch {
+            rows,
+            indices,
+            epoch,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use asyncthink_data::TokenId;
+
+    fn rows() -> Vec<TrainingRow> {
+        (0..10_u32)
+            .map(|index| {
+                let response = vec![TokenId(index); 1 + index as usize % 4];
+                TrainingRow::sft(&[TokenId(index)], &response).unwrap()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn batches_after_a_skip_are_those_of_the_straight_walk() {
+        let rows = rows();
+        let mut straight = Batches::new(5, &rows, 12, 0).unwrap();
+        let mut walked = Vec::new();
+        for _ in 0..20 {
+            walked.push(straight.next_batch());
+        }
+        assert!(walked.last().unwrap().epoch >= 3);
+        for num_done in 0..20 {
+            let mut skipped = Batches::new(5, &rows, 12, num_done).unwrap();
+            let (got, expected) = (
+                skipped.next_batch(),
+                &walked[usize::try_from(num_done).unwrap()],
+            );
+            assert_eq!(
+                (got.rows, got.epoch),
+                (expected.rows.clone(), expected.epoch)
+            );
+        }
+    }
+
+    #[test]
+    fn batches_respect_the_budget_and_hold_at_least_one_row() {
+        let rows = rows();
+        let mut batches = Batches::new(5, &rows, 12, 0).unwrap();
+        for _ in 0..20 {
+            let batch = batches.next_batch();
+            assert!(batch.rows.iter().map(TrainingRow::len).sum::<usize>() <= 12);
+        }
+        let mut tiny = Batches::new(5, &rows, 1, 0).unwrap();
+        assert_eq!(tiny.next_batch().rows.len(), 1);
+    }
+}
