@@ -326,6 +326,10 @@ impl CheckpointStore {
     }
 }
 
+/// Removes a file or folder, if it is there.
+///
+/// # Errors
+/// When it cannot be removed.
 pub fn remove(path: &Path) -> Result<()> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path)?,
@@ -336,6 +340,10 @@ pub fn remove(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Puts a file or a folder's entries on the disk.
+///
+/// # Errors
+/// When the disk refuses.
 pub fn sync(path: &Path) -> Result<()> {
     fs::File::open(path)?.sync_all()?;
     Ok(())

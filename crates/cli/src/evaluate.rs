@@ -4,11 +4,13 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use asyncthink_checkpoint::{RunLayout, StageLock};
+use asyncthink_distributed::{RankSettings, Ranks};
 use asyncthink_eval::{EpisodeLine, Evaluation, evaluate, table};
 use asyncthink_launch::World;
 use asyncthink_recipe::{ModelSection, Recipe, Stage};
 use asyncthink_rollout::MODEL_CARD_FILE;
-use asyncthink_trainer::{Ranks, RunLayout, StageLock, StopFlag};
+use asyncthink_trainer::StopFlag;
 use serde::{Deserialize, Serialize};
 
 use crate::args::ResumeArg;
@@ -49,10 +51,10 @@ pub(crate) fn run(
     world: &World,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
-    let ranks = Ranks::meet(world, recipe, Stage::Eval)?;
+    let ranks = Ranks::join(world, &RankSettings::of(recipe), Stage::Eval.name(), true)?;
     let stop = signals::stop_flag()?;
     let report = ranks.is_first().then(|| Report::open(recipe, resume));
-    let mut report = ranks.agree_as(report.transpose())?;
+    let mut report = ranks.agree(report.transpose())?;
     for (name, model) in unknown_models(report.as_ref(), &ranks)? {
         let measured = measure(&name, &model, recipe, &ranks, &stop)?;
         let added = match (&mut report, measured) {
@@ -61,7 +63,7 @@ pub(crate) fn run(
             }
             _ => Ok(()),
         };
-        ranks.agree_as(added)?;
+        ranks.agree(added)?;
     }
     ranks.part()?;
     report.map_or(Ok(()), |report| report.print(out))
@@ -74,7 +76,7 @@ fn unknown_models(
 ) -> Result<Vec<(String, PathBuf)>, Failure> {
     let own = report.map(Report::unknown_models);
     let told = |error| Failure::run(format!("cannot tell the ranks what to measure: {error}"));
-    let bytes = ranks.agree_as(serde_json::to_vec(&own).map_err(told))?;
+    let bytes = ranks.agree(serde_json::to_vec(&own).map_err(told))?;
     let models: Option<_> =
         serde_json::from_slice(&ranks.first_rank_bytes(&bytes)?).map_err(told)?;
     Ok(models.unwrap_or_default())
@@ -101,7 +103,7 @@ impl Report {
         let layout = RunLayout::new(&recipe.run_dir);
         let models = models(recipe, &layout)?;
         let lock = StageLock::acquire(&layout, Stage::Eval)?;
-        layout.write_recipe(recipe)?;
+        layout.write_recipe(&recipe.to_toml())?;
         let file = layout.stage(Stage::Eval).join("results.json");
         let earlier = match resume {
             ResumeArg::Auto => read_results(&file),
@@ -230,7 +232,7 @@ fn measure(
     if !matches!(result, Err(asyncthink_eval::Error::Stopped)) {
         return Ok(result?);
     }
-    let signal = ranks.stop_requested(stop)?.unwrap_or_default();
+    let signal = ranks.stop_requested(stop.requested())?.unwrap_or_default();
     ranks.part()?;
     if let Some(progress) = &progress {
         progress.say(&format!(

@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn a_full_disk_has_a_hint_on_every_rank() {
         let full = fs_err::write("/dev/full", b"x").expect_err("it has no room");
-        let other = asyncthink_trainer::Error::OtherRank {
+        let other = asyncthink_distributed::Error::OtherRank {
             rank: 1,
             message: full.to_string(),
             is_input: false,

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use asyncthink_trainer::SharedFailure;
+use asyncthink_distributed::SharedFailure;
 
 use crate::failure::Failure;
 
@@ -92,16 +92,57 @@ impl From<asyncthink_torch::Error> for Failure {
     }
 }
 
-impl From<asyncthink_trainer::Error> for Failure {
-    fn from(error: asyncthink_trainer::Error) -> Self {
-        use asyncthink_trainer::Error as E;
+impl From<asyncthink_distributed::Error> for Failure {
+    fn from(error: asyncthink_distributed::Error) -> Self {
+        use asyncthink_distributed::Error as E;
+        let (is_input, hint) = match &error {
+            E::Model(error) => (model_is_input(error), model_hint(error)),
+            E::Kernel(error) => (device_is_input(error), error.hint().map(str::to_owned)),
+            E::Io(error) => (error.kind() == std::io::ErrorKind::NotFound, None),
+            _ => (error.is_input(), error.hint().map(str::to_owned)),
+        };
+        Self::of(&error, is_input, hint)
+    }
+}
+
+impl From<asyncthink_gradient::Error> for Failure {
+    fn from(error: asyncthink_gradient::Error) -> Self {
+        use asyncthink_gradient::Error as E;
+        match error {
+            E::Distributed(error) => error.into(),
+            E::Model(error) => error.into(),
+            E::Kernel(error) => error.into(),
+            error => Self::of(&error, false, None),
+        }
+    }
+}
+
+impl From<asyncthink_checkpoint::Error> for Failure {
+    fn from(error: asyncthink_checkpoint::Error) -> Self {
+        use asyncthink_checkpoint::Error as E;
         let (is_input, hint) = match &error {
             E::Data(error) => (error.is_input(), data_hint(error)),
             E::Model(error) => (model_is_input(error), model_hint(error)),
-            E::Kernel(error) => (device_is_input(error), error.hint().map(str::to_owned)),
-            E::Rollout(error) => (rollout_is_input(error), rollout_hint(error)),
             E::Io(error) => (error.kind() == std::io::ErrorKind::NotFound, None),
-            _ => (error.is_input(), None),
+            _ => (error.is_input(), error.hint().map(Cow::into_owned)),
+        };
+        Self::of(&error, is_input, hint)
+    }
+}
+
+impl From<asyncthink_trainer::Error> for Failure {
+    fn from(error: asyncthink_trainer::Error) -> Self {
+        use asyncthink_trainer::Error as E;
+        let (is_input, hint) = match error {
+            E::Distributed(error) => return error.into(),
+            E::Gradient(error) => return error.into(),
+            E::Checkpoint(error) => return error.into(),
+            E::Data(ref error) => (error.is_input(), data_hint(error)),
+            E::Model(ref error) => (model_is_input(error), model_hint(error)),
+            E::Kernel(ref error) => (device_is_input(error), error.hint().map(str::to_owned)),
+            E::Rollout(ref error) => (rollout_is_input(error), rollout_hint(error)),
+            E::Io(ref error) => (error.kind() == std::io::ErrorKind::NotFound, None),
+            ref error => (error.is_input(), None),
         };
         let hint = hint.or_else(|| error.hint().map(Cow::into_owned));
         Self::of(&error, is_input, hint)

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use asyncthink_data::TokenId;
+use asyncthink_gradient::score_sequences;
 use asyncthink_model::{Decoder, ModelConfig, Parallelism};
 use asyncthink_torch::{keep_freed_memory, open_device, peak_bytes, set_num_threads};
-use asyncthink_trainer::score_sequences;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::{Device, Kind};
@@ -97,7 +97,7 @@ fn load(args: &ScoreArgs) -> Result<Decoder, Failure> {
 fn model_failure(error: asyncthink_model::Error) -> Failure {
     let is_missing = matches!(&error, asyncthink_model::Error::Io(error)
         if error.kind() == std::io::ErrorKind::NotFound);
-    let failure = Failure::from(asyncthink_trainer::Error::from(error));
+    let failure = Failure::from(error);
     if is_missing {
         failure.hint(MODEL_HINT)
     } else {

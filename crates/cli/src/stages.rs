@@ -3,11 +3,15 @@
 use std::io::Write;
 use std::sync::Arc;
 
+use asyncthink_checkpoint::RunLayout;
 use asyncthink_data::ChatTemplate;
+use asyncthink_distributed::{RankSettings, Ranks};
 use asyncthink_launch::World;
 use asyncthink_recipe::{ModelSection, Recipe, Stage};
 use asyncthink_rollout::ModelCard;
-use asyncthink_trainer::{Attempt, Observer, Ranks, Resume, RunLayout, RunOptions, RunOutcome};
+use asyncthink_trainer::{
+    Attempt, GrpoSettings, Observer, Resume, RunOptions, RunOutcome, SftSettings,
+};
 
 use crate::args::{ResumeArg, StageArgs};
 use crate::failure::Failure;
@@ -26,7 +30,7 @@ pub(crate) fn run(stage: Stage, args: &StageArgs, out: &mut dyn Write) -> Result
     if args.dry_run {
         // What a run was made with is not replaced by what was only tried.
         if !layout.recipe().exists() {
-            layout.write_recipe(&recipe)?;
+            layout.write_recipe(&recipe.to_toml())?;
         }
         out.write_all(recipe.to_toml().as_bytes())?;
         return Ok(());
@@ -80,7 +84,12 @@ fn train(
     world: &World,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
-    let ranks = Arc::new(Ranks::meet(world, recipe, stage)?);
+    let ranks = Arc::new(Ranks::join(
+        world,
+        &RankSettings::of(recipe),
+        stage.name(),
+        true,
+    )?);
     let options = RunOptions {
         ranks: Arc::clone(&ranks),
         resume: match resume {
@@ -99,8 +108,11 @@ fn train(
         None => &mut nobody,
     };
     let outcome = match stage {
-        Stage::Grpo => asyncthink_trainer::run_grpo(recipe, &options, observer, &stop),
-        _ => asyncthink_trainer::run_sft(recipe, &options, observer, &stop),
+        Stage::Grpo => GrpoSettings::from_recipe(recipe).and_then(|settings| {
+            asyncthink_trainer::run_grpo(&settings, &options, observer, &stop)
+        }),
+        _ => SftSettings::from_recipe(recipe)
+            .and_then(|settings| asyncthink_trainer::run_sft(&settings, &options, observer, &stop)),
     };
     if let Some(progress) = &mut progress {
         progress.finish();

@@ -3,11 +3,12 @@
 use std::io::Write;
 use std::path::Path;
 
+use asyncthink_checkpoint::{RunLayout, StageLock};
 use asyncthink_data::SynthFolder;
+use asyncthink_distributed::{RankSettings, Ranks};
 use asyncthink_launch::World;
 use asyncthink_recipe::{Recipe, Stage};
 use asyncthink_synth::{Peers, SynthReport, run_with};
-use asyncthink_trainer::{Ranks, RunLayout, StageLock};
 
 use crate::args::ResumeArg;
 use crate::failure::Failure;
@@ -19,10 +20,10 @@ pub(crate) fn run(
     world: &World,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
-    let ranks = Ranks::meet(world, recipe, Stage::Synth)?;
+    let ranks = Ranks::join(world, &RankSettings::of(recipe), Stage::Synth.name(), false)?;
     ranks.set_phase("synth");
     let lock = ranks.is_first().then(|| open(recipe, resume));
-    let _lock = ranks.agree_as(lock.transpose())?;
+    let _lock = ranks.agree(lock.transpose())?;
     if ranks.is_alone() && recipe.num_threads > 0 {
         rayon::ThreadPoolBuilder::new()
             .num_threads(recipe.num_threads)
@@ -56,7 +57,7 @@ pub(crate) fn run(
 fn open(recipe: &Recipe, resume: &ResumeArg) -> Result<StageLock, Failure> {
     let layout = RunLayout::new(&recipe.run_dir);
     let lock = StageLock::acquire(&layout, Stage::Synth)?;
-    layout.write_recipe(recipe)?;
+    layout.write_recipe(&recipe.to_toml())?;
     let manifest = SynthFolder::new(&recipe.run_dir).manifest();
     if *resume == ResumeArg::Never && manifest.exists() {
         fs_err::remove_file(manifest)?;

@@ -93,7 +93,7 @@ impl Parameters {
 
 /// What a rank holds of the optimizer: vectors of the elements that it owns, in order.
 #[derive(Debug)]
-pub struct Owned {
+pub(crate) struct Owned {
     pub segments: Vec<Segment>,
     /// First moments, f32 `[owned]`.
     pub first_moments: Tensor,
@@ -192,15 +192,18 @@ impl AdamW {
         2 * self.owned.first_moments.numel() * size_of::<f32>()
     }
 
+    /// Ranks that share the optimizer state.
     pub fn ranks(&self) -> &Ranks {
         &self.ranks
     }
 
+    /// Order of the parameters in the vector.
     pub fn layout(&self) -> &FlatLayout {
         self.parameters.layout()
     }
 
-    pub fn owned(&self) -> &Owned {
+    /// Optimizer state of this rank.
+    pub(crate) fn owned(&self) -> &Owned {
         &self.owned
     }
 
@@ -209,7 +212,8 @@ impl AdamW {
         self.parameters.pieces(rank)
     }
 
-    pub fn set_num_updates(&mut self, num_updates: u64) {
+    /// Takes over the count of updates of a checkpoint.
+    pub(crate) fn set_num_updates(&mut self, num_updates: u64) {
         self.num_updates = num_updates;
     }
 

@@ -12,13 +12,13 @@ use crate::ranks::Ranks;
 
 /// Values and gradients of the parameters as two vectors, which the parameters are views of.
 #[derive(Debug)]
-pub struct Replicated {
-    pub layout: FlatLayout,
-    pub cuts: BucketCuts,
+pub(crate) struct Replicated {
+    pub(crate) layout: FlatLayout,
+    pub(crate) cuts: BucketCuts,
     /// f32 `[flat]`, padded.
-    pub values: Tensor,
+    pub(crate) values: Tensor,
     /// f32 `[flat]`, padded; where autograd adds to.
-    pub gradients: Tensor,
+    pub(crate) gradients: Tensor,
     ranks: Arc<Ranks>,
 }
 
@@ -28,7 +28,7 @@ impl Replicated {
     ///
     /// # Errors
     /// When a parameter is not f32, or the memory cannot be had.
-    pub fn take_over(
+    pub(crate) fn take_over(
         parameters: &[(String, Tensor)],
         bucket_elements: usize,
         ranks: Arc<Ranks>,
@@ -74,7 +74,7 @@ impl Replicated {
     }
 
     /// Begins to sum gradients over the ranks into `sums`, f32 `[owned]`, of what each rank owns.
-    pub fn exchange<'a>(&'a self, sums: &'a Tensor) -> BucketExchange<'a> {
+    pub(crate) fn exchange<'a>(&'a self, sums: &'a Tensor) -> BucketExchange<'a> {
         let is_alone = self.ranks.is_alone();
         BucketExchange {
             parameters: self,
@@ -89,7 +89,7 @@ impl Replicated {
     }
 
     /// Gives every rank what the others own and have updated.
-    pub fn gather_values(&self) -> Result<()> {
+    pub(crate) fn gather_values(&self) -> Result<()> {
         if self.ranks.is_alone() {
             return Ok(());
         }

@@ -50,7 +50,9 @@ pub enum Purpose {
 /// How the ranks hold a decoder in parts.
 #[derive(Clone, Debug)]
 pub struct Sharding {
+    /// Ranks that share the weights.
     pub ranks: Arc<Ranks>,
+    /// Device of the shards, where units are gathered.
     pub device: Device,
     /// How many micro-batches a gathered layer is used for.
     pub micro_batches_per_gather: usize,
@@ -151,30 +153,37 @@ impl ShardedDecoder {
         self.own_values.numel() * size_of::<f32>()
     }
 
+    /// Rotary positions.
     pub fn positions(&self) -> &Positions {
         &self.positions
     }
 
-    pub fn layout(&self) -> &FlatLayout {
+    /// Order of the parameters in the vector.
+    pub(crate) fn layout(&self) -> &FlatLayout {
         &self.layout
     }
 
+    /// Shards of every unit.
     pub fn cuts(&self) -> &UnitCuts {
         &self.cuts
     }
 
-    pub fn own_values(&self) -> &Tensor {
+    /// Weights of this rank, f32 `[owned]`.
+    pub(crate) fn own_values(&self) -> &Tensor {
         &self.own_values
     }
 
+    /// Gradients of this rank summed over ranks, f32 `[owned]`; empty for a model that is not trained.
     pub fn own_gradients(&self) -> &Tensor {
         &self.own_gradients
     }
 
+    /// Ranks that share the weights.
     pub fn ranks(&self) -> &Ranks {
         &self.ranks
     }
 
+    /// Micro-batches that a gathered layer is used for.
     pub fn micro_batches_per_gather(&self) -> usize {
         self.micro_batches_per_gather
     }

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 
 /// The bytes of a named f32 tensor.
 #[derive(Debug)]
-pub struct Values {
+pub(crate) struct Values {
     name: &'static str,
     shape: Vec<usize>,
     bytes: Vec<u8>,
@@ -18,7 +18,7 @@ pub struct Values {
 
 impl Values {
     /// Copies a tensor to the host, as f32.
-    pub fn of(name: &'static str, tensor: &Tensor) -> Result<Self> {
+    pub(crate) fn of(name: &'static str, tensor: &Tensor) -> Result<Self> {
         let host = tensor
             .detach()
             .f_to_device(Device::Cpu)?
@@ -36,7 +36,7 @@ impl Values {
 }
 
 /// Writes tensors into a file.
-pub fn write(path: &Path, tensors: &[Values]) -> Result<()> {
+pub(crate) fn write(path: &Path, tensors: &[Values]) -> Result<()> {
     let fail = |error: safetensors::SafeTensorError| {
         Error::stage(format!("writing `{}`", path.display()), error)
     };
@@ -52,7 +52,7 @@ pub fn write(path: &Path, tensors: &[Values]) -> Result<()> {
 }
 
 /// Reads f32 tensors onto the host.
-pub fn load(path: &Path) -> Result<Vec<(String, Tensor)>> {
+pub(crate) fn load(path: &Path) -> Result<Vec<(String, Tensor)>> {
     let context = || format!("reading `{}`", path.display());
     let bytes = fs::read(path)?;
     let file = SafeTensors::deserialize(&bytes).map_err(|error| Error::stage(context(), error))?;

@@ -1,7 +1,6 @@
 //! Where a decoder's layers come from while a round of micro-batches goes through them.
 
 use asyncthink_model::{Decoder, DecoderEnds, DecoderLayer, ModelConfig, Packing};
-use tch::Device;
 
 use crate::error::Result;
 use asyncthink_distributed::BucketExchange;
@@ -35,9 +34,6 @@ pub(crate) type UseLayer<'a> = &'a mut dyn FnMut(&DecoderLayer) -> Result<()>;
 pub(crate) trait LayerSource {
     /// The decoder's configuration.
     fn config(&self) -> &ModelConfig;
-
-    /// Where its layers are.
-    fn device(&self) -> Device;
 
     /// What layers need to know of sequences of these lengths.
     fn packing(&self, segment_lens: &[i64]) -> Result<Packing>;
@@ -73,10 +69,6 @@ impl<'a, 'e> ReplicatedLayers<'a, 'e> {
 impl LayerSource for ReplicatedLayers<'_, '_> {
     fn config(&self) -> &ModelConfig {
         self.decoder.config()
-    }
-
-    fn device(&self) -> Device {
-        self.decoder.device()
     }
 
     fn packing(&self, segment_lens: &[i64]) -> Result<Packing> {

@@ -7,7 +7,7 @@
 
 use asyncthink_model::{DecoderEnds, ModelConfig, Packing};
 use asyncthink_torch::Work;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::layers::{LayerSource, Pass, Round, UseLayer};
@@ -158,10 +158,6 @@ impl LayerSource for ShardedLayers<'_> {
         self.decoder.config()
     }
 
-    fn device(&self) -> Device {
-        self.decoder.device()
-    }
-
     fn packing(&self, segment_lens: &[i64]) -> Result<Packing> {
         Ok(self.decoder.positions().packing(segment_lens)?)
     }
@@ -222,6 +218,8 @@ mod tests {
     use asyncthink_data::{TokenId, TrainingRow};
     use asyncthink_model::{Decoder, ModelSizes};
     use asyncthink_torch::{GroupOptions, ProcessGroup, Store, StoreOptions};
+
+    use tch::Device;
 
     use super::*;
     use crate::layers::ReplicatedLayers;

@@ -14,9 +14,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use asyncthink_data::{EpisodeIndex, TrainingRow};
+use asyncthink_gradient::score_rows;
 use asyncthink_model::{Decoder, Precision, PretrainedModel};
 use asyncthink_rollout::{AgentRecord, Episode, EpisodeSampler, ModelCard, Query};
-use asyncthink_trainer::score_rows;
 use serde_json::{Value, json};
 use tch::{Device, Kind};
 

@@ -5,10 +5,11 @@ mod common;
 
 use std::path::Path;
 
+use asyncthink_checkpoint::{Error as CheckpointError, RunLayout};
 use asyncthink_model::Decoder;
 use asyncthink_model::{Precision, PretrainedModel};
 use asyncthink_recipe::{Recipe, Stage};
-use asyncthink_trainer::{Error, Resume, RunLayout, RunOutcome};
+use asyncthink_trainer::{Error, Resume, RunOutcome};
 use common::{RECIPE, Watcher, alone, copy_folder, finish, metrics, recipe, run};
 use fs_err as fs;
 use tch::{Device, Kind, Tensor};
@@ -168,7 +169,10 @@ fn other_adapters_than_the_recipes_are_refused() {
     fs::remove_file(base.join("trainer/manifest.json")).unwrap();
     let error = run(&grpo, Stage::Grpo, Resume::Auto, &mut Watcher::default()).unwrap_err();
     assert!(
-        matches!(error, Error::InitialModelChanged { .. }),
+        matches!(
+            error,
+            Error::Checkpoint(CheckpointError::InitialModelChanged { .. })
+        ),
         "{error}"
     );
     fs::write(&weights, original).unwrap();

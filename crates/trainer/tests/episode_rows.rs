@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use asyncthink_algorithms::RewardRule;
+use asyncthink_algorithms::advantage::MeanCentred;
 use asyncthink_data::{
     PromptTemplates, PromptText, TaskTokenizerConfig, TokenId, Tokenizer, TrainingRow,
     task_tokenizer,
@@ -15,8 +17,7 @@ use asyncthink_rollout::{
 };
 use asyncthink_tasks::{Problem, mcd};
 use asyncthink_trainer::{
-    Advantage, EpisodeFigures, RewardRule, assign_advantages, episode_records, reward_episode,
-    training_rows,
+    EpisodeMetrics, assign_advantages, episode_records, reward_episode, training_rows,
 };
 
 const RULE: RewardRule = RewardRule {
@@ -261,7 +262,7 @@ fn one_advantage_covers_all_rows_of_an_episode_and_format_errors_stay_in_their_g
         .iter()
         .map(|scripts| reward_episode(episode(&tokenizer, scripts), &problem(), &RULE, true))
         .collect();
-    assert_eq!(assign_advantages(&mut graded, 3, Advantage::MeanCentred), 0);
+    assert_eq!(assign_advantages(&mut graded, 3, &MeanCentred), 0);
     let rewards: Vec<f64> = graded.iter().map(|episode| episode.reward.total).collect();
     assert!(rewards[0] > rewards[1] && rewards[1] > rewards[2]);
     assert!((rewards[2] + 0.5).abs() < 1e-12);
@@ -274,7 +275,7 @@ fn one_advantage_covers_all_rows_of_an_episode_and_format_errors_stay_in_their_g
         assert!((f64::from(row.advantage()) - expected).abs() < 1e-6);
     }
 
-    let figures = EpisodeFigures::of(&graded).unwrap();
+    let figures = EpisodeMetrics::of(&graded).unwrap();
     assert!((figures.valid - 2.0 / 3.0).abs() < 1e-12);
     assert!((figures.all_correct - 1.0 / 3.0).abs() < 1e-12);
     assert!((figures.reward_accuracy - 0.5).abs() < 1e-12);
@@ -324,7 +325,7 @@ fn workers_that_nobody_joins_count_in_the_figures_and_by_option_in_the_reward() 
     let (counted, left_out) = (grade(true), grade(false));
     assert_eq!(counted.graded.concurrency, left_out.graded.concurrency);
     assert!(counted.reward.total > left_out.reward.total);
-    let figures = EpisodeFigures::of(&[left_out]).unwrap();
+    let figures = EpisodeMetrics::of(&[left_out]).unwrap();
     assert!(figures.eta_ratio > Some(0.5));
     assert_eq!(figures.eta_ratio_rewarded, Some(0.5));
     assert_eq!(figures.cancelled_workers_per_query, Some(1.0));
@@ -333,6 +334,6 @@ fn workers_that_nobody_joins_count_in_the_figures_and_by_option_in_the_reward() 
         ("sub 4*2", "8"),
     ];
     let graded = reward_episode(episode(&tokenizer, &empty), &problem(), &RULE, true);
-    let figures = EpisodeFigures::of(&[graded]).unwrap();
+    let figures = EpisodeMetrics::of(&[graded]).unwrap();
     assert_eq!(figures.empty_returns_per_query, Some(1.0));
 }

@@ -3,8 +3,9 @@
 
 mod common;
 
+use asyncthink_checkpoint::{Error as CheckpointError, RunLayout};
 use asyncthink_recipe::{Recipe, Stage};
-use asyncthink_trainer::{Attempt, Error, Resume, RunLayout, RunOptions};
+use asyncthink_trainer::{Attempt, Error, Resume, RunOptions};
 use common::{Watcher, alone, finish, metrics, recipe, run, run_with};
 
 #[test]
@@ -20,7 +21,13 @@ fn a_run_goes_on_with_changes_that_are_allowed_by_name() {
 
     let changed = ["sft.num_steps=6", "sft.optimizer.learning_rate=1e-4"];
     let error = resume(&recipe(&changed)).unwrap_err();
-    assert!(matches!(error, Error::RecipeChanged { .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            Error::Checkpoint(CheckpointError::RecipeChanged { .. })
+        ),
+        "{error}"
+    );
     let hint = error.hint().unwrap().into_owned();
     let list = r#"allow_changed=["sft.num_steps", "sft.optimizer.learning_rate"]"#;
     assert!(hint.contains(list), "{hint}");
@@ -44,7 +51,13 @@ fn a_run_goes_on_with_changes_that_are_allowed_by_name() {
     let other_data = [&changed[1..], &["sft.num_steps=8", "synth.num_traces=40"]].concat();
     let only_steps = [&other_data[..], &["allow_changed=[\"sft.num_steps\"]"]].concat();
     let error = resume(&recipe(&only_steps)).unwrap_err();
-    assert!(matches!(error, Error::DatasetChanged { .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            Error::Checkpoint(CheckpointError::DatasetChanged { .. })
+        ),
+        "{error}"
+    );
     let hint = error.hint().unwrap();
     assert!(hint.contains(r#"allow_changed=["dataset"]"#), "{hint}");
     let both = [&other_data[..], &["allow_changed=[\"sft\", \"dataset\"]"]].concat();

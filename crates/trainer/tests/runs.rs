@@ -5,14 +5,17 @@ mod common;
 
 use std::sync::Arc;
 
+use asyncthink_algorithms::advantage::MeanCentred;
+use asyncthink_algorithms::{Aggregation, Clip, ClippedPolicyLoss, RewardRule};
+use asyncthink_checkpoint::{Error as CheckpointError, RunLayout, StageLock};
+use asyncthink_distributed::{AdamW, AdamWSettings};
+use asyncthink_gradient::{BatchSettings, Weights, accumulate_gradient, score_rows};
 use asyncthink_model::{Parallelism, Precision, PretrainedModel};
 use asyncthink_recipe::Stage;
 use asyncthink_rollout::{EpisodeSampler, ModelCard, Query};
-use asyncthink_torch::{Parallelism as ThreadUse, set_parallelism};
 use asyncthink_trainer::{
-    AdamW, AdamWSettings, Advantage, Aggregation, BatchSettings, Clip, Error, Objective, Phase,
-    Resume, RewardRule, RunLayout, RunOutcome, StageLock, Weights, accumulate_gradient,
-    assign_advantages, reward_episode, score_rows, train_problems, training_rows,
+    Error, Phase, Resume, RunOutcome, assign_advantages, reward_episode, train_problems,
+    training_rows,
 };
 use common::{Watcher, alone, copy_folder, finish, metrics, recipe, run, weights};
 use fs_err as fs;
@@ -199,7 +202,13 @@ fn another_recipe_or_other_data_is_refused_by_name() {
         &mut Watcher::default(),
     )
     .unwrap_err();
-    assert!(matches!(error, Error::DatasetChanged { .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            Error::Checkpoint(CheckpointError::DatasetChanged { .. })
+        ),
+        "{error}"
+    );
 
     // Starting over moves the earlier run aside and loses nothing.
     let mut watcher = Watcher::default();
@@ -238,7 +247,10 @@ fn a_run_goes_on_from_a_given_checkpoint() {
         &mut Watcher::default(),
     )
     .unwrap_err();
-    assert!(matches!(error, Error::WrongStage { .. }), "{error}");
+    assert!(
+        matches!(error, Error::Checkpoint(CheckpointError::WrongStage { .. })),
+        "{error}"
+    );
 }
 
 #[test]
@@ -342,7 +354,10 @@ fn grpo_knows_the_model_that_it_began_with() {
     run(&second, Stage::Sft, Resume::Never, &mut Watcher::default()).unwrap();
     let error = run(&second, Stage::Grpo, Resume::Auto, &mut Watcher::default()).unwrap_err();
     assert!(
-        matches!(error, Error::InitialModelChanged { .. }),
+        matches!(
+            error,
+            Error::Checkpoint(CheckpointError::InitialModelChanged { .. })
+        ),
         "{error}"
     );
     assert!(error.is_input() && error.hint().is_some());
@@ -394,7 +409,10 @@ fn a_stage_in_use_and_files_of_two_models_are_refused() {
     let layout = RunLayout::new(&recipe.run_dir);
     let lock = StageLock::acquire(&layout, Stage::Sft).unwrap();
     let error = run(&recipe, Stage::Sft, Resume::Never, &mut Watcher::default()).unwrap_err();
-    assert!(matches!(error, Error::RunInUse { .. }), "{error}");
+    assert!(
+        matches!(error, Error::Checkpoint(CheckpointError::RunInUse { .. })),
+        "{error}"
+    );
     drop(lock);
     let model = finish(&recipe, Stage::Sft);
 
@@ -413,7 +431,10 @@ fn a_stage_in_use_and_files_of_two_models_are_refused() {
 
     // Without its manifest, what `synth` wrote may be of two runs.
     fs::remove_file(layout.synth().manifest()).unwrap();
-    assert!(matches!(train_problems(&recipe), Err(Error::NoRows { .. })));
+    assert!(matches!(
+        train_problems(&RunLayout::new(&recipe.run_dir)),
+        Err(Error::NoRows { .. })
+    ));
     let error = run(&recipe, Stage::Sft, Resume::Auto, &mut Watcher::default()).unwrap_err();
     assert!(matches!(error, Error::NoRows { .. }), "{error}");
 }
@@ -425,15 +446,18 @@ fn gradients(
     rows: &[asyncthink_data::TrainingRow],
     micro_batch_tokens: usize,
     activation_checkpointing: bool,
+    parallelism: Parallelism,
 ) -> Vec<Tensor> {
     let settings = BatchSettings {
-        objective: Objective::Policy {
+        loss: Arc::new(ClippedPolicyLoss {
             clip: Clip {
                 low: 0.2,
                 high: 0.2,
             },
             kl_beta: 0.0,
-        },
+        }),
+        measures_policy: true,
+        parallelism,
         aggregation: Aggregation::EpisodeMean,
         temperature: 0.8,
         micro_batch_tokens,
@@ -463,7 +487,7 @@ fn trainer_and_sampler_agree_and_gradients_do_not_depend_on_packing() {
     );
     let model = finish(&recipe, Stage::Sft);
     let mut model = PretrainedModel::load(&model, Device::Cpu, Precision::F32).unwrap();
-    let problems = train_problems(&recipe).unwrap();
+    let problems = train_problems(&RunLayout::new(&recipe.run_dir)).unwrap();
     let sampler = EpisodeSampler::new(&ModelCard::new(&recipe.prompts, &recipe.protocol), 0.8)
         .unwrap()
         .with_parallelism(Parallelism::for_decoder(&model.decoder));
@@ -501,7 +525,7 @@ fn trainer_and_sampler_agree_and_gradients_do_not_depend_on_packing() {
             reward_episode(episode, problem, &rule, true)
         })
         .collect();
-    assign_advantages(&mut graded, 6, Advantage::MeanCentred);
+    assign_advantages(&mut graded, 6, &MeanCentred);
     let rows = training_rows(&graded).unwrap();
 
     let scores = score_rows(&model.decoder, &rows, 0.8, 700).unwrap();
@@ -533,25 +557,28 @@ fn trainer_and_sampler_agree_and_gradients_do_not_depend_on_packing() {
     let parameters = model.decoder.trained_parameters();
     let mut optimizer = AdamW::new(parameters, settings, Arc::default(), 1 << 20).unwrap();
     let weights = Weights::Whole(Box::new(model.decoder));
-    let mut of = |micro_batch_tokens, activation_checkpointing| {
+    let mut of = |micro_batch_tokens, activation_checkpointing, parallelism| {
         gradients(
             &weights,
             &mut optimizer,
             &rows,
             micro_batch_tokens,
             activation_checkpointing,
+            parallelism,
         )
     };
     // One thread at a time on a batch, then several, each with a part of it.
-    set_parallelism(ThreadUse::WithinOperations);
-    let whole = of(1_000_000, false);
+    let threads = Parallelism::within_operations(2);
+    threads.apply();
+    let whole = of(1_000_000, false, threads);
     // Layers that are computed again give the same bits.
-    assert_eq!(of(1_000_000, true), whole);
-    set_parallelism(ThreadUse::AcrossBatch);
+    assert_eq!(of(1_000_000, true, threads), whole);
+    let threads = Parallelism::across_batch(2);
+    threads.apply();
     for (micro_batch_tokens, checkpointing) in
         [(1, false), (150, true), (700, false), (1_000_000, true)]
     {
-        let cut = of(micro_batch_tokens, checkpointing);
+        let cut = of(micro_batch_tokens, checkpointing, threads);
         for (a, b) in whole.iter().zip(&cut) {
             let difference = (a - b).norm().double_value(&[]);
             let norm = a.norm().double_value(&[]);

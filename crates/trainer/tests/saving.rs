@@ -6,8 +6,9 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use asyncthink_checkpoint::RunLayout;
 use asyncthink_recipe::{Recipe, Stage};
-use asyncthink_trainer::{Resume, RunLayout, RunOutcome};
+use asyncthink_trainer::{Resume, RunOutcome};
 use common::{Watcher, alone, finish, metrics, recipe, run, weights};
 use fs_err as fs;
 use serde_json::Value;

@@ -209,7 +209,7 @@ fn prompt(model: &ThinkModel, sampler: &EpisodeSampler, query: String) -> Result
 }
 
 fn context_tokens(dir: &Path) -> Result<usize, Failure> {
-    let config = ModelConfig::from_dir(dir).map_err(asyncthink_trainer::Error::from)?;
+    let config = ModelConfig::from_dir(dir)?;
     Ok(usize::try_from(config.max_position_embeddings).unwrap_or(0))
 }
 

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use asyncthink_checkpoint::RunLayout;
 use asyncthink_data::{ChatSettings, Tokenizer};
 use asyncthink_recipe::Stage;
 use asyncthink_rollout::{MODEL_CARD_FILE, ModelCard};
-use asyncthink_trainer::RunLayout;
 
 use crate::failure::Failure;
 

@@ -20,6 +20,7 @@ pub struct ParameterSlot {
 }
 
 impl ParameterSlot {
+    /// Its elements.
     pub fn elements(&self) -> Range<usize> {
         let sizes = self.shape.iter();
         let num_elements: usize = sizes

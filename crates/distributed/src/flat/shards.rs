@@ -107,6 +107,7 @@ struct UnitCut {
 }
 
 impl UnitCuts {
+    /// Cuts every unit of `layout` into one part per rank.
     pub fn new(layout: &FlatLayout, num_ranks: usize) -> Self {
         let mut owned_start = 0;
         let units = layout

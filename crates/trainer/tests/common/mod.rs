@@ -9,11 +9,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
+use asyncthink_checkpoint::RunLayout;
 use asyncthink_recipe::{Recipe, Stage};
 use asyncthink_torch::set_num_threads;
 use asyncthink_trainer::{
-    Error, Observer, Phase, Resume, RunLayout, RunOptions, RunOutcome, StepReport, StopFlag,
-    run_grpo, run_sft,
+    Error, GrpoSettings, Observer, Phase, Resume, RunOptions, RunOutcome, SftSettings, StepReport,
+    StopFlag, run_grpo, run_sft,
 };
 use fs_err as fs;
 use serde_json::Value;
@@ -174,8 +175,8 @@ pub fn run_with(
 ) -> Result<RunOutcome, Error> {
     let stop = watcher.stop.clone();
     match stage {
-        Stage::Sft => run_sft(recipe, options, watcher, &stop),
-        _ => run_grpo(recipe, options, watcher, &stop),
+        Stage::Sft => run_sft(&SftSettings::from_recipe(recipe)?, options, watcher, &stop),
+        _ => run_grpo(&GrpoSettings::from_recipe(recipe)?, options, watcher, &stop),
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::process::{Child, Command, Stdio};
 
+use asyncthink_checkpoint::{CheckpointStore, Retention, RunLayout};
 use asyncthink_recipe::Stage;
-use asyncthink_trainer::{CheckpointStore, Retention, RunLayout};
 use fs_err as fs;
 
 use crate::common::{alone, metrics, weights};

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use asyncthink_distributed::{AdamW, AdamWSettings, Ranks};
 use asyncthink_torch::{GroupOptions, ProcessGroup, Store, StoreOptions};
-use asyncthink_trainer::{AdamW, AdamWSettings, Ranks};
 use tch::{Device, Kind, Tensor};
 
 use crate::common::alone;

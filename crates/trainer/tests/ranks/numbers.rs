@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use asyncthink_checkpoint::RunLayout;
 use asyncthink_recipe::{Recipe, Stage};
-use asyncthink_trainer::RunLayout;
 use serde_json::Value;
 
 use crate::common::{alone, copy_folder, metrics, weights};

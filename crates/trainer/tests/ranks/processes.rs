@@ -7,10 +7,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use asyncthink_checkpoint::RunLayout;
+use asyncthink_distributed::{RankSettings, Ranks};
 use asyncthink_launch::World;
 use asyncthink_recipe::{Recipe, Stage};
 use asyncthink_trainer::{
-    Observer, Phase, Ranks, RunLayout, RunOptions, RunOutcome, StepReport, run_grpo, run_sft,
+    GrpoSettings, Observer, Phase, RunOptions, RunOutcome, SftSettings, StepReport, run_grpo,
+    run_sft,
 };
 use fs_err as fs;
 
@@ -55,7 +58,15 @@ fn a_rank() {
     } else {
         Stage::Grpo
     };
-    let ranks = Arc::new(Ranks::meet(&World::from_env().unwrap(), &recipe, stage).unwrap());
+    let ranks = Arc::new(
+        Ranks::join(
+            &World::from_env().unwrap(),
+            &RankSettings::of(&recipe),
+            stage.name(),
+            true,
+        )
+        .unwrap(),
+    );
     let mut watcher = Watcher {
         stop_after_step: env::var(STOP_AFTER).ok().map(|step| step.parse().unwrap()),
         ..Watcher::default()
@@ -73,8 +84,18 @@ fn a_rank() {
         &mut watcher
     };
     let outcome = match stage {
-        Stage::Sft => run_sft(&recipe, &options, observer, &stop),
-        _ => run_grpo(&recipe, &options, observer, &stop),
+        Stage::Sft => run_sft(
+            &SftSettings::from_recipe(&recipe).unwrap(),
+            &options,
+            observer,
+            &stop,
+        ),
+        _ => run_grpo(
+            &GrpoSettings::from_recipe(&recipe).unwrap(),
+            &options,
+            observer,
+            &stop,
+        ),
     }
     .unwrap_or_else(|error| panic!("{error}"));
     ranks.part().unwrap();
