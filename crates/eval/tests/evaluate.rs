@@ -4,10 +4,14 @@
 
 use std::path::Path;
 
-use asyncthink_eval::{EpisodeLine, Error, EvalProgress, Evaluation, Result, evaluate, table};
+use asyncthink_eval::{
+    EpisodeLine, Error, EvalProgress, EvalSettings, Evaluation, Methods, Result, Target, evaluate,
+    table,
+};
 use asyncthink_protocol::{CharCounter, Trace};
 use asyncthink_recipe::Recipe;
-use asyncthink_trainer::{Ranks, RunOptions, RunOutcome, StopFlag, run_sft};
+use asyncthink_trainer::{Ranks, RunOptions, RunOutcome, StopFlag, run_sft, test_problems};
+use tch::Device;
 
 const RECIPE: &str = r#"
 name = "tiny"
@@ -176,7 +180,15 @@ fn measure(
     recipe: &Recipe,
     progress: &mut dyn FnMut(EvalProgress) -> bool,
 ) -> Result<(Evaluation, Vec<EpisodeLine>)> {
-    Ok(evaluate(model, recipe, &Ranks::single(), progress)?.unwrap())
+    let settings = EvalSettings::from_recipe(recipe)?;
+    let target = Target {
+        model_dir: model,
+        device: Device::Cpu,
+        settings: &settings,
+    };
+    let method = Methods::builtin().find("asyncthink")?;
+    let problems = test_problems(recipe)?;
+    Ok(evaluate(&target, &problems, method, &Ranks::single(), progress)?.unwrap())
 }
 
 /// Threads are counted once per process, before anything starts rayon's own.

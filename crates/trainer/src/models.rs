@@ -12,7 +12,7 @@ use asyncthink_torch::{
     DeviceSpec, Parallelism as ThreadUse, keep_freed_memory, open_device, set_num_threads,
     set_parallelism,
 };
-use tch::{Device, Kind};
+use tch::Device;
 
 use crate::error::{Error, Result};
 use crate::layout::RunLayout;

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use asyncthink_launch::World;
-use asyncthink_model::PretrainedModel;
 use asyncthink_recipe::{Recipe, Stage};
 use asyncthink_torch::{Backend, GroupOptions, ProcessGroup, Reduction, Store, StoreOptions, Work};
 use tch::{Device, Kind, Tensor};
@@ -336,11 +335,11 @@ impl Ranks {
     ///
     /// # Errors
     /// When ranks differ, or one is lost.
-    pub fn check_same_weights(&self, model: &PretrainedModel) -> Result<()> {
+    pub fn check_same_weights(&self, parameters: &[(String, Tensor)]) -> Result<()> {
         if self.is_alone() {
             return Ok(());
         }
-        let sums = sums_of(model.decoder.trained_parameters())?;
+        let sums = sums_of(parameters)?;
         self.check_same("the weights", &sums)
     }
 
