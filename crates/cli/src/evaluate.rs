@@ -5,18 +5,23 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use asyncthink_checkpoint::{RunLayout, StageLock};
-use asyncthink_distributed::{RankSettings, Ranks};
-use asyncthink_eval::{EpisodeLine, Evaluation, evaluate, table};
+use asyncthink_distributed::{DeviceSettings, RankSettings, Ranks};
+use asyncthink_eval::{EpisodeLine, EvalSettings, Evaluation, Methods, Target, evaluate, table};
 use asyncthink_launch::World;
 use asyncthink_recipe::{ModelSection, Recipe, Stage};
 use asyncthink_rollout::MODEL_CARD_FILE;
-use asyncthink_trainer::StopFlag;
+use asyncthink_tasks::Problem;
+use asyncthink_trainer::{StopFlag, test_problems};
 use serde::{Deserialize, Serialize};
+use tch::Device;
 
 use crate::args::ResumeArg;
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::signals;
+
+/// The way of thinking that models are trained in.
+const TRAINED_METHOD: &str = "asyncthink";
 
 /// The file of results: what the table shows, and what it was made from.
 #[derive(Default, Serialize, Deserialize)]
@@ -55,11 +60,11 @@ pub(crate) fn run(
     let stop = signals::stop_flag()?;
     let report = ranks.is_first().then(|| Report::open(recipe, resume));
     let mut report = ranks.agree(report.transpose())?;
-    for (name, model) in unknown_models(report.as_ref(), &ranks)? {
-        let measured = measure(&name, &model, recipe, &ranks, &stop)?;
+    for wanted in unknown(report.as_ref(), &ranks)? {
+        let measured = measure(&wanted, recipe, &ranks, &stop)?;
         let added = match (&mut report, measured) {
             (Some(report), Some((evaluation, episodes))) => {
-                report.add(&name, &evaluation, &episodes)
+                report.add(&wanted.name, &evaluation, &episodes)
             }
             _ => Ok(()),
         };
@@ -69,12 +74,18 @@ pub(crate) fn run(
     report.map_or(Ok(()), |report| report.print(out))
 }
 
-/// Name and folder of the models to measure, which the first rank knows.
-fn unknown_models(
-    report: Option<&Report>,
-    ranks: &Ranks,
-) -> Result<Vec<(String, PathBuf)>, Failure> {
-    let own = report.map(Report::unknown_models);
+/// A model to measure by a method.
+#[derive(Serialize, Deserialize)]
+struct Wanted {
+    /// The column's name.
+    name: String,
+    method: String,
+    model: PathBuf,
+}
+
+/// Models and methods without a result, which the first rank knows.
+fn unknown(report: Option<&Report>, ranks: &Ranks) -> Result<Vec<Wanted>, Failure> {
+    let own = report.map(Report::unknown);
     let told = |error| Failure::run(format!("cannot tell the ranks what to measure: {error}"));
     let bytes = ranks.agree(serde_json::to_vec(&own).map_err(told))?;
     let models: Option<_> =
@@ -90,9 +101,10 @@ struct Report {
     _lock: StageLock,
 }
 
-/// A model, and its result once it is known.
+/// A model with a method, and the result once it is known.
 struct Column {
-    name: &'static str,
+    name: String,
+    method: String,
     inputs: Inputs,
     evaluation: Option<Evaluation>,
 }
@@ -109,18 +121,23 @@ impl Report {
             ResumeArg::Auto => read_results(&file),
             _ => Results::default(),
         };
-        let mut columns = Vec::with_capacity(models.len());
-        for (name, model) in models {
+        let methods = EvalSettings::from_recipe(recipe)?.methods;
+        let mut columns = Vec::with_capacity(models.len() * methods.len());
+        for (model_name, model) in models {
             let inputs = inputs(recipe, &layout, &model)?;
-            let known = earlier
-                .models
-                .iter()
-                .find(|result| result.name == name && result.inputs == inputs);
-            columns.push(Column {
-                name,
-                evaluation: known.map(|result| result.evaluation.clone()),
-                inputs,
-            });
+            for method in &methods {
+                let name = column_name(model_name, method);
+                let known = earlier
+                    .models
+                    .iter()
+                    .find(|result| result.name == name && result.inputs == inputs);
+                columns.push(Column {
+                    name,
+                    method: method.clone(),
+                    evaluation: known.map(|result| result.evaluation.clone()),
+                    inputs: inputs.clone(),
+                });
+            }
         }
         Ok(Self {
             layout,
@@ -130,13 +147,17 @@ impl Report {
         })
     }
 
-    fn unknown_models(&self) -> Vec<(&'static str, &Path)> {
+    fn unknown(&self) -> Vec<Wanted> {
         let unknown = self
             .columns
             .iter()
             .filter(|column| column.evaluation.is_none());
         unknown
-            .map(|column| (column.name, column.inputs.model.as_path()))
+            .map(|column| Wanted {
+                name: column.name.clone(),
+                method: column.method.clone(),
+                model: column.inputs.model.clone(),
+            })
             .collect()
     }
 
@@ -162,7 +183,7 @@ impl Report {
 
     fn write(&self) -> Result<(), Failure> {
         let models = self.known().map(|(column, evaluation)| ModelResult {
-            name: column.name.to_owned(),
+            name: column.name.clone(),
             inputs: column.inputs.clone(),
             evaluation: evaluation.clone(),
         });
@@ -175,7 +196,7 @@ impl Report {
         self.write()?;
         let columns: Vec<(&str, &Evaluation)> = self
             .known()
-            .map(|(column, evaluation)| (column.name, evaluation))
+            .map(|(column, evaluation)| (column.name.as_str(), evaluation))
             .collect();
         writeln!(out, "{}", table(&columns))?;
         writeln!(out, "results: {}", self.file.display())?;
@@ -183,6 +204,15 @@ impl Report {
             writeln!(out, "model:   {}", last.inputs.model.display())?;
         }
         Ok(())
+    }
+}
+
+/// The name of a model's column; that of the trained way of thinking is the model's alone.
+fn column_name(model: &str, method: &str) -> String {
+    if method == TRAINED_METHOD {
+        model.to_owned()
+    } else {
+        format!("{model}, {method}")
     }
 }
 
@@ -211,18 +241,40 @@ fn models(recipe: &Recipe, layout: &RunLayout) -> Result<Vec<(&'static str, Path
     Ok(models)
 }
 
+/// What a measurement needs besides the model, by all ranks together.
+fn open(recipe: &Recipe, ranks: &Ranks) -> Result<(EvalSettings, Vec<Problem>, Device), Failure> {
+    ranks.set_phase("eval: loading the problems");
+    let open = || -> Result<_, Failure> {
+        let settings = EvalSettings::from_recipe(recipe)?;
+        let problems = test_problems(&RunLayout::new(&recipe.run_dir))?;
+        Ok((
+            settings,
+            problems,
+            ranks.open_device(&DeviceSettings::of(recipe))?,
+        ))
+    };
+    ranks.agree(open())
+}
+
 /// Measures a model by all ranks; the first one gets the result, shows how far it has come, and says why it ended.
 fn measure(
-    name: &str,
-    model: &Path,
+    wanted: &Wanted,
     recipe: &Recipe,
     ranks: &Ranks,
     stop: &StopFlag,
 ) -> Result<Option<(Evaluation, Vec<EpisodeLine>)>, Failure> {
+    let (settings, problems, device) = open(recipe, ranks)?;
+    let target = Target {
+        model_dir: &wanted.model,
+        device,
+        settings: &settings,
+    };
+    let method = Methods::builtin().find(&wanted.method)?;
     let mut progress = ranks.is_first().then(|| Progress::new("eval"));
-    let result = evaluate(model, recipe, ranks, &mut |at| {
+    let result = evaluate(&target, &problems, method, ranks, &mut |at| {
         if let Some(progress) = &mut progress {
-            progress.count(at.finished_episodes as u64, at.total_episodes as u64, name);
+            let (done, total) = (at.finished_episodes as u64, at.total_episodes as u64);
+            progress.count(done, total, &wanted.name);
         }
         stop.requested().is_none()
     });
@@ -292,7 +344,7 @@ fn write_episodes(layout: &RunLayout, name: &str, episodes: &[EpisodeLine]) -> R
             .map_err(|error| Failure::run(format!("cannot write an episode as JSON: {error}")))?;
         lines.push(b'\n');
     }
-    let name = name.to_lowercase().replace(' ', "_");
+    let name = name.to_lowercase().replace(", ", "_").replace(' ', "_");
     let file = layout
         .stage(Stage::Eval)
         .join(format!("episodes_{name}.jsonl"));

@@ -216,7 +216,9 @@ impl From<asyncthink_eval::Error> for Failure {
     fn from(error: asyncthink_eval::Error) -> Self {
         use asyncthink_eval::Error as E;
         match error {
+            E::Ranks(error) => error.into(),
             E::Model(error) => error.into(),
+            E::Rollout(error) => error.into(),
             error => Self::of(&error, error.is_input(), None),
         }
     }

@@ -1,6 +1,6 @@
 //! Percentile bootstrap over problems.
 
-use asyncthink_trainer::{Draws, Stream};
+use asyncthink_data::{Draws, Stream};
 use serde::{Deserialize, Serialize};
 
 /// An estimate with its interval.

@@ -1,15 +1,11 @@
 //! A held-out episode as a line to read, in the format that `asyncthink-train trace` checks.
 
-use asyncthink_data::Tokenizer;
-use asyncthink_protocol::{Protocol, RawTrace};
-use asyncthink_rollout::Episode;
-use serde::{Deserialize, Serialize};
-
-use crate::outcome::EpisodeOutcome;
-use crate::share::ErrorCode;
+use asyncthink_protocol::{FormatError, RawTrace};
+use asyncthink_rollout::GradedEpisode;
+use serde::Serialize;
 
 /// What organizer and workers wrote for one held-out problem, with its grade.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EpisodeLine {
     /// Problem and sample, as `p12.s0`.
     pub id: String,
@@ -21,8 +17,7 @@ pub struct EpisodeLine {
     /// The content of the answer.
     pub answer: Option<String>,
     /// The code of the format error, if there is one.
-    #[serde(deserialize_with = "crate::share::error_code")]
-    pub error: Option<ErrorCode>,
+    pub error: Option<&'static str>,
     /// Different correct items.
     pub num_correct: usize,
     /// Items that the problem asks for.
@@ -34,28 +29,20 @@ pub struct EpisodeLine {
 }
 
 impl EpisodeLine {
-    /// The id of a sample of a problem.
-    pub(crate) fn id_of(problem: usize, sample: usize) -> String {
-        format!("p{problem}.s{sample}")
-    }
-
-    pub(crate) fn of(
-        episode: &Episode,
-        outcome: &EpisodeOutcome,
-        query: &str,
-        protocol: Protocol,
-        tokenizer: &Tokenizer,
-    ) -> Self {
+    /// The line of an episode whose agents wrote `trace`.
+    pub(crate) fn new(graded: &GradedEpisode, trace: RawTrace) -> Self {
+        let episode = &graded.episode;
+        let concurrency = graded.concurrency;
         Self {
-            id: Self::id_of(episode.prompt_index, episode.sample_index),
-            query: query.to_owned(),
-            trace: episode.raw_trace(tokenizer, protocol),
+            id: format!("p{}.s{}", episode.prompt_index, episode.sample_index),
+            query: episode.query.clone(),
+            trace,
             answer: episode.answer().map(str::to_owned),
-            error: outcome.error,
-            num_correct: outcome.num_correct,
-            num_required: outcome.num_required,
-            latency_tokens: outcome.latency_tokens,
-            eta_ratio: outcome.eta_ratio,
+            error: episode.format_error().map(FormatError::code),
+            num_correct: graded.num_correct,
+            num_required: graded.num_required,
+            latency_tokens: concurrency.map(|concurrency| concurrency.latency_tokens),
+            eta_ratio: concurrency.map(|concurrency| concurrency.eta_ratio),
         }
     }
 }

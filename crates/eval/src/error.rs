@@ -1,6 +1,6 @@
 //! What can go wrong while measuring.
 
-use asyncthink_trainer::SharedFailure;
+use asyncthink_distributed::SharedFailure;
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +17,14 @@ pub enum Error {
         /// Problems there are.
         found: usize,
     },
+    /// The recipe names a method that does not exist.
+    #[error("`eval.methods`: there is no method `{name}` (known: {known})")]
+    UnknownMethod {
+        /// The name.
+        name: String,
+        /// Every name.
+        known: String,
+    },
     /// The measurement was asked to stop, on this rank or another.
     #[error("the evaluation was stopped")]
     Stopped,
@@ -26,9 +34,15 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// The model could not be loaded or run, or its problems could not be read.
+    /// Another rank failed or was lost.
     #[error(transparent)]
-    Model(#[from] asyncthink_trainer::Error),
+    Ranks(#[from] asyncthink_distributed::Error),
+    /// The model could not be loaded.
+    #[error(transparent)]
+    Model(#[from] asyncthink_model::Error),
+    /// The model could not be run.
+    #[error(transparent)]
+    Rollout(#[from] asyncthink_rollout::Error),
 }
 
 /// Shorthand for results of this crate.
@@ -37,9 +51,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl SharedFailure for Error {
     fn is_input(&self) -> bool {
         match self {
-            Self::MissingSection | Self::TooFewProblems { .. } => true,
-            Self::Model(error) => error.is_input(),
-            Self::Stopped | Self::Shares { .. } => false,
+            Self::MissingSection | Self::TooFewProblems { .. } | Self::UnknownMethod { .. } => true,
+            Self::Ranks(error) => error.is_input(),
+            Self::Model(error) => {
+                matches!(error, asyncthink_model::Error::VocabularyTooLarge { .. })
+            }
+            Self::Stopped | Self::Shares { .. } | Self::Rollout(_) => false,
         }
     }
 }

@@ -4,21 +4,26 @@
 //! were independent would be too narrow. Episodes with a format error count as wrong in every accuracy and are left out
 //! of the means of latency and concurrency, which have no meaning for them; their share and their kinds are reported.
 //!
-//! [`evaluate`] runs a model, [`EpisodeLine`] is what it wrote, [`Evaluation`] is the result (JSON by serde), [`table`] sets several side by side.
+//! [`evaluate`] runs a model by a [`Method`], [`EpisodeLine`] is what it wrote, [`Evaluation`] is the result (JSON by serde), [`table`] sets several side by side.
 
 mod bootstrap;
 mod episode_line;
 mod error;
 mod evaluate;
-mod outcome;
-mod share;
+mod gather;
+mod method;
+mod settings;
 mod summary;
 mod table;
+#[cfg(test)]
+mod testing;
 
 pub use bootstrap::{Bootstrap, Interval};
 pub use episode_line::EpisodeLine;
 pub use error::{Error, Result};
-pub use evaluate::{EvalProgress, evaluate};
-pub use outcome::EpisodeOutcome;
+pub use evaluate::evaluate;
+pub use method::registry::Methods;
+pub use method::{EvalProgress, Method, OpenMethod, Question, Target};
+pub use settings::EvalSettings;
 pub use summary::{Evaluation, Metric, summarise};
 pub use table::table;

@@ -1,10 +1,10 @@
 //! From episodes to metrics with intervals.
 
 use asyncthink_protocol::FormatError;
+use asyncthink_rollout::{Episode, GradedEpisode};
 use serde::{Deserialize, Serialize};
 
 use crate::bootstrap::{Bootstrap, Interval};
-use crate::outcome::EpisodeOutcome;
 
 /// The result of one evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,21 +51,21 @@ impl Evaluation {
 }
 
 /// Numerator and denominator that one episode adds to a metric; `None` adds nothing.
-type Part<'a> = Box<dyn Fn(&EpisodeOutcome) -> Option<f64> + 'a>;
+type Part<'a> = Box<dyn Fn(&GradedEpisode) -> Option<f64> + 'a>;
 
-/// Computes every metric of `outcomes`, which belong to problems `0..num_problems`.
+/// Computes every metric of `episodes`, which belong to problems `0..num_problems`.
 pub fn summarise(
-    outcomes: &[EpisodeOutcome],
+    episodes: &[GradedEpisode],
     num_problems: usize,
     bootstrap: &Bootstrap,
 ) -> Vec<Metric> {
-    definitions(outcomes)
+    definitions(episodes)
         .into_iter()
         .map(|(key, label, is_share, part)| {
             let mut parts = vec![(0.0, 0.0); num_problems];
-            for outcome in outcomes {
-                if let Some(value) = part(outcome) {
-                    let sums: &mut (f64, f64) = &mut parts[outcome.problem];
+            for graded in episodes {
+                if let Some(value) = part(graded) {
+                    let sums: &mut (f64, f64) = &mut parts[graded.episode.prompt_index];
                     sums.0 += value;
                     sums.1 += 1.0;
                 }
@@ -81,15 +81,15 @@ pub fn summarise(
 }
 
 /// A count of a valid episode; one that ended at its first error has not made all of its own.
-fn valid(outcome: &EpisodeOutcome, count: usize) -> Option<f64> {
-    outcome.error.is_none().then_some(count as f64)
+fn valid(episode: &Episode, count: usize) -> Option<f64> {
+    episode.format_error().is_none().then_some(count as f64)
 }
 
-fn definitions(outcomes: &[EpisodeOutcome]) -> Vec<(String, String, bool, Part<'static>)> {
+fn definitions(episodes: &[GradedEpisode]) -> Vec<(String, String, bool, Part<'static>)> {
     let indicator = |holds: bool| Some(f64::from(u8::from(holds)));
-    let max_required = outcomes
+    let max_required = episodes
         .iter()
-        .map(|outcome| outcome.num_required)
+        .map(|graded| graded.num_required)
         .max()
         .unwrap_or(0);
     let mut definitions: Vec<(String, String, bool, Part<'static>)> = Vec::new();
@@ -98,7 +98,7 @@ fn definitions(outcomes: &[EpisodeOutcome]) -> Vec<(String, String, bool, Part<'
             format!("at_least_{count}_correct"),
             format!(">= {count} correct"),
             true,
-            Box::new(move |outcome| indicator(outcome.num_correct >= count)),
+            Box::new(move |graded| indicator(graded.num_correct >= count)),
         ));
     }
     let mut add = |key: &str, label: &str, is_share, part: Part<'static>| {
@@ -108,62 +108,65 @@ fn definitions(outcomes: &[EpisodeOutcome]) -> Vec<(String, String, bool, Part<'
         "all_correct",
         "all correct",
         true,
-        Box::new(move |outcome| indicator(outcome.num_correct >= outcome.num_required)),
+        Box::new(move |graded| indicator(graded.is_complete())),
     );
     add(
         "accuracy",
         "mean accuracy",
         true,
-        Box::new(|outcome| Some(outcome.accuracy)),
+        Box::new(|graded| Some(graded.accuracy)),
     );
     add(
         "latency_tokens",
         "latency, tokens",
         false,
-        Box::new(|outcome| outcome.latency_tokens.map(|tokens| tokens as f64)),
+        Box::new(|graded| graded.concurrency.map(|one| one.latency_tokens as f64)),
     );
     add(
         "eta_ratio",
         "concurrency eta/c",
         true,
-        Box::new(|outcome| outcome.eta_ratio),
+        Box::new(|graded| graded.concurrency.map(|one| one.eta_ratio)),
     );
     add(
         "forks_per_query",
         "Forks per query",
         false,
-        Box::new(|outcome| valid(outcome, outcome.num_forks)),
+        Box::new(|graded| valid(&graded.episode, graded.episode.num_forks())),
     );
     add(
         "empty_returns_per_query",
         "empty returns per query",
         false,
-        Box::new(|outcome| valid(outcome, outcome.num_empty_returns)),
+        Box::new(|graded| valid(&graded.episode, graded.episode.num_empty_returns())),
     );
     add(
         "cancelled_workers_per_query",
         "cancelled workers per query",
         false,
-        Box::new(|outcome| valid(outcome, outcome.num_cancelled_workers)),
+        Box::new(|graded| valid(&graded.episode, graded.episode.num_cancelled_workers())),
     );
     add(
         "decoded_tokens_per_query",
         "tokens per query",
         false,
-        Box::new(|outcome| valid(outcome, outcome.decoded_tokens)),
+        Box::new(|graded| valid(&graded.episode, graded.episode.decoded_tokens())),
     );
     add(
         "format_errors",
         "format errors",
         true,
-        Box::new(move |outcome| indicator(outcome.error.is_some())),
+        Box::new(move |graded| indicator(graded.episode.format_error().is_some())),
     );
     for code in FormatError::CODES {
         add(
             &format!("format_errors.{code}"),
             &format!("  {code}"),
             true,
-            Box::new(move |outcome| indicator(outcome.error == Some(code))),
+            Box::new(move |graded| {
+                let error = graded.episode.format_error();
+                indicator(error.is_some_and(|error| error.code() == code))
+            }),
         );
     }
     definitions
@@ -172,33 +175,17 @@ fn definitions(outcomes: &[EpisodeOutcome]) -> Vec<(String, String, bool, Part<'
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn outcome(problem: usize, num_correct: usize, error: Option<&'static str>) -> EpisodeOutcome {
-        let is_valid = error.is_none();
-        EpisodeOutcome {
-            problem,
-            num_correct,
-            num_required: 2,
-            accuracy: num_correct as f64 / 2.0,
-            error,
-            latency_tokens: is_valid.then_some(100 + 20 * problem as u64),
-            eta_ratio: is_valid.then_some(0.5),
-            num_forks: 3 * problem,
-            num_empty_returns: problem,
-            num_cancelled_workers: 1,
-            decoded_tokens: 50,
-        }
-    }
+    use crate::testing::graded;
 
     #[test]
     fn errors_count_as_wrong_and_stay_out_of_latency_and_concurrency() {
-        let outcomes = [
-            outcome(0, 2, None),
-            outcome(0, 1, None),
-            outcome(1, 0, Some("no_answer")),
-            outcome(1, 0, None),
+        let episodes = [
+            graded(0, 2, false),
+            graded(0, 1, false),
+            graded(1, 0, true),
+            graded(1, 0, false),
         ];
-        let metrics = summarise(&outcomes, 2, &Bootstrap::new(2, 100, 0.95, 1));
+        let metrics = summarise(&episodes, 2, &Bootstrap::new(2, 100, 0.95, 1));
         let value = |key: &str| {
             metrics
                 .iter()
@@ -216,7 +203,7 @@ mod tests {
             ("latency_tokens", (100.0 + 100.0 + 120.0) / 3.0),
             ("eta_ratio", 0.5),
             // Of the three valid episodes, one is of the second problem.
-            ("forks_per_query", 1.0),
+            ("forks_per_query", 5.0 / 3.0),
             ("empty_returns_per_query", 1.0 / 3.0),
             ("cancelled_workers_per_query", 1.0),
             ("decoded_tokens_per_query", 50.0),
@@ -235,8 +222,8 @@ mod tests {
 
     #[test]
     fn without_a_valid_episode_latency_has_no_value() {
-        let outcomes = [outcome(0, 0, Some("no_answer"))];
-        let metrics = summarise(&outcomes, 1, &Bootstrap::new(1, 10, 0.95, 1));
+        let episodes = [graded(0, 0, true)];
+        let metrics = summarise(&episodes, 1, &Bootstrap::new(1, 10, 0.95, 1));
         let latency = metrics
             .iter()
             .find(|metric| metric.key == "latency_tokens")

@@ -4,10 +4,16 @@
 
 use std::path::Path;
 
-use asyncthink_eval::{EpisodeLine, Error, EvalProgress, Evaluation, Result, evaluate, table};
+use asyncthink_checkpoint::RunLayout;
+use asyncthink_distributed::{DeviceSettings, Ranks, open_device};
+use asyncthink_eval::{
+    EpisodeLine, Error, EvalProgress, EvalSettings, Evaluation, Methods, Result, Target, evaluate,
+    table,
+};
 use asyncthink_protocol::{CharCounter, Trace};
 use asyncthink_recipe::Recipe;
-use asyncthink_trainer::{Ranks, RunOptions, RunOutcome, StopFlag, run_sft};
+use asyncthink_trainer::{RunOptions, RunOutcome, SftSettings, StopFlag, run_sft, test_problems};
+use tch::Device;
 
 const RECIPE: &str = r#"
 name = "tiny"
@@ -73,7 +79,7 @@ fn an_evaluation_repeats_itself_and_its_parts_add_up() {
     let recipe = Recipe::parse(&text, Path::new("tiny.toml"), &[]).unwrap();
     asyncthink_synth::run(&recipe, &run_dir, &mut |_| {}).unwrap();
     let outcome = run_sft(
-        &recipe,
+        &SftSettings::from_recipe(&recipe).unwrap(),
         &RunOptions::default(),
         &mut (),
         &StopFlag::default(),
@@ -176,12 +182,20 @@ fn measure(
     recipe: &Recipe,
     progress: &mut dyn FnMut(EvalProgress) -> bool,
 ) -> Result<(Evaluation, Vec<EpisodeLine>)> {
-    Ok(evaluate(model, recipe, &Ranks::single(), progress)?.unwrap())
+    let settings = EvalSettings::from_recipe(recipe)?;
+    let target = Target {
+        model_dir: model,
+        device: Device::Cpu,
+        settings: &settings,
+    };
+    let method = Methods::builtin().find("asyncthink")?;
+    let problems = test_problems(&RunLayout::new(&recipe.run_dir)).unwrap();
+    Ok(evaluate(&target, &problems, method, &Ranks::single(), progress)?.unwrap())
 }
 
 /// Threads are counted once per process, before anything starts rayon's own.
 fn set_threads() {
     let text = RECIPE.replace("RUN", "unused");
     let recipe = Recipe::parse(&text, Path::new("tiny.toml"), &[]).unwrap();
-    asyncthink_trainer::open_recipe_device(&recipe).unwrap();
+    open_device(&DeviceSettings::of(&recipe)).unwrap();
 }

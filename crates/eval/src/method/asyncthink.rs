@@ -1,0 +1,120 @@
+//! Organizer and workers, by the protocol.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use asyncthink_model::{Parallelism, PretrainedModel};
+use asyncthink_protocol::RawTrace;
+use asyncthink_recipe::RulesFrom;
+use asyncthink_rollout::{
+    Episode, EpisodeSampler, GradedEpisode, MODEL_CARD_FILE, ModelCard, Prompt, Query,
+};
+use tch::Tensor;
+
+use super::{EvalProgress, Method, OpenMethod, Question, Target};
+use crate::error::Result;
+
+/// The method `asyncthink`.
+#[derive(Debug)]
+pub(super) struct AsyncThink;
+
+/// A model with the rules that it is driven by.
+struct OpenModel {
+    card: ModelCard,
+    sampler: EpisodeSampler,
+    model: PretrainedModel,
+}
+
+impl Method for AsyncThink {
+    fn name(&self) -> &'static str {
+        "asyncthink"
+    }
+
+    fn open(&self, target: &Target<'_>) -> Result<Box<dyn OpenMethod>> {
+        let Target {
+            model_dir,
+            device,
+            settings,
+        } = *target;
+        let card = match settings.rules_from {
+            RulesFrom::Model if model_dir.join(MODEL_CARD_FILE).is_file() => {
+                ModelCard::read(model_dir)?
+            }
+            _ => settings.card.clone(),
+        };
+        let sampler = EpisodeSampler::new(&card, settings.temperature)?
+            .with_max_agents(settings.max_agents)
+            .with_precision(settings.precision);
+        let model = PretrainedModel::load(model_dir, device, settings.precision)?;
+        let parallelism = Parallelism::for_decoder(&model.decoder);
+        parallelism.apply();
+        Ok(Box::new(OpenModel {
+            card,
+            sampler: sampler.with_parallelism(parallelism),
+            model,
+        }))
+    }
+}
+
+impl OpenModel {
+    /// A query for each question; the samples of a problem share their prompt.
+    fn queries(&self, questions: &[Question<'_>]) -> Result<Vec<Query>> {
+        let mut prompts: BTreeMap<usize, Arc<Prompt>> = BTreeMap::new();
+        let mut queries = Vec::with_capacity(questions.len());
+        for question in questions {
+            let index = question.problem_index;
+            if !prompts.contains_key(&index) {
+                let tokenizer = &self.model.tokenizer;
+                let prompt = self
+                    .sampler
+                    .problem_prompt(tokenizer, question.problem, index)?;
+                prompts.insert(index, prompt);
+            }
+            queries.push(Query {
+                prompt: Arc::clone(&prompts[&index]),
+                sample_index: question.sample_index,
+                seed: question.seed,
+            });
+        }
+        Ok(queries)
+    }
+}
+
+impl OpenMethod for OpenModel {
+    fn identity(&self) -> String {
+        format!("{:?}", self.card)
+    }
+
+    fn parameters(&self) -> &[(String, Tensor)] {
+        self.model.decoder.trained_parameters()
+    }
+
+    fn run(
+        &mut self,
+        questions: &[Question<'_>],
+        progress: &mut dyn FnMut(EvalProgress) -> bool,
+    ) -> Result<Option<Vec<GradedEpisode>>> {
+        let queries = self.queries(questions)?;
+        let PretrainedModel { decoder, tokenizer } = &self.model;
+        let episodes = self
+            .sampler
+            .run(decoder, tokenizer, &queries, &mut |state| {
+                progress(EvalProgress {
+                    finished_episodes: state.finished_episodes,
+                    total_episodes: state.total_episodes,
+                })
+            })?;
+        if episodes.len() < questions.len() {
+            return Ok(None);
+        }
+        let graded = episodes
+            .into_iter()
+            .zip(questions)
+            .map(|(episode, question)| GradedEpisode::new(episode, question.problem));
+        Ok(Some(graded.collect()))
+    }
+
+    fn raw_trace(&self, episode: &Episode) -> RawTrace {
+        episode.raw_trace(&self.model.tokenizer, self.sampler.settings().protocol)
+    }
+}

@@ -1,0 +1,57 @@
+//! The settings of an evaluation, taken from the recipe once.
+
+use asyncthink_model::Precision;
+use asyncthink_recipe::{RecipeData, RulesFrom};
+use asyncthink_rollout::ModelCard;
+
+use crate::error::{Error, Result};
+
+/// How models are measured.
+#[derive(Clone, Debug)]
+pub struct EvalSettings {
+    /// The first so many held-out problems; `None` takes all.
+    pub num_problems: Option<usize>,
+    /// Episodes per problem.
+    pub samples_per_problem: usize,
+    /// Sampling temperature.
+    pub temperature: f64,
+    /// Resamples behind the intervals.
+    pub bootstrap_samples: usize,
+    /// Coverage of the intervals.
+    pub confidence: f64,
+    /// Whether a model's own card counts before [`Self::card`].
+    pub rules_from: RulesFrom,
+    /// Prompts, protocol and budgets of the recipe.
+    pub card: ModelCard,
+    /// Agents that decode at a time, per worker; `None` takes the default for the device.
+    pub max_agents: Option<usize>,
+    /// Number types of the model.
+    pub precision: Precision,
+    /// Seed of sampling and resampling.
+    pub seed: u64,
+    /// Names of the methods, in the order of the table.
+    pub methods: Vec<String>,
+}
+
+impl EvalSettings {
+    /// The settings of a recipe.
+    ///
+    /// # Errors
+    /// When the recipe has no `[eval]`.
+    pub fn from_recipe(recipe: &RecipeData) -> Result<Self> {
+        let section = recipe.eval.as_ref().ok_or(Error::MissingSection)?;
+        Ok(Self {
+            num_problems: section.num_problems,
+            samples_per_problem: section.samples_per_problem,
+            temperature: section.temperature,
+            bootstrap_samples: section.bootstrap_samples,
+            confidence: section.confidence,
+            rules_from: section.rules_from,
+            card: ModelCard::new(&recipe.prompts, &recipe.protocol),
+            max_agents: recipe.engine.max_agents,
+            precision: Precision::F32,
+            seed: recipe.seed,
+            methods: vec!["asyncthink".to_owned()],
+        })
+    }
+}
