@@ -3,16 +3,17 @@
 use std::net::TcpListener;
 use std::sync::Arc;
 
-use crate::console::Console;
+use super::agent::{Node, Outcome};
+use super::join::{Joined, join};
+use crate::endpoint::Endpoint;
 use crate::error::Error;
-use crate::hub::Hub;
-use crate::join::{Joined, join};
-use crate::node::{Inbox, Link, Node, Outcome};
+use crate::event::Inbox;
+use crate::hub::{Hub, Link};
 use crate::plan::{LaunchPlan, Nodes};
-use crate::server;
-use crate::spec::Endpoint;
+use crate::process::Console;
+use crate::wire;
 
-/// What a launch is connected to.
+/// Console, signals and listener of a launch.
 #[derive(Debug)]
 pub struct LaunchIo {
     /// Where output and notes go.
@@ -24,7 +25,7 @@ pub struct LaunchIo {
     pub listener: Option<TcpListener>,
 }
 
-/// What this node is to the others.
+/// Role of this node.
 enum Role<'a> {
     /// Node 0, with a listener where there are others.
     Coordinator(Option<TcpListener>),
@@ -96,10 +97,10 @@ fn role(plan: &LaunchPlan, listener: Option<TcpListener>) -> Result<Role<'_>, Er
         return Ok(Role::Coordinator(listener));
     }
     match node_rank {
-        Some(node) if node.get() == 0 => server::listen(endpoint).map(Some).map(Role::Coordinator),
+        Some(node) if node.get() == 0 => wire::listen(endpoint).map(Some).map(Role::Coordinator),
         Some(_) => Ok(Role::Member(endpoint)),
-        None if !server::is_here(endpoint) => Ok(Role::Member(endpoint)),
-        None => match server::listen(endpoint) {
+        None if !wire::is_here(endpoint) => Ok(Role::Member(endpoint)),
+        None => match wire::listen(endpoint) {
             // Another launcher of this machine was first.
             Err(Error::Listen { source, .. }) if source.kind() == std::io::ErrorKind::AddrInUse => {
                 Ok(Role::Member(endpoint))

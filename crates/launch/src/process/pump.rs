@@ -1,4 +1,4 @@
-//! Carries a rank's output to where it belongs.
+//! Carries the output of ranks to the console and into files.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::PathBuf;
@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use crate::console::{Console, Stream};
-use crate::framer::Framer;
+use super::console::{Console, Stream};
+use super::framer::Framer;
 use crate::plan::Sinks;
 
 /// Bytes that are read at a time.
@@ -28,12 +28,12 @@ pub(crate) struct Pumps {
 pub(crate) struct Outlet {
     stream: Stream,
     prefix: String,
-    /// What goes here beside the console.
+    /// File that gets the output too.
     file: Option<fs_err::File>,
 }
 
 impl Outlet {
-    /// What a rank gets as its stream, and what the launcher does with it.
+    /// Opens the stream of a rank, with the outlet through which the launcher carries it.
     pub(crate) fn open(
         stream: Stream,
         sinks: Sinks,

@@ -9,22 +9,22 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
-use crate::console::{Console, Stream};
-use crate::environment::rank_environment;
-use crate::error_file::read_error_file;
+use super::console::{Console, Stream};
+use super::environment::rank_environment;
+use super::logs::{LogFolder, RankFolder};
+use super::pump::{Outlet, Pumps};
+use crate::event::Event;
 use crate::failure::{Exit, Failure, RankFailure};
 use crate::ids::{LocalRank, NodeShare, Rank};
-use crate::logs::{LogFolder, RankFolder};
-use crate::node::Event;
 use crate::plan::LaunchPlan;
-use crate::pump::{Outlet, Pumps};
+use crate::rank::read_error_file;
 use crate::wire::{MAX_FAILURES, PastFailure, Start};
 
 /// How long output is waited for after the last rank has ended.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// What is needed to start ranks.
-pub(crate) struct Launchpad<'a> {
+/// References that starting ranks needs.
+pub(crate) struct SpawnContext<'a> {
     pub(crate) plan: &'a LaunchPlan,
     pub(crate) console: &'a Arc<Console>,
     pub(crate) logs: &'a LogFolder,
@@ -71,7 +71,7 @@ struct Process {
     is_reaped: bool,
 }
 
-/// That the ranks are being stopped.
+/// Progress of stopping the ranks.
 #[derive(Clone, Copy, Debug)]
 struct Stop {
     began: SystemTime,
@@ -100,15 +100,15 @@ impl RankGroup {
     ///
     /// The calling thread must live as long as the ranks: the kernel ties
     /// their lives to the thread that started them.
-    pub(crate) fn start(pad: &Launchpad<'_>, start: &Start, share: NodeShare) -> Self {
-        let output = &pad.plan.output;
+    pub(crate) fn start(context: &SpawnContext<'_>, start: &Start, share: NodeShare) -> Self {
+        let output = &context.plan.output;
         let mut group = Self {
             attempt: start.attempt,
             share,
-            host: pad.plan.host.clone(),
+            host: context.plan.host.clone(),
             has_logs: output.log_dir.is_some() || output.has_files(),
             ranks: Vec::new(),
-            pumps: Pumps::new(Arc::clone(pad.console)),
+            pumps: Pumps::new(Arc::clone(context.console)),
             stop: None,
         };
         for local_rank in share.local_ranks() {
@@ -118,7 +118,7 @@ impl RankGroup {
                 folder: None,
                 end: None,
             };
-            let started = rank.start(pad, start, &share, &mut group.pumps);
+            let started = rank.start(context, start, &share, &mut group.pumps);
             if let Err(error) = &started {
                 rank.end = Some(RankEnd {
                     exit: Exit::NotStarted(error.to_string()),
@@ -160,7 +160,7 @@ impl RankGroup {
         self.stop.is_some()
     }
 
-    /// When [`RankGroup::press`] must be called.
+    /// Time at which [`RankGroup::kill_overdue`] must be called.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.stop.map(|stop| stop.next)
     }
@@ -189,7 +189,7 @@ impl RankGroup {
 
     /// After the deadline: kills the ranks that did not end in their time, and
     /// says which; or gives up those that were killed and are still there.
-    pub(crate) fn press(&mut self, now: Instant, grace: Duration) -> Vec<Rank> {
+    pub(crate) fn kill_overdue(&mut self, now: Instant, grace: Duration) -> Vec<Rank> {
         let Some(stop) = self.stop.filter(|stop| stop.next <= now) else {
             return Vec::new();
         };
@@ -248,19 +248,19 @@ impl RankGroup {
             at: ended,
             is_own,
         } = rank.end.clone()?;
-        let words = rank
+        let report = rank
             .folder
             .as_ref()
             .and_then(|folder| read_error_file(&folder.error_file()));
         // Ending takes a while, and others may fail of it in the meantime:
-        // what a rank said tells the order better.
-        let said = words.as_ref().and_then(|words| words.at);
-        let at = said.map_or(ended, |said| said.min(ended));
+        // the time in the error file tells the order better.
+        let reported = report.as_ref().and_then(|report| report.at);
+        let at = reported.map_or(ended, |reported| reported.min(ended));
         if !is_own && self.stop.is_some_and(|stop| at > stop.began) {
             return None;
         }
         // It was about to end with that when the launcher's signal came.
-        let meant = words.as_ref().and_then(|words| words.exit_code);
+        let meant = report.as_ref().and_then(|report| report.exit_code);
         let exit = match (meant, exit) {
             (Some(code), Exit::Signal(_)) if !is_own => Exit::Code(code),
             (_, exit) => exit,
@@ -273,7 +273,7 @@ impl RankGroup {
             host: self.host.clone(),
             pid: rank.process.as_ref().map(|process| process.child.id()),
             exit,
-            message: words.map(|words| words.message),
+            message: report.map(|report| report.message),
             log: log.map(|folder| folder.path().display().to_string()),
         };
         Some((at, Failure::Rank(failure)))
@@ -311,21 +311,21 @@ impl RunningRank {
 
     fn start(
         &mut self,
-        pad: &Launchpad<'_>,
+        context: &SpawnContext<'_>,
         start: &Start,
         share: &NodeShare,
         pumps: &mut Pumps,
     ) -> io::Result<()> {
-        let folder = pad.logs.rank(start.attempt, self.local_rank)?;
+        let folder = context.logs.rank(start.attempt, self.local_rank)?;
         let prefix = format!("[rank {}] ", share.rank(self.local_rank));
-        let (out, err) = pad.plan.output.sinks(self.local_rank);
+        let (out, err) = context.plan.output.sinks(self.local_rank);
         let (stdout, out) = Outlet::open(Stream::Out, out, folder.stdout(), &prefix)?;
         let (stderr, err) = Outlet::open(Stream::Err, err, folder.stderr(), &prefix)?;
-        let mut command = self.command(pad.plan, start, share, &folder.error_file());
+        let mut command = self.command(context.plan, start, share, &folder.error_file());
         command.stdout(stdout).stderr(stderr);
         self.folder = Some(folder);
         let mut child = command.spawn().map_err(|error| {
-            let program = pad.plan.program.path.display();
+            let program = context.plan.program.path.display();
             io::Error::new(error.kind(), format!("`{program}`: {error}"))
         })?;
         let streams = (child.stdout.take(), child.stderr.take());
@@ -342,7 +342,7 @@ impl RunningRank {
         if let (Some(outlet), Some(from)) = (err, streams.1) {
             pumps.start(outlet, from)?;
         }
-        self.watch(pid, start.attempt, pad.events.clone())
+        self.watch(pid, start.attempt, context.events.clone())
     }
 
     fn command(

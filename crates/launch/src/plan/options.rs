@@ -1,15 +1,16 @@
 //! From options, as typed, to a plan in which they fit together.
 
-use std::ffi::OsString;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
+use super::launch_plan::{LaunchPlan, Nodes, OutputPlan, Program, Timing};
+use super::machine::Machine;
+use super::signal::SignalSet;
+use super::values::{NumNodes, RankCount, RankFilter, RunId, Seconds, StreamSpec, Streams};
+use crate::endpoint::Endpoint;
 use crate::error::Error;
-use crate::ids::{LocalRank, MAX_LOCAL_RANKS, NodeRank};
-use crate::machine::Machine;
-use crate::signals::SignalSet;
-use crate::spec::{Endpoint, NumNodes, RankCount, RankFilter, RunId, Seconds, StreamSpec, Streams};
+use crate::ids::{MAX_LOCAL_RANKS, NodeRank};
 
 /// Where the ranks of a launch on one node meet.
 const LOOPBACK: &str = "127.0.0.1";
@@ -19,15 +20,6 @@ const MASTER_PORT: u16 = 29500;
 
 /// Run id where none is given; torchrun's too.
 const RUN_ID: &str = "none";
-
-/// What every rank runs: a program with its arguments.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Program {
-    /// The program's file.
-    pub path: PathBuf,
-    /// Its arguments.
-    pub args: Vec<OsString>,
-}
 
 /// The options of `launch`, each read and none compared with another.
 #[derive(Clone, Debug)]
@@ -62,111 +54,6 @@ pub struct LaunchOptions {
     pub local_ranks_filter: Option<RankFilter>,
     /// `--signals-to-handle`
     pub signals: SignalSet,
-}
-
-/// How long a launch waits; the defaults are for real runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
-    /// From asking the ranks to end to killing them: 30 s, as torchrun's.
-    pub grace: Duration,
-    /// For all nodes to join: 600 s.
-    pub join: Duration,
-    /// Without a sign of life, after which a node counts as lost: 30 s.
-    pub heartbeat: Duration,
-}
-
-impl Default for Timing {
-    fn default() -> Self {
-        Self {
-            grace: Duration::from_secs(30),
-            join: Duration::from_mins(10),
-            heartbeat: Duration::from_secs(30),
-        }
-    }
-}
-
-/// A launch in which everything fits together; made by
-/// [`LaunchOptions::plan`] only.
-#[derive(Clone, Debug)]
-pub struct LaunchPlan {
-    pub(crate) program: Program,
-    pub(crate) host: String,
-    pub(crate) nodes: Nodes,
-    pub(crate) num_local_ranks: NonZeroU32,
-    pub(crate) master_addr: String,
-    /// Fixed by the user; else a free port for every attempt.
-    pub(crate) master_port: Option<u16>,
-    pub(crate) run_id: RunId,
-    pub(crate) max_restarts: u32,
-    /// How long failures are gathered before the other ranks are stopped.
-    pub(crate) gather: Duration,
-    pub(crate) output: OutputPlan,
-    pub(crate) signals: SignalSet,
-    pub(crate) timing: Timing,
-}
-
-/// The machines of a launch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Nodes {
-    /// This one.
-    One,
-    /// This one and others.
-    Several {
-        num_nodes: u32,
-        /// Without one, the node whose address the endpoint is becomes node 0
-        /// and the others are counted as they come.
-        node_rank: Option<NodeRank>,
-        endpoint: Endpoint,
-    },
-}
-
-impl Nodes {
-    pub(crate) fn num(&self) -> u32 {
-        match self {
-            Self::One => 1,
-            Self::Several { num_nodes, .. } => *num_nodes,
-        }
-    }
-}
-
-/// Where the ranks' output goes.
-#[derive(Clone, Debug)]
-pub(crate) struct OutputPlan {
-    pub(crate) log_dir: Option<PathBuf>,
-    redirects: StreamSpec,
-    tee: StreamSpec,
-    filter: Option<RankFilter>,
-}
-
-/// Where one stream of a rank goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Sinks {
-    pub(crate) file: bool,
-    pub(crate) console: bool,
-}
-
-impl OutputPlan {
-    /// Where standard output and standard error of a rank go.
-    pub(crate) fn sinks(&self, local_rank: LocalRank) -> (Sinks, Sinks) {
-        let redirect = self.redirects.of(local_rank);
-        let tee = self.tee.of(local_rank);
-        let is_shown = self
-            .filter
-            .as_ref()
-            .is_none_or(|filter| filter.shows(local_rank));
-        let sinks = |redirect: bool, tee: bool| Sinks {
-            file: redirect || tee,
-            // As in torchrun, a stream that is both goes to both.
-            console: is_shown && (tee || !redirect),
-        };
-        (sinks(redirect.out, tee.out), sinks(redirect.err, tee.err))
-    }
-
-    /// Whether any rank's output may go into a file.
-    pub(crate) fn has_files(&self) -> bool {
-        let none = StreamSpec::all(Streams::default());
-        self.redirects != none || self.tee != none
-    }
 }
 
 impl LaunchOptions {
@@ -351,25 +238,6 @@ fn master_endpoint(addr: &str, port: u16) -> Result<Endpoint, Error> {
     })
 }
 
-impl LaunchPlan {
-    /// The same launch with other time spans.
-    #[must_use]
-    pub fn with_timing(mut self, timing: Timing) -> Self {
-        self.timing = timing;
-        self
-    }
-
-    /// The signals that end it.
-    pub fn signals(&self) -> &SignalSet {
-        &self.signals
-    }
-
-    /// Ranks on this node.
-    pub fn num_local_ranks(&self) -> u32 {
-        self.num_local_ranks.get()
-    }
-}
-
 #[cfg(test)]
-#[path = "plan_tests.rs"]
+#[path = "options_tests.rs"]
 mod tests;

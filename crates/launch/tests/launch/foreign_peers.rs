@@ -80,7 +80,7 @@ fn a_node_that_falls_silent_is_a_failure() {
 }
 
 #[test]
-fn a_node_that_talks_nonsense_is_a_failure() {
+fn a_node_that_sends_malformed_lines_is_a_failure() {
     let folder = Folder::new();
     let mut place = Place::new(2);
     let first = Setup::new(1, WAIT, &folder).first_node(&mut place).start();

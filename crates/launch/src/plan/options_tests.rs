@@ -1,6 +1,8 @@
 //! Which options fit together.
 
 use super::*;
+use crate::ids::LocalRank;
+use crate::plan::Sinks;
 
 fn options() -> LaunchOptions {
     LaunchOptions {

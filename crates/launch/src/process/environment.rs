@@ -1,11 +1,11 @@
-//! What a rank finds in its environment: the variables of torchrun.
+//! Environment variables of a rank, those of torchrun.
 
 use std::ffi::OsString;
 use std::path::Path;
 
-use crate::follow::LAUNCHER_PID;
 use crate::ids::{LocalRank, NodeShare};
 use crate::plan::LaunchPlan;
+use crate::rank::LAUNCHER_PID;
 use crate::wire::Start;
 
 /// The one role that this launcher knows; torchrun's default.

@@ -66,24 +66,24 @@ pub fn write_error_file(path: &Path, message: &str, exit_code: u8) -> io::Result
     Ok(())
 }
 
-/// What a failed rank said.
+/// Contents of an error file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct LastWords {
+pub(crate) struct ErrorReport {
     pub(crate) message: String,
-    /// When it was said, where that is known to better than a second.
+    /// Time of the failure, where that is known to better than a second.
     pub(crate) at: Option<SystemTime>,
-    /// With what it was going to end.
+    /// Exit code with which the rank was about to end.
     pub(crate) exit_code: Option<i32>,
 }
 
-/// What is understood of an error file: torchelastic's two forms.
+/// Parts of an error file that are read: both forms of torchelastic.
 #[derive(Deserialize)]
 struct Parsed {
     message: Value,
 }
 
 /// Reads an error file; `None` where there is none that can be understood.
-pub(crate) fn read_error_file(path: &Path) -> Option<LastWords> {
+pub(crate) fn read_error_file(path: &Path) -> Option<ErrorReport> {
     let mut text = Vec::new();
     let file = fs_err::File::open(path).ok()?;
     file.take(MAX_FILE_BYTES).read_to_end(&mut text).ok()?;
@@ -93,7 +93,7 @@ pub(crate) fn read_error_file(path: &Path) -> Option<LastWords> {
     let at =
         millis.and_then(|millis| SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis)));
     let exit_code = message["extraInfo"]["exit_code"].as_i64();
-    Some(LastWords {
+    Some(ErrorReport {
         message: shown(said),
         at,
         exit_code: exit_code.and_then(|code| i32::try_from(code).ok()),
@@ -121,7 +121,7 @@ pub(crate) fn shown(message: &str) -> String {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Option<LastWords> {
+    fn read(text: &str) -> Option<ErrorReport> {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), text).expect("a file");
         read_error_file(file.path())
@@ -134,10 +134,10 @@ mod tests {
         let before = SystemTime::now();
         write_error_file(&path, "first", 1).expect("written");
         write_error_file(&path, "no \"loss\"\nat step 3", 2).expect("written");
-        let words = read_error_file(&path).expect("readable");
-        assert_eq!(words.message, "no \"loss\"\nat step 3");
-        assert_eq!(words.exit_code, Some(2));
-        let at = words.at.expect("a time");
+        let report = read_error_file(&path).expect("readable");
+        assert_eq!(report.message, "no \"loss\"\nat step 3");
+        assert_eq!(report.exit_code, Some(2));
+        let at = report.at.expect("a time");
         assert!(
             at + Duration::from_millis(1) >= before,
             "whole milliseconds"
@@ -164,17 +164,20 @@ mod tests {
 
     #[test]
     fn files_of_torchelastic_are_read() {
-        let words = read(
+        let report = read(
             r#"{"message": {"message": "ValueError: x", "extraInfo": {"py_callstack": "...", "timestamp": "17"}}}"#,
         );
-        let words = words.expect("readable");
-        assert_eq!((words.message.as_str(), words.at), ("ValueError: x", None));
-        let words = read(r#"{"message": "plain", "timestamp": "17"}"#).expect("readable");
-        assert_eq!(words.message, "plain");
+        let report = report.expect("readable");
+        assert_eq!(
+            (report.message.as_str(), report.at),
+            ("ValueError: x", None)
+        );
+        let report = read(r#"{"message": "plain", "timestamp": "17"}"#).expect("readable");
+        assert_eq!(report.message, "plain");
     }
 
     #[test]
-    fn nonsense_is_no_message() {
+    fn malformed_files_give_no_message() {
         for text in [
             "",
             "{",

@@ -1,4 +1,4 @@
-//! How a node reaches node 0.
+//! Connection from a node to node 0.
 
 use std::io;
 use std::net::TcpStream;
@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
+use crate::endpoint::Endpoint;
 use crate::error::Error;
-use crate::node::{Event, Inbox};
-use crate::plan::LaunchPlan;
-use crate::server::{BEATS, resolve};
-use crate::signals::StopSignal;
-use crate::spec::Endpoint;
-use crate::wire::{Connection, Hello, LineReader, Order, Report, Unheard, keep_saying};
+use crate::event::{Event, Inbox};
+use crate::plan::{LaunchPlan, StopSignal};
+use crate::wire::{
+    BEATS, Connection, Hello, LineReader, Order, ReceiveError, Report, resolve, send_repeatedly,
+};
 
 /// How long one attempt to connect may take.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -20,7 +20,7 @@ const CONNECT: Duration = Duration::from_secs(2);
 /// Time between two attempts.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// What came of the attempt to join.
+/// Result of an attempt to join.
 #[derive(Debug)]
 pub(crate) enum Joined {
     Connected(Membership),
@@ -84,7 +84,7 @@ pub(crate) fn join(plan: &LaunchPlan, endpoint: &Endpoint, inbox: &Inbox) -> Res
         .spawn(move || listen(reader, &events))?;
     std::thread::Builder::new()
         .name("heartbeat".to_owned())
-        .spawn(move || keep_saying(&connection, &Report::Heartbeat, silence / BEATS, &stop))?;
+        .spawn(move || send_repeatedly(&connection, &Report::Heartbeat, silence / BEATS, &stop))?;
     Ok(Joined::Connected(membership))
 }
 
@@ -109,8 +109,8 @@ fn listen(mut reader: LineReader, events: &Sender<Event>) {
     loop {
         let event = match reader.next::<Order>() {
             Ok(order) => Event::Order(order),
-            Err(Unheard::Nonsense(reason)) if !is_known => Event::Stranger(reason),
-            Err(unheard) => Event::Lost(unheard.reason()),
+            Err(ReceiveError::Malformed(reason)) if !is_known => Event::NotALauncher(reason),
+            Err(error) => Event::Lost(error.reason()),
         };
         is_known = matches!(event, Event::Order(_));
         if events.send(event).is_err() || !is_known {

@@ -1,11 +1,11 @@
-//! What a rank's environment says about the world that it is part of.
+//! World of a rank, read from its environment.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use super::error_file;
 use crate::error::Error;
-use crate::error_file;
 use crate::ids::{LocalRank, Rank};
 
 /// The variable that names the file for a rank's reason to fail.

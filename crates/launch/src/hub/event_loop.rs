@@ -1,4 +1,4 @@
-//! Node 0's other half: carries out what the [`Coordinator`] decides, over
+//! Carries out on node 0 what the [`Coordinator`] decides, over
 //! channels to its own node and connections to the others.
 
 use std::io;
@@ -9,40 +9,19 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::console::Console;
-use crate::coordinator::{Action, Coordinator, Member};
+use super::coordinator::{Action, Coordinator, Member};
+use super::input::Input;
+use super::link::Link;
+use super::server::Server;
 use crate::error::Error;
+use crate::event::Event;
 use crate::ids::{MAX_LOCAL_RANKS, NodeRank, NodeShare};
-use crate::node::{Event, Link};
 use crate::plan::LaunchPlan;
-use crate::server::Server;
-use crate::wire::{Connection, Hello, Order, Report, Start};
+use crate::process::Console;
+use crate::wire::{Connection, Hello, Order, Start};
 
 /// How long the other nodes may take to read the last order.
-const PARTING: Duration = Duration::from_secs(5);
-
-/// What happens to the hub.
-#[derive(Debug)]
-pub(crate) enum Input {
-    /// A node wants to take part; `reply` gets its rank, or none.
-    Joined {
-        hello: Hello,
-        connection: Arc<Connection>,
-        reply: Sender<Option<NodeRank>>,
-    },
-    /// A node reports.
-    Report(NodeRank, Report),
-    /// A node is lost; it was heard of last at `since`.
-    Lost {
-        node: NodeRank,
-        reason: String,
-        since: Instant,
-    },
-    /// This node cannot go on.
-    Abort(String),
-    /// This node is gone.
-    Leave,
-}
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The hub's thread.
 #[derive(Debug)]
@@ -66,18 +45,20 @@ impl Hub {
             None => None,
             Some(listener) => Some(Server::start(listener, plan, inputs.clone())?),
         };
-        let mut worker = Worker {
+        let mut event_loop = EventLoop {
             coordinator: Coordinator::new(plan.nodes.num(), plan.max_restarts),
             peers: Vec::new(),
             plan: plan.clone(),
             console: Arc::clone(console),
         };
-        worker.peers.resize_with(plan.nodes.num() as usize, || None);
+        event_loop
+            .peers
+            .resize_with(plan.nodes.num() as usize, || None);
         let thread = std::thread::Builder::new()
             .name("hub".to_owned())
             .spawn(move || {
-                let _farewell = Farewell(events.clone());
-                worker.run(&incoming, events);
+                let _notice = DisconnectNotice(events.clone());
+                event_loop.run(&incoming, events);
             })?;
         Ok(Self {
             inputs,
@@ -86,7 +67,7 @@ impl Hub {
         })
     }
 
-    /// How this node reaches the hub.
+    /// Link of this node to the hub.
     pub(crate) fn link(&self) -> Link {
         Link::Local(self.inputs.clone())
     }
@@ -104,9 +85,9 @@ impl Hub {
 }
 
 /// Tells this node that the hub is gone, whatever ended it.
-struct Farewell(Sender<Event>);
+struct DisconnectNotice(Sender<Event>);
 
-impl Drop for Farewell {
+impl Drop for DisconnectNotice {
     fn drop(&mut self) {
         let _ = self.0.send(Event::Lost("it ended".to_owned()));
     }
@@ -134,7 +115,7 @@ impl Peer {
     }
 }
 
-struct Worker {
+struct EventLoop {
     coordinator: Coordinator,
     /// By node rank; empty where the node is missing.
     peers: Vec<Option<Peer>>,
@@ -142,7 +123,7 @@ struct Worker {
     console: Arc<Console>,
 }
 
-impl Worker {
+impl EventLoop {
     fn run(mut self, inputs: &Receiver<Input>, events: Sender<Event>) {
         let own = Member {
             host: self.plan.host.clone(),
@@ -170,7 +151,7 @@ impl Worker {
             }
             self.perform();
         }
-        self.part(inputs);
+        self.close_peers(inputs);
     }
 
     fn handle(&mut self, input: Input) {
@@ -294,8 +275,8 @@ impl Worker {
 
     /// Waits until the other nodes have read the last order: a connection
     /// that is dropped at once may lose it.
-    fn part(&mut self, inputs: &Receiver<Input>) {
-        let until = Instant::now() + PARTING;
+    fn close_peers(&mut self, inputs: &Receiver<Input>) {
+        let until = Instant::now() + CLOSE_TIMEOUT;
         for peer in self.peers.iter().flatten() {
             if let Peer::Remote(connection) = peer {
                 connection.finish();

@@ -1,15 +1,11 @@
-//! The signals that a launcher passes on to its ranks.
+//! Signals that end a launch.
 
 use std::fmt;
-use std::io;
 use std::str::FromStr;
-use std::sync::mpsc::Sender;
 
 use rustix::process::Signal;
-use signal_hook::iterator::{Handle, Signals};
 
 use crate::error::Error;
-use crate::node::Event;
 
 /// A signal that ends a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +68,7 @@ impl StopSignal {
             .find(|signal| signal.number() == number)
     }
 
-    /// What the ranks get in its place.
+    /// Signal that the ranks get in its place.
     pub(crate) fn for_ranks(self) -> Signal {
         match self {
             Self::Int => Signal::INT,
@@ -90,6 +86,12 @@ impl fmt::Display for StopSignal {
 /// The value of `--signals-to-handle`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignalSet(Vec<StopSignal>);
+
+impl SignalSet {
+    pub(crate) fn signals(&self) -> &[StopSignal] {
+        &self.0
+    }
+}
 
 impl Default for SignalSet {
     fn default() -> Self {
@@ -115,75 +117,6 @@ impl FromStr for SignalSet {
         }
         Ok(Self(signals))
     }
-}
-
-/// Tells a launch of signals, whoever they come from.
-#[derive(Clone, Debug)]
-pub struct SignalSender(pub(crate) Sender<Event>);
-
-impl SignalSender {
-    /// Has the effect of the signal on the launch; none after its end.
-    pub fn send(&self, signal: StopSignal) {
-        let _ = self.0.send(Event::Signal(signal));
-    }
-}
-
-/// Hands the signals of this process to a launch until it is dropped.
-#[derive(Debug)]
-pub struct Forwarding(Handle);
-
-impl Drop for Forwarding {
-    fn drop(&mut self) {
-        self.0.close();
-    }
-}
-
-/// Hands the signals of this process to a launch.
-///
-/// A signal that this process was started to ignore stays ignored: `nohup`
-/// means it.
-///
-/// # Errors
-/// Fails if handlers or their thread cannot be made.
-pub fn forward_signals(signals: &SignalSet, sender: SignalSender) -> io::Result<Forwarding> {
-    let ignored = ignored_signals();
-    let numbers = signals
-        .0
-        .iter()
-        .map(|signal| signal.number())
-        .filter(|number| !is_in(ignored, *number))
-        // Ignored by whoever started this process, it would hide how ranks end.
-        .chain([Signal::CHILD.as_raw()]);
-    let mut incoming = Signals::new(numbers)?;
-    let handle = incoming.handle();
-    std::thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            for number in incoming.forever() {
-                if let Some(signal) = StopSignal::from_number(number) {
-                    sender.send(signal);
-                }
-            }
-        })?;
-    Ok(Forwarding(handle))
-}
-
-/// The set of ignored signals; bit `n - 1` is signal `n`.
-fn ignored_signals() -> u64 {
-    // The call that would tell is not safe; the kernel writes it here too.
-    let status = fs_err::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status
-        .lines()
-        .find_map(|line| line.strip_prefix("SigIgn:"))
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-    mask.unwrap_or_default()
-}
-
-fn is_in(set: u64, signal: i32) -> bool {
-    u32::try_from(signal - 1)
-        .ok()
-        .and_then(|bit| set.checked_shr(bit))
-        .is_some_and(|rest| rest & 1 == 1)
 }
 
 #[cfg(test)]
@@ -212,11 +145,5 @@ mod tests {
             );
         }
         assert_eq!(StopSignal::from_number(9), None);
-    }
-
-    #[test]
-    fn bits_of_a_set() {
-        assert!(is_in(1, 1) && is_in(0x4000, 15));
-        assert!(!is_in(1, 2) && !is_in(u64::MAX, 65) && !is_in(u64::MAX, 0));
     }
 }

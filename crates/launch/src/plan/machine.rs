@@ -1,4 +1,4 @@
-//! What this machine offers, found without libtorch.
+//! CPUs and GPUs of this machine, found without libtorch.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! Where the output and the errors of ranks lie.
+//! Folders of the output and the error files of ranks.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -2,68 +2,24 @@
 //! reports what becomes of them.
 
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::Signal;
 
-use crate::console::Console;
+use crate::endpoint::Endpoint;
 use crate::error::Error;
+use crate::event::{Event, Inbox};
 use crate::failure::{Exit, Failure, FailureReport};
-use crate::group::{Launchpad, RankGroup};
-use crate::hub::Input;
+use crate::hub::Link;
 use crate::ids::{LocalRank, NodeRank, NodeShare};
-use crate::logs::LogFolder;
-use crate::plan::{LaunchPlan, Nodes};
-use crate::signals::{SignalSender, StopSignal};
-use crate::spec::Endpoint;
-use crate::wire::{Connection, End, Order, Report, Start};
+use crate::plan::{LaunchPlan, Nodes, StopSignal};
+use crate::process::{Console, LogFolder, RankGroup, SpawnContext};
+use crate::wire::{End, Order, Report, Start};
 
 /// How long a node without ranks waits for node 0 to agree that it leaves.
-const LEAVE: Duration = Duration::from_secs(5);
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What happens to a node.
-#[derive(Debug)]
-pub(crate) enum Event {
-    /// Node 0 says what to do.
-    Order(Order),
-    /// Node 0 is gone, for a reason.
-    Lost(String),
-    /// What answers in node 0's place is something else.
-    Stranger(String),
-    /// A rank has ended.
-    Ended {
-        attempt: u32,
-        local_rank: LocalRank,
-        exit: Exit,
-        at: SystemTime,
-    },
-    /// The launch is told to end.
-    Signal(StopSignal),
-}
-
-/// Where a launch hears of what happens to it.
-#[derive(Debug)]
-pub struct Inbox {
-    pub(crate) sender: Sender<Event>,
-    pub(crate) events: Receiver<Event>,
-}
-
-impl Default for Inbox {
-    fn default() -> Self {
-        let (sender, events) = mpsc::channel();
-        Self { sender, events }
-    }
-}
-
-impl Inbox {
-    /// What tells the launch of signals.
-    pub fn signal_sender(&self) -> SignalSender {
-        SignalSender(self.sender.clone())
-    }
-}
-
-/// How a launch ended.
+/// Outcome of a launch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// All ranks are done.
@@ -72,31 +28,6 @@ pub enum Outcome {
     Signalled(StopSignal),
     /// A rank or a node failed, for the last time.
     Failed(FailureReport),
-}
-
-/// How a node reaches node 0.
-#[derive(Debug)]
-pub(crate) enum Link {
-    /// It is this node.
-    Local(Sender<Input>),
-    /// Over the network.
-    Remote(Arc<Connection>),
-}
-
-impl Link {
-    fn report(&self, report: Report) {
-        match self {
-            Self::Local(hub) => {
-                let _ = hub.send(Input::Report(NodeRank::new(0), report));
-            }
-            Self::Remote(connection) => {
-                if connection.send(&report).is_err() {
-                    // The reading side says why.
-                    connection.cut();
-                }
-            }
-        }
-    }
 }
 
 /// One node of a launch.
@@ -149,7 +80,7 @@ impl<'a> Node<'a> {
                 Some(Event::Order(Order::Refused(reason))) => {
                     return Err(self.no_entry(|endpoint| Error::Refused { endpoint, reason }));
                 }
-                Some(Event::Stranger(reason)) => {
+                Some(Event::NotALauncher(reason)) => {
                     return Err(self.no_entry(|endpoint| Error::NotALauncher { endpoint, reason }));
                 }
                 Some(Event::Lost(reason)) => self.lose(reason),
@@ -204,7 +135,7 @@ impl<'a> Node<'a> {
             Some(logs) => logs,
             None => self.open_logs(start.node_rank)?,
         };
-        let pad = Launchpad {
+        let context = SpawnContext {
             plan: self.plan,
             console: self.console,
             logs: &logs,
@@ -215,7 +146,7 @@ impl<'a> Node<'a> {
             first_rank: start.first_rank,
             num_local_ranks: self.plan.num_local_ranks,
         };
-        let group = RankGroup::start(&pad, start, share);
+        let group = RankGroup::start(&context, start, share);
         self.logs = Some(logs);
         if group.has_failed() {
             self.stop_at = Some(Instant::now());
@@ -299,7 +230,7 @@ impl<'a> Node<'a> {
         } else {
             // Other nodes may have ranks to stop, if any were started.
             let others = self.logs.as_ref().map_or(Duration::ZERO, |_| grace);
-            self.leave_at = Some(Instant::now() + others + LEAVE);
+            self.leave_at = Some(Instant::now() + others + LEAVE_TIMEOUT);
         }
         self.link.report(Report::Signalled {
             signal: signal.number(),
@@ -345,7 +276,7 @@ impl<'a> Node<'a> {
                 self.link.report(Report::Failed { attempt });
             }
         }
-        for rank in group.press(now, grace) {
+        for rank in group.kill_overdue(now, grace) {
             self.console.note(&format!(
                 "rank {rank} has not ended within {} s and is killed",
                 grace.as_secs_f64()

@@ -1,4 +1,4 @@
-//! What node 0 decides: when all start, stop, start again, and end.
+//! Decisions of node 0: when all nodes start, stop, restart and end.
 //!
 //! No clock, no thread and no connection: events go in, actions come out.
 
@@ -16,7 +16,7 @@ pub(crate) struct Member {
     pub(crate) num_local_ranks: NonZeroU32,
 }
 
-/// What all nodes that are there are to be told.
+/// Order for all nodes that have joined.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     Start {
@@ -76,7 +76,7 @@ impl Coordinator {
         }
     }
 
-    /// What is to be done since the last call, in order.
+    /// Actions since the last call, in order.
     pub(crate) fn take_actions(&mut self) -> Vec<Action> {
         std::mem::take(&mut self.actions)
     }
