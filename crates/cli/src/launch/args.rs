@@ -1,18 +1,13 @@
-//! The command `launch`: this program as several ranks.
+//! Arguments of `launch`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use asyncthink_launch::{
-    Console, Endpoint, FailureReport, Inbox, LaunchIo, LaunchOptions, Machine, NodeRank, NumNodes,
-    Outcome, Program, RankCount, RankFilter, RunId, Seconds, SignalSet, StreamSpec,
-    forward_signals, launch,
+    Endpoint, LaunchOptions, NodeRank, NumNodes, RankCount, RankFilter, RunId, Seconds, SignalSet,
+    StreamSpec,
 };
-use clap::{Args, Parser as _, value_parser};
-
-use crate::args::{Cli, Command};
-use crate::failure::Failure;
+use clap::{Args, value_parser};
 
 #[derive(Debug, Args)]
 #[command(
@@ -102,11 +97,11 @@ pub(crate) struct LaunchArgs {
 
     /// What every rank runs, such as `grpo RECIPE`: a command of this program
     #[arg(last = true, required = true, value_name = "COMMAND")]
-    command: Vec<OsString>,
+    pub(super) command: Vec<OsString>,
 }
 
 impl LaunchArgs {
-    fn options(&self) -> LaunchOptions {
+    pub(super) fn options(&self) -> LaunchOptions {
         LaunchOptions {
             standalone: self.standalone,
             num_nodes: self.nnodes,
@@ -124,71 +119,5 @@ impl LaunchArgs {
             local_ranks_filter: self.local_ranks_filter.clone(),
             signals: self.signals_to_handle.clone(),
         }
-    }
-}
-
-/// Runs the ranks; nothing may hold the lock on standard output.
-pub(crate) fn run(args: &LaunchArgs) -> Result<(), Failure> {
-    let words = std::iter::once(OsString::from("asyncthink-train")).chain(args.command.clone());
-    match Cli::try_parse_from(words) {
-        Ok(cli) => check(&cli.command)?,
-        // Help and version are no errors.
-        Err(error) if !error.use_stderr() => {
-            let _ = error.print();
-            return Ok(());
-        }
-        // One message, and not one of every rank.
-        Err(error) => return Err(wrong_command(&error)),
-    }
-    let program = Program {
-        path: std::env::current_exe()?,
-        args: args.command.clone(),
-    };
-    let plan = args.options().plan(&Machine::detect(), program)?;
-    let inbox = Inbox::default();
-    let _forwarding = forward_signals(plan.signals(), inbox.signal_sender())?;
-    let io = LaunchIo {
-        console: Arc::new(Console::standard()),
-        inbox,
-        listener: None,
-    };
-    match launch(&plan, io)? {
-        Outcome::Done => Ok(()),
-        Outcome::Signalled(signal) => Err(Failure::signal(signal.number())),
-        Outcome::Failed(report) => Err(failed(&report)),
-    }
-}
-
-fn check(command: &Command) -> Result<(), Failure> {
-    if matches!(command, Command::Launch(_)) {
-        return Err(Failure::input("`launch` does not launch itself")
-            .hint("give the ranks' command after `--`, such as `-- grpo RECIPE`"));
-    }
-    Ok(())
-}
-
-fn wrong_command(error: &clap::Error) -> Failure {
-    let text = error.render().to_string();
-    let text = text.strip_prefix("error: ").unwrap_or(&text);
-    // The usage that follows is that of the ranks' command.
-    let message = text.lines().next().unwrap_or(text);
-    Failure::input(format!("the command after `--` is wrong: {message}"))
-        .hint("`asyncthink-train COMMAND --help` says what a command takes")
-}
-
-/// The first failure, which is the last thing that is said.
-fn failed(report: &FailureReport) -> Failure {
-    let root = &report.root;
-    let mut failure = if report.is_input() {
-        Failure::input(root.to_string())
-    } else {
-        Failure::run(root.to_string())
-    };
-    if let Some(message) = root.message() {
-        failure = failure.cause(message);
-    }
-    match root.hint() {
-        Some(hint) => failure.hint(hint),
-        None => failure,
     }
 }

@@ -1,22 +1,15 @@
 //! How much memory is in use, and what becomes of freed memory.
 #![expect(unsafe_code, reason = "calls the C++ side")]
 
+mod usage;
+
 use tch::Device;
+
+pub use usage::MemoryUse;
 
 use crate::cuda;
 use crate::error::Result;
 use crate::ffi;
-
-/// Memory in use at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MemoryUse {
-    /// In use now: the resident set of the process (CPU) or what tensors hold (CUDA).
-    pub current_bytes: u64,
-    /// The most that was in use since the start or since [`reset_peak_memory`].
-    pub peak_bytes: u64,
-    /// What the allocator holds, tensors or not; on the CPU the same as `current_bytes`.
-    pub reserved_bytes: u64,
-}
 
 /// Lets the process keep the memory that tensors free, for the tensors to come, instead of handing it back to the system.
 /// It changes speed and the resident size, never a result; to be called once, at the start of a run.
