@@ -39,6 +39,8 @@ python3 -m unittest discover --start-directory scripts/scaling --pattern 'test_*
 
 step "building the tests"
 cargo test --locked --workspace --no-run
+# The program that the end-to-end tests run, as they build it: nothing is left to compile while they run.
+cargo build --locked --package asyncthink-cli --package asyncthink-tests
 
 step "tests"
 log=$(mktemp)
