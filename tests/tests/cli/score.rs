@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use asyncthink_tests::{Workspace, stdout};
 
 /// What `transformers` computes: `scripts/golden/family_logits.py`.
-const GOLDEN: &str = include_str!("../../../crates/model/tests/golden/families.json");
+const GOLDEN: &str = include_str!("../../golden/families.json");
 
 #[derive(Deserialize)]
 struct Golden {
