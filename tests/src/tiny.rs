@@ -26,6 +26,15 @@ pub const TRAINING: [&str; 6] = [
     "synth={ num_traces = 60, max_attempts_organizer = 2, max_attempts_worker = 2, topology_max_forks = 2 }",
 ];
 
+/// The part of [`TINY`] before a section, for tests of which later sections must not be part.
+///
+/// # Panics
+/// Panics if there is no such section.
+pub fn before(section: &str) -> &'static str {
+    let parts = TINY.split_once(&format!("\n[{section}]"));
+    parts.expect("a section of the recipe").0
+}
+
 /// Overrides in the form that [`Recipe::parse`] takes, groups in order.
 ///
 /// [`Recipe::parse`]: https://docs.rs/asyncthink-recipe
