@@ -22,17 +22,25 @@ for crate in protocol tasks recipe data synth launch; do
   printf 'asyncthink-%s: no libtorch\n' "$crate"
 done
 
+step "structure of the crates"
+# Crates without circles between their files; every crate, in the end.
+clean_crates=(cli data launch protocol synth torch)
+scripts/check/structure.py "${clean_crates[@]}"
+
 step "lints"
 cargo clippy --locked --workspace --all-targets -- -D warnings
 
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 
-step "scaling formulas"
+step "scripts"
+python3 -m unittest discover --start-directory scripts/check --pattern 'test_*.py'
 python3 -m unittest discover --start-directory scripts/scaling --pattern 'test_*.py'
 
 step "building the tests"
 cargo test --locked --workspace --no-run
+# The program that the end-to-end tests run, as they build it: nothing is left to compile while they run.
+cargo build --locked --package asyncthink-cli --package asyncthink-tests
 
 step "tests"
 log=$(mktemp)

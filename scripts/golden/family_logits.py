@@ -18,7 +18,7 @@ import transformers
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-OUT = pathlib.Path(__file__).resolve().parents[2] / "crates/model/tests/golden/families.json"
+OUT = pathlib.Path(__file__).resolve().parents[2] / "tests/golden/families.json"
 NUM_TOKENS = 40
 NUM_BF16_POSITIONS = 8
 # Large weights make every slip visible; in bfloat16 they would make rounding as visible.

@@ -2,7 +2,7 @@
 """Kills training with SIGKILL in every phase, resumes it, and compares with a run that was never killed.
 
     python3 scripts/reliability/kill_test.py --binary target/release/asyncthink-train \\
-        --recipe scripts/reliability/tiny.toml --ranks 2 --kills 20 --seed 1
+        --recipe tests/tiny.toml --ranks 2 --kills 20 --seed 1
 
 For `sft` and for `grpo`: one unbroken run, then KILLS trials. A trial starts the stage in a fresh run folder, kills it
 once, checks that every checkpoint in place is whole, resumes with `--resume auto` to the end, and compares `metrics.jsonl`

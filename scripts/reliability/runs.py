@@ -12,6 +12,9 @@ import time
 import zlib
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import tiny
+
 HIDDEN = ".partial-"
 TIMEOUT_SECONDS = 600
 
@@ -31,7 +34,7 @@ def run(command, log, **options):
 
 def stage_command(stage, recipe, run_dir, sets=(), extra=()):
     """The program's arguments for a stage."""
-    changes = [f'run_dir="{run_dir}"', *sets]
+    changes = [f'run_dir="{run_dir}"', *tiny.sets_of(recipe), *sets]
     return [stage, recipe, *(word for change in changes for word in ("--set", change)), *extra]
 
 

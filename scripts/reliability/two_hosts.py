@@ -2,7 +2,7 @@
 """Trains on two hosts, compares with one host, kills a rank of the second host, and cuts the link between them.
 
     sudo python3 scripts/reliability/two_hosts.py --binary target/release/asyncthink-train \\
-        --recipe scripts/reliability/tiny.toml
+        --recipe tests/tiny.toml
 
 The hosts are two network namespaces of this machine, joined by a virtual cable (`ip netns`, veth): each has addresses and a
 loopback of its own, and they reach one another by the cable alone. Each runs `asyncthink-train launch --nnodes 2`. Needs root, or

@@ -19,7 +19,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import costs
+import tiny
 
 TIMEOUT_SECONDS = 600
 VALUE = 8  # bytes of an f64, in which ranks tell each other counts and figures
@@ -38,7 +40,7 @@ REFUSED = 2
 
 def command_of(arguments, stage, run_dir, sets, num_ranks):
     command = [stage, arguments.recipe]
-    for one in [f'run_dir="{run_dir}"', *sets]:
+    for one in [f'run_dir="{run_dir}"', *tiny.sets_of(arguments.recipe), *sets]:
         command += ["--set", one]
     if num_ranks > 1:
         command = ["launch", "--standalone", f"--nproc-per-node={num_ranks}", "--", *command]
@@ -159,9 +161,8 @@ def check_shard(arguments, shard, scratch, log):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    here = Path(__file__).resolve().parent
     parser.add_argument("--binary", required=True, type=Path)
-    parser.add_argument("--recipe", type=Path, default=here.parent / "reliability" / "tiny.toml")
+    parser.add_argument("--recipe", type=Path, default=tiny.RECIPE)
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--work-dir", type=Path, help="where run folders are made; default: a temporary folder")
     parser.add_argument("--log", type=Path, default=Path("check_bytes.log"), help="output of the program")

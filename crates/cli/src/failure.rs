@@ -229,7 +229,7 @@ mod tests {
             message: full.to_string(),
             is_input: false,
         };
-        for error in [asyncthink_trainer::Error::from(full), other] {
+        for error in [asyncthink_trainer::Error::from(full), other.into()] {
             let text = Failure::from(error).render();
             assert!(text.contains("`/dev/full`: No space left"), "{text}");
             assert!(text.contains("\n\nhint: make room there"), "{text}");

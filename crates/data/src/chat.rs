@@ -13,6 +13,7 @@ mod json;
 mod marks;
 mod prompts;
 mod python;
+mod settings;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,8 +24,7 @@ use minijinja::{Environment, Value};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::marks::{Piece, mark, pieces};
-pub use self::prompts::ChatSettings;
-use crate::tokenizer::special_name;
+pub use self::settings::ChatSettings;
 use crate::{Error, Result};
 
 /// The file that holds a template alone; it comes before one in [`CONFIG_FILE`].
@@ -230,6 +230,14 @@ fn refused(path: &Path, message: impl Into<String>) -> Error {
         path: path.to_path_buf(),
         message: message.into(),
     }
+}
+
+/// Text of a special token in `tokenizer_config.json`: the value itself, or the `content` of an object.
+pub(crate) fn special_name(value: &serde_json::Value) -> Option<String> {
+    value
+        .as_str()
+        .or_else(|| value["content"].as_str())
+        .map(str::to_owned)
 }
 
 /// The template in a value of `tokenizer_config.json`: a text, or the `default` one of a list.

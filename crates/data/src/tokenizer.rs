@@ -7,7 +7,7 @@ use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::chat::{CONFIG_FILE, ChatTemplate, Piece, TEMPLATE_FILE, mark, pieces};
+use crate::chat::{CONFIG_FILE, ChatTemplate, Piece, TEMPLATE_FILE, mark, pieces, special_name};
 use crate::companions::{self, Companions};
 use crate::{Error, Result, write_bytes_atomic};
 
@@ -330,14 +330,6 @@ fn collect_ids(value: &Value, ids: &mut BTreeSet<u32>) {
             .iter()
             .filter_map(|id| u32::try_from(id.as_u64()?).ok()),
     );
-}
-
-/// A special token is written as its text, or as an object that holds the text.
-pub(crate) fn special_name(value: &Value) -> Option<String> {
-    value
-        .as_str()
-        .or_else(|| value["content"].as_str())
-        .map(str::to_owned)
 }
 
 /// How the vocabulary writes bytes.

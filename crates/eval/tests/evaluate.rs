@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+#[path = "../../../tests/src/tiny.rs"]
+mod tiny;
+
 use std::path::Path;
 
 use asyncthink_checkpoint::RunLayout;
@@ -15,68 +18,30 @@ use asyncthink_recipe::Recipe;
 use asyncthink_trainer::{RunOptions, RunOutcome, SftSettings, StopFlag, run_sft, test_problems};
 use tch::Device;
 
-const RECIPE: &str = r#"
-name = "tiny"
-run_dir = "RUN"
-device = "cpu"
-num_threads = 2
+/// Overrides of the shared recipe.
+const SETS: [&str; 6] = [
+    "task.mcd.num_test_problems=4",
+    "task.mcd.test_target_fraction=0.3",
+    "model.init={ hidden_size = 32, num_layers = 2, num_heads = 2, num_kv_heads = 1, head_dim = 16, \
+     intermediate_size = 64, max_position_embeddings = 512 }",
+    "synth.num_traces=40",
+    "sft={ num_steps = 20, batch_tokens = 1000, optimizer = { learning_rate = 5e-3 } }",
+    "eval={ samples_per_problem = 3, bootstrap_samples = 50 }",
+];
 
-[task.mcd]
-num_numbers = 4
-number_range = [1, 8]
-target_range = [2, 20]
-numbers_per_solution = [2, 2]
-required_solutions = 2
-num_train_problems = 8
-num_test_problems = 4
-test_target_fraction = 0.3
-
-[protocol]
-capacity = 2
-worker_max_tokens = 60
-organizer_max_tokens = 80
-max_forks = 2
-organizer_total_tokens = 160
-
-[prompts]
-organizer = "main {query}\n"
-worker = "sub {sub_query}\n"
-query = "{numbers} = {target}"
-
-[model.init]
-hidden_size = 32
-num_layers = 2
-num_heads = 2
-num_kv_heads = 1
-head_dim = 16
-intermediate_size = 64
-max_position_embeddings = 512
-
-[synth]
-num_traces = 40
-max_attempts_organizer = 2
-max_attempts_worker = 2
-topology_max_forks = 2
-
-[sft]
-num_steps = 20
-batch_tokens = 1000
-
-[sft.optimizer]
-learning_rate = 5e-3
-
-[eval]
-samples_per_problem = 3
-bootstrap_samples = 50
-"#;
+/// The recipe of a run in `run_dir`.
+fn recipe(run_dir: &Path, sets: &[&str]) -> Recipe {
+    let run_dir = format!("run_dir={run_dir:?}");
+    let sets = tiny::sets(&[&tiny::TRAINING, &SETS, &[&run_dir], sets]);
+    Recipe::parse(tiny::TINY, Path::new("tiny.toml"), &sets).unwrap()
+}
 
 #[test]
 fn an_evaluation_repeats_itself_and_its_parts_add_up() {
     set_threads();
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
-    let text = RECIPE.replace("RUN", run_dir.to_str().unwrap());
-    let recipe = Recipe::parse(&text, Path::new("tiny.toml"), &[]).unwrap();
+    let recipe = recipe(&run_dir, &[]);
     asyncthink_synth::run(&recipe, &run_dir, &mut |_| {}).unwrap();
     let outcome = run_sft(
         &SftSettings::from_recipe(&recipe).unwrap(),
@@ -143,10 +108,7 @@ fn an_evaluation_repeats_itself_and_its_parts_add_up() {
         Err(Error::Stopped)
     ));
 
-    let with = |sets: &[&str]| {
-        let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
-        Recipe::parse(&text, Path::new("tiny.toml"), &sets).unwrap()
-    };
+    let with = |sets: &[&str]| self::recipe(&run_dir, sets);
     // One episode at a time: the same episodes.
     assert_eq!(
         measure(&model, &with(&["engine.max_agents=2"]), &mut |_| true).unwrap(),
@@ -195,7 +157,6 @@ fn measure(
 
 /// Threads are counted once per process, before anything starts rayon's own.
 fn set_threads() {
-    let text = RECIPE.replace("RUN", "unused");
-    let recipe = Recipe::parse(&text, Path::new("tiny.toml"), &[]).unwrap();
+    let recipe = recipe(Path::new("unused"), &[]);
     open_device(&DeviceSettings::of(&recipe)).unwrap();
 }

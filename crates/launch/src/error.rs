@@ -1,9 +1,9 @@
 use std::io;
 use std::time::Duration;
 
-use crate::spec::Endpoint;
+use crate::endpoint::Endpoint;
 
-/// What can be wrong with a launch before, or beside, a failure of its ranks.
+/// Errors of a launch other than a failure of its ranks.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -134,7 +134,7 @@ pub enum Error {
     Refused {
         /// Where node 0 is.
         endpoint: Endpoint,
-        /// What does not fit.
+        /// The option that differs.
         reason: String,
     },
     /// Something else answers where node 0 should be.
@@ -142,7 +142,7 @@ pub enum Error {
     NotALauncher {
         /// Where node 0 should be.
         endpoint: Endpoint,
-        /// What was wrong with its answer.
+        /// Fault of its answer.
         reason: String,
     },
     /// A variable of a rank's environment is absent or wrong.
@@ -150,7 +150,7 @@ pub enum Error {
     Variable {
         /// The variable.
         name: &'static str,
-        /// What is wrong, with the value.
+        /// The fault, with the value.
         reason: String,
     },
     /// The launcher of this rank has ended.
@@ -171,7 +171,7 @@ impl Error {
         )
     }
 
-    /// What to do about it.
+    /// Remedy.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
             Self::NoGpu { .. } => {

@@ -1,4 +1,4 @@
-//! What made a launch fail.
+//! Failures of a launch.
 
 use std::fmt;
 
@@ -52,7 +52,7 @@ pub struct RankFailure {
     pub pid: Option<u32>,
     /// How it ended.
     pub exit: Exit,
-    /// What it wrote into its error file.
+    /// Message in its error file.
     pub message: Option<String>,
     /// The folder on its node that has its output, where it has.
     pub log: Option<String>,
@@ -85,7 +85,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// What the failed rank said itself.
+    /// Message that the failed rank left.
     pub fn message(&self) -> Option<&str> {
         match self {
             Self::Rank(failure) => failure.message.as_deref(),
@@ -93,7 +93,7 @@ impl Failure {
         }
     }
 
-    /// What may help.
+    /// Hint at a remedy.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Rank(RankFailure {

@@ -12,47 +12,37 @@
 //! - [`launch`] carries it out. Every node starts and stops its own ranks;
 //!   node 0 decides when, for all. The launchers speak to one another over
 //!   TCP, a line of JSON at a time, of nothing else.
-//! - [`World`] is the other side: what a rank finds in its environment.
-//!   [`follow_launcher`] and [`report_failure`] are a rank's first and last
-//!   words.
+//! - [`World`] is the rank's side, read from its environment. A rank calls
+//!   [`follow_launcher`] first and, when it fails, [`report_failure`] last.
+//!
+//! Layers, from the bottom: `ids`, `failure`; `plan` (options in, plan out);
+//! `wire` (messages, connections); `rank` (the rank's side); `process` (ranks
+//! of this node); `hub` (decisions of node 0); `node` (one node, the whole).
 //!
 //! Nothing here needs libtorch: the ranks host their own store at
 //! `MASTER_ADDR` and `MASTER_PORT`, a port that is free at every attempt.
 
-mod console;
-mod coordinator;
-mod environment;
+mod endpoint;
 mod error;
-mod error_file;
+mod event;
 mod failure;
-mod follow;
-mod framer;
-mod group;
 mod hub;
 mod ids;
-mod join;
-mod launch;
-mod logs;
-mod machine;
 mod node;
 mod plan;
-mod pump;
-mod server;
-mod signals;
-mod spec;
+mod process;
+mod rank;
 mod wire;
-mod world;
 
-pub use console::Console;
+pub use endpoint::Endpoint;
 pub use error::Error;
-pub use error_file::write_error_file;
+pub use event::{Inbox, SignalSender};
 pub use failure::{Exit, Failure, FailureReport, RankFailure};
-pub use follow::follow_launcher;
 pub use ids::{LocalRank, NodeRank, NodeShare, Placement, Rank};
-pub use launch::{LaunchIo, launch};
-pub use machine::Machine;
-pub use node::{Inbox, Outcome};
-pub use plan::{LaunchOptions, LaunchPlan, Program, Timing};
-pub use signals::{Forwarding, SignalSender, SignalSet, StopSignal, forward_signals};
-pub use spec::{Endpoint, NumNodes, RankCount, RankFilter, RunId, Seconds, StreamSpec, Streams};
-pub use world::{Master, World, report_failure};
+pub use node::{Forwarding, LaunchIo, Outcome, forward_signals, launch};
+pub use plan::{
+    LaunchOptions, LaunchPlan, Machine, NumNodes, Program, RankCount, RankFilter, RunId, Seconds,
+    SignalSet, StopSignal, StreamSpec, Streams, Timing,
+};
+pub use process::Console;
+pub use rank::{Master, World, follow_launcher, report_failure, write_error_file};

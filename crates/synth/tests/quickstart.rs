@@ -158,18 +158,12 @@ fn given_problems_and_a_given_tokenizer_are_used() {
     let rows = r#"{"index":0,"target":15,"available_numbers":[3,5,7,8],"solutions":["3*5"]}"#;
     let file = directory.path().join("rows.jsonl");
     std::fs::write(&file, format!("{rows}\n")).unwrap();
-    let (head, tail) = small::RECIPE.split_once("num_numbers").unwrap();
-    let (_, tail) = tail.split_once("\n[protocol]").unwrap();
-    let (middle, tail) = tail.split_once("[model.init]").unwrap();
-    let (_, tail) = tail.split_once("[synth]").unwrap();
-    let text = format!(
-        "{head}numbers_per_solution = [2, 2]\nrequired_solutions = 2\ntrain_file = {file:?}\ntest_file = {file:?}\n[protocol]{middle}[model]\npath = {made:?}\n[synth]{tail}"
+    let task = format!(
+        "task.mcd={{ numbers_per_solution = [2, 2], required_solutions = 2, train_file = {file:?}, test_file = {file:?} }}"
     );
+    let model = format!("model={{ path = {made:?} }}");
     let other = directory.path().join("other");
-    let parse = |sets: &[&str]| {
-        let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
-        Recipe::parse(&text, Path::new("given.toml"), &sets).unwrap()
-    };
+    let parse = |sets: &[&str]| recipe(&[&[task.as_str(), &model], sets].concat());
     let grpo = "grpo={ num_steps = 1, prompts_per_step = 2, optimizer = { learning_rate = 1e-3 } }";
     for (set, key) in [
         (grpo, "grpo.prompts_per_step"),
@@ -362,7 +356,8 @@ proptest! {
         if large {
             sets.extend(["task.mcd.numbers_per_solution=[2,4]", "task.mcd.number_range=[1,50]", "task.mcd.target_range=[100,200]"].map(str::to_owned));
         }
-        let recipe = Recipe::parse(small::RECIPE, Path::new("small.toml"), &sets).unwrap();
+        let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
+        let recipe = recipe(&sets);
         let directory = tempfile::tempdir().unwrap();
         let report = run_quietly(&recipe, directory.path());
         prop_assert_eq!(&report.rejected, &std::collections::BTreeMap::new());

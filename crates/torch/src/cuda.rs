@@ -7,11 +7,10 @@
 use std::ffi::{CStr, c_char, c_int};
 use std::sync::OnceLock;
 
-use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW, Symbol};
+use libloading::os::unix::{Library, Symbol};
 
-use crate::device::linker_message;
 use crate::error::{Error, Result};
-use crate::ffi;
+use crate::library::{linker_message, open_carried};
 use crate::memory::MemoryUse;
 
 /// The library, or nothing where the build found no CUDA headers. Carried inside, so that the program is one file.
@@ -121,29 +120,6 @@ impl Statistics {
     }
 }
 
-/// Opens a library that this program carries as bytes, one that this crate's build script compiled.
-pub(crate) fn open_carried(op: &'static str, name: &CStr, bytes: &'static [u8]) -> Result<Library> {
-    let mut descriptor: c_int = -1;
-    // SAFETY: the name is NUL-terminated, the bytes are static, and `descriptor` outlives the call.
-    unsafe {
-        let message = ffi::asyncthink_memory_file(
-            name.as_ptr(),
-            bytes.as_ptr(),
-            bytes.len(),
-            &raw mut descriptor,
-        );
-        ffi::check(op, message)?;
-    }
-    // The file stays open: the linker knows libraries by their path, and would take another one opened under the same
-    // number for this one.
-    let path = format!("/proc/self/fd/{descriptor}");
-    // SAFETY: the initialisers of our own libraries fill constants of libtorch's headers and do no more.
-    unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| Error::Torch {
-        op,
-        message: linker_message(&error),
-    })
-}
-
 /// An index that does not fit is one that no GPU has.
 fn index(device: usize) -> c_int {
     c_int::try_from(device).unwrap_or(c_int::MAX)
@@ -151,7 +127,7 @@ fn index(device: usize) -> c_int {
 
 #[cfg(test)]
 mod tests {
-    use libloading::os::unix::RTLD_GLOBAL;
+    use libloading::os::unix::{RTLD_GLOBAL, RTLD_NOW};
 
     use super::*;
     use crate::device::libtorch_folder;

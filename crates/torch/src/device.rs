@@ -10,6 +10,7 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 use crate::cuda;
 use crate::error::{Error, Result};
+use crate::library::linker_message;
 
 /// A device as a recipe names it: `auto`, `cpu`, `cuda` or `cuda:N`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -133,11 +134,6 @@ fn load_cuda_library(device: &str, folder: &Path) -> Result<()> {
     // Another thread may have been faster; the linker counts both as one.
     let _ = CUDA_LIBRARY.set(library);
     Ok(())
-}
-
-/// The dynamic linker's own words, without libloading's wrapping.
-pub(crate) fn linker_message(error: &libloading::Error) -> String {
-    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// The folder from which the running program loaded `libtorch_cpu.so`.

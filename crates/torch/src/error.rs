@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::collectives::{CollectiveFailure, Difference};
+use crate::collectives::{CollectiveFailure, Difference, FailureKind};
 
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -122,6 +122,16 @@ impl Error {
     pub(crate) fn torch(op: &'static str, text: &str) -> Self {
         let message = text.lines().next().unwrap_or_default().trim().to_owned();
         Error::Torch { op, message }
+    }
+
+    /// The error of a collective that failed in this way.
+    pub(crate) fn collective(kind: FailureKind, failure: CollectiveFailure) -> Self {
+        let failure = Box::new(failure);
+        match kind {
+            FailureKind::Timeout => Error::CollectiveTimeout(failure),
+            FailureKind::PeerLost => Error::PeerLost(failure),
+            FailureKind::Other => Error::Collective(failure),
+        }
     }
 
     /// What the user can do about it, where there is something to say.

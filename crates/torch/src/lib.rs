@@ -19,6 +19,7 @@ mod cuda;
 mod device;
 mod error;
 mod ffi;
+mod library;
 mod memory;
 mod nccl;
 mod optim;

@@ -13,9 +13,8 @@ use libloading::os::unix::{Library, Symbol};
 
 use crate::collectives::ffi::{CGroup, CStore, RawFailure, handed_over, int, milliseconds};
 use crate::collectives::{GroupOptions, Store};
-use crate::cuda::open_carried;
-use crate::device::linker_message;
 use crate::error::{Error, Result};
+use crate::library::{linker_message, open_carried};
 
 /// The library, or nothing where the build found no headers of NCCL.
 static LIBRARY_BYTES: &[u8] = include_bytes!(env!("ASYNCTHINK_NCCL_LIBRARY"));

@@ -10,24 +10,17 @@ use asyncthink_model::Decoder;
 use asyncthink_model::{Precision, PretrainedModel};
 use asyncthink_recipe::{Recipe, Stage};
 use asyncthink_trainer::{Error, Resume, RunOutcome};
-use common::{RECIPE, Watcher, alone, copy_folder, finish, metrics, recipe, run};
+use common::{Watcher, alone, copy_folder, finish, metrics, recipe, run};
 use fs_err as fs;
 use tch::{Device, Kind, Tensor};
 
 /// A recipe in `dir` that puts adapters on the model in `base`, with problems and pairs made.
 fn adapted(dir: &Path, base: &Path, sets: &[&str]) -> Recipe {
-    let run_dir = dir.join("run");
     let model = format!(
-        "[model]\npath = {:?}\n\n[model.lora]\nrank = 4\nalpha = 8\n\n",
+        "model={{ path = {:?}, lora = {{ rank = 4, alpha = 8 }} }}",
         base.to_str().unwrap()
     );
-    let (head, tail) = RECIPE.split_once("[model.init]").unwrap();
-    let tail = &tail[tail.find("[synth]").unwrap()..];
-    let text = format!("{head}{model}{tail}").replace("RUN", run_dir.to_str().unwrap());
-    let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
-    let recipe = Recipe::parse(&text, Path::new("adapters.toml"), &sets).unwrap();
-    asyncthink_synth::run(&recipe, &run_dir, &mut |_| {}).unwrap();
-    recipe
+    recipe(dir, &[&[model.as_str()], sets].concat())
 }
 
 /// A model that has learnt the format.

@@ -1,21 +1,8 @@
 //! Prompts as contexts begin with them: the recipe's text as it stands, or inside the model's chat template.
 
-use serde::{Deserialize, Serialize};
-
-use super::{ChatMessage, ChatOptions, ChatTemplate};
+use super::{ChatMessage, ChatOptions, ChatSettings, ChatTemplate};
 use crate::template::fill;
 use crate::{Error, PromptTemplates, Result, TokenId, Tokenizer};
-
-/// What a recipe says about the model's chat template.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChatSettings {
-    /// The system message, which may hold `{max_workers}`; without one the conversation begins with the user's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub system: Option<String>,
-    /// The template's variable of this name; without a value the template does not see it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub enable_thinking: Option<bool>,
-}
 
 /// Stands for a query where a template is tried out.
 const SAMPLE_QUERY: &str = "3 5 7 = 15";

@@ -106,3 +106,6 @@ impl fmt::Display for CollectiveFailure {
         Ok(())
     }
 }
+
+/// Message of a failure that ranks cause by not coming.
+pub(super) const NOT_ALL: &str = "not all ranks came";

@@ -1,44 +1,20 @@
 //! Process groups: making them, and what they remember.
 
-use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tch::Device;
 
-use super::failure::{CollectiveFailure, FailureKind, Suspect};
-use super::ffi::{self, CGroup, CWork, Message, RawFailure};
+use super::ffi::{self, CGroup, CWork, Message};
 use super::flight::{Flight, FlightRecord, Operation, Traffic};
 use super::meeting;
+use super::options::{Backend, GroupOptions};
+use super::shared::{Handle, Link, Shared};
 use super::store::Store;
-use super::watch::{self, Watch, lock};
+use super::watch::{Watch, lock};
 use super::work::Work;
 use crate::error::{Error, Result};
 use crate::nccl;
-
-/// What moves the tensors of a group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Backend {
-    /// Nothing: a world of one rank.
-    Single,
-    /// gloo, over TCP between CPUs.
-    Gloo,
-    /// NCCL, between GPUs.
-    Nccl,
-}
-
-/// Settings of a [`ProcessGroup`], but for `rank` the same on all ranks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GroupOptions {
-    /// This rank, from 0.
-    pub rank: usize,
-    /// How many ranks there are.
-    pub world_size: usize,
-    /// How long making the group, and each of its operations, may take.
-    pub timeout: Duration,
-    /// Keeps groups on one store apart. After a restart on the same store, name or store's prefix must be new.
-    pub name: String,
-}
 
 /// Ranks that work together, as one of them sees it.
 ///
@@ -52,55 +28,6 @@ pub struct GroupOptions {
 pub struct ProcessGroup {
     pub(super) shared: Arc<Shared>,
     timeout: Duration,
-}
-
-pub(super) struct Shared {
-    rank: usize,
-    world_size: usize,
-    backend: Backend,
-    device: Option<Device>,
-    flight: Arc<Mutex<Flight>>,
-    /// Held while an operation is handed to c10d, so that its order is ours.
-    order: Mutex<()>,
-    failure: Mutex<Option<(FailureKind, CollectiveFailure)>>,
-    link: Option<Link>,
-}
-
-/// What binds a rank to the others; a world of one has none.
-struct Link {
-    // Dropped first: it reads what the others outlive.
-    watch: Watch,
-    group: Handle,
-    control: Arc<Store>,
-    num_barriers: Mutex<u64>,
-}
-
-struct Handle(NonNull<CGroup>);
-
-// SAFETY: c10d's process groups may be used by any thread, one at a time; `Shared::order` sees to that.
-unsafe impl Send for Handle {}
-// SAFETY: as above.
-unsafe impl Sync for Handle {}
-
-impl Handle {
-    /// Ends what waits for the lost ranks on a GPU, and c10d's watchdog, which would end the process before anything is
-    /// reported. Nothing to do for gloo.
-    fn abort(&self) {
-        let mut failure = 0;
-        // SAFETY: the group lives. A failure adds nothing to the one that brought us here.
-        let _ = unsafe {
-            let message = ffi::asyncthink_group_abort(self.0.as_ptr(), &raw mut failure);
-            ffi::check(message, failure)
-        };
-    }
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        let mut failure = 0;
-        // SAFETY: the group was handed over to `self` and is freed once.
-        unsafe { ffi::asyncthink_group_free(self.0.as_ptr(), &raw mut failure) }
-    }
 }
 
 impl ProcessGroup {
@@ -161,7 +88,7 @@ impl ProcessGroup {
             link: None,
         };
         let group = match group {
-            Ok(group) => Handle(group),
+            Ok(group) => Handle::new(group),
             Err(nccl::GroupError::Made(raw)) => {
                 let record = lock(&flight).start(Operation::Join, 0, 0, 0);
                 return Err(shared.fail(record, timeout, raw));
@@ -264,7 +191,7 @@ impl ProcessGroup {
         let record = lock(&self.shared.flight).start(operation, bytes, put_in, detail);
         let (mut output, mut failure) = (std::ptr::null_mut(), 0);
         let message = function(
-            link.group.0.as_ptr(),
+            link.group.as_ptr(),
             ffi::milliseconds(self.timeout),
             &raw mut output,
             &raw mut failure,
@@ -331,81 +258,4 @@ pub(super) struct Sizes {
     pub(super) bytes: u64,
     pub(super) put_in: u64,
     pub(super) detail: u64,
-}
-
-impl Shared {
-    pub(super) fn backend(&self) -> Backend {
-        self.backend
-    }
-
-    fn check_usable(&self) -> Result<()> {
-        match lock(&self.failure).clone() {
-            Some((kind, failure)) => Err(into_error(kind, failure)),
-            None => Ok(()),
-        }
-    }
-
-    /// The error of an operation that c10d failed, which is the group's from now on.
-    pub(super) fn fail(&self, record: FlightRecord, timeout: Duration, raw: RawFailure) -> Error {
-        let mut kept = lock(&self.failure);
-        if let Some((kind, failure)) = kept.clone() {
-            return into_error(kind, failure);
-        }
-        let RawFailure { kind, mut message } = raw;
-        let mut suspects = Vec::new();
-        if let Some(link) = &self.link {
-            link.group.abort();
-            if kind != FailureKind::Other {
-                let others =
-                    watch::suspects(&link.control, self.rank, self.world_size, record.sequence);
-                if let Some(others) = others {
-                    suspects = others;
-                } else {
-                    let store = link.control.address();
-                    message = format!("{message}; the store at `{store}` does not answer");
-                }
-            }
-        }
-        let failure = self.failure(record, timeout, message, suspects);
-        *kept = Some((kind, failure.clone()));
-        drop(kept);
-        into_error(kind, failure)
-    }
-
-    /// The error of a barrier to which some ranks did not come.
-    fn miss(&self, record: FlightRecord, timeout: Duration, missing: Vec<Suspect>) -> Error {
-        let failure = self.failure(record, timeout, NOT_ALL.to_owned(), missing);
-        let kind = FailureKind::Timeout;
-        *lock(&self.failure) = Some((kind, failure.clone()));
-        into_error(kind, failure)
-    }
-
-    fn failure(
-        &self,
-        record: FlightRecord,
-        timeout: Duration,
-        message: String,
-        suspects: Vec<Suspect>,
-    ) -> CollectiveFailure {
-        CollectiveFailure {
-            record,
-            rank: self.rank,
-            world_size: self.world_size,
-            timeout,
-            message,
-            suspects,
-        }
-    }
-}
-
-/// Why ranks that did not come make others fail.
-pub(super) const NOT_ALL: &str = "not all ranks came";
-
-pub(super) fn into_error(kind: FailureKind, failure: CollectiveFailure) -> Error {
-    let failure = Box::new(failure);
-    match kind {
-        FailureKind::Timeout => Error::CollectiveTimeout(failure),
-        FailureKind::PeerLost => Error::PeerLost(failure),
-        FailureKind::Other => Error::Collective(failure),
-    }
 }

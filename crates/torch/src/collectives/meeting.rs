@@ -5,10 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _, UdpSo
 use std::ptr::NonNull;
 use std::time::Duration;
 
-use super::failure::{CollectiveFailure, FailureKind, Suspect, SuspectReason};
+use super::failure::{CollectiveFailure, FailureKind, NOT_ALL, Suspect, SuspectReason};
 use super::ffi::{self, CGroup};
 use super::flight::FlightRecord;
-use super::group::{GroupOptions, NOT_ALL, into_error};
+use super::options::GroupOptions;
 use super::store::Store;
 use crate::error::{Error, Result};
 use crate::nccl;
@@ -51,7 +51,7 @@ pub(super) fn join(control: &Store, options: &GroupOptions, record: FlightRecord
     if missing.is_empty() {
         return Ok(());
     }
-    Err(into_error(
+    Err(Error::collective(
         FailureKind::Timeout,
         CollectiveFailure {
             record,

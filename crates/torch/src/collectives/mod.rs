@@ -11,7 +11,9 @@ mod flight;
 mod group;
 mod meeting;
 mod operations;
+mod options;
 mod same;
+mod shared;
 mod store;
 mod watch;
 mod work;
@@ -19,10 +21,12 @@ mod work;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use failure::FailureKind;
 pub use failure::{CollectiveFailure, Suspect, SuspectReason};
 pub use flight::{FlightRecord, Operation, Traffic};
-pub use group::{Backend, GroupOptions, ProcessGroup};
+pub use group::ProcessGroup;
 pub use operations::Reduction;
+pub use options::{Backend, GroupOptions};
 pub use same::Difference;
 pub use store::{Store, StoreOptions};
 pub use work::Work;

@@ -4,7 +4,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::ffi;
 use super::flight::Operation;
-use super::group::{Backend, ProcessGroup, Sizes};
+use super::group::{ProcessGroup, Sizes};
+use super::options::Backend;
 use super::same::{Difference, digest_of};
 use super::work::Work;
 use crate::error::{Error, OpContext, Result};

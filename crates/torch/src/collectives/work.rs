@@ -9,7 +9,8 @@ use tch::Tensor;
 
 use super::ffi::{self, CWork};
 use super::flight::FlightRecord;
-use super::group::{Backend, Shared};
+use super::options::Backend;
+use super::shared::Shared;
 use crate::error::Result;
 
 /// An operation that may still run. Its tensors are borrowed for `'t`: they hold their results only after

@@ -6,6 +6,9 @@
     reason = "each test takes what it needs"
 )]
 
+#[path = "../../../../tests/src/tiny.rs"]
+pub mod tiny;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
@@ -19,77 +22,18 @@ use asyncthink_trainer::{
 use fs_err as fs;
 use serde_json::Value;
 
-pub const RECIPE: &str = r#"
-name = "tiny"
-run_dir = "RUN"
-seed = 3
-device = "cpu"
-num_threads = 2
-
-[task.mcd]
-num_numbers = 4
-number_range = [1, 8]
-target_range = [2, 20]
-numbers_per_solution = [2, 2]
-required_solutions = 2
-num_train_problems = 5
-num_test_problems = 2
-test_target_fraction = 0.2
-
-[protocol]
-capacity = 2
-worker_max_tokens = 60
-organizer_max_tokens = 80
-max_forks = 2
-organizer_total_tokens = 160
-
-[prompts]
-organizer = "main {query}\n"
-worker = "sub {sub_query}\n"
-query = "{numbers} = {target}"
-
-[model.init]
-hidden_size = 48
-num_layers = 2
-num_heads = 2
-num_kv_heads = 1
-head_dim = 24
-intermediate_size = 96
-max_position_embeddings = 512
-
-[synth]
-num_traces = 60
-max_attempts_organizer = 2
-max_attempts_worker = 2
-topology_max_forks = 2
-
-[sft]
-num_steps = 12
-batch_tokens = 1500
-micro_batch_tokens = 600
-save_every_steps = 4
-eval_every_steps = 5
-
-[sft.optimizer]
-learning_rate = 5e-3
-warmup_steps = 2
-schedule = "cosine"
-
-[grpo]
-num_steps = 6
-prompts_per_step = 2
-group_size = 4
-save_every_steps = 2
-dump_episodes_every_steps = 3
-micro_batch_tokens = 600
-max_logprob_mismatch = 1e-4
-
-[grpo.optimizer]
-learning_rate = 1e-3
-
-[grpo.reward]
-gate_concurrency = false
-"#;
+/// Overrides of the shared recipe: short stages that save every few steps.
+pub const SETS: [&str; 5] = [
+    "seed=3",
+    "task.mcd.num_train_problems=5",
+    "model.init={ hidden_size = 48, num_layers = 2, num_heads = 2, num_kv_heads = 1, head_dim = 24, \
+     intermediate_size = 96, max_position_embeddings = 512 }",
+    "sft={ num_steps = 12, batch_tokens = 1500, micro_batch_tokens = 600, save_every_steps = 4, eval_every_steps = 5, \
+     optimizer = { learning_rate = 5e-3, warmup_steps = 2, schedule = \"cosine\" } }",
+    "grpo={ num_steps = 6, prompts_per_step = 2, group_size = 4, save_every_steps = 2, dump_episodes_every_steps = 3, \
+     micro_batch_tokens = 600, max_logprob_mismatch = 1e-4, optimizer = { learning_rate = 1e-3 }, \
+     reward = { gate_concurrency = false } }",
+];
 
 /// libtorch's generator, which draws initial weights, is one per process.
 pub static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -105,9 +49,9 @@ pub fn alone() -> MutexGuard<'static, ()> {
 /// A recipe whose run lies in `dir`, with problems and pairs made.
 pub fn recipe(dir: &Path, sets: &[&str]) -> Recipe {
     let run_dir = dir.join("run");
-    let text = RECIPE.replace("RUN", run_dir.to_str().unwrap());
-    let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
-    let recipe = Recipe::parse(&text, Path::new("tiny.toml"), &sets).unwrap();
+    let run_dir_set = format!("run_dir={run_dir:?}");
+    let sets = tiny::sets(&[&tiny::TRAINING, &SETS, &[&run_dir_set], sets]);
+    let recipe = Recipe::parse(tiny::TINY, Path::new("tiny.toml"), &sets).unwrap();
     asyncthink_synth::run(&recipe, &run_dir, &mut |_| {}).unwrap();
     recipe
 }

@@ -1,0 +1,27 @@
+//! Settings of process groups.
+
+use std::time::Duration;
+
+/// Transport of the tensors of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Backend {
+    /// Nothing: a world of one rank.
+    Single,
+    /// gloo, over TCP between CPUs.
+    Gloo,
+    /// NCCL, between GPUs.
+    Nccl,
+}
+
+/// Settings of a [`ProcessGroup`](super::ProcessGroup), but for `rank` the same on all ranks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupOptions {
+    /// This rank, from 0.
+    pub rank: usize,
+    /// How many ranks there are.
+    pub world_size: usize,
+    /// How long making the group, and each of its operations, may take.
+    pub timeout: Duration,
+    /// Keeps groups on one store apart. After a restart on the same store, name or store's prefix must be new.
+    pub name: String,
+}
