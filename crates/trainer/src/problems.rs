@@ -48,7 +48,7 @@ fn read(recipe: &Recipe, path: &Path) -> Result<Vec<Problem>> {
         });
     }
     check_synth_is_complete(recipe)?;
-    let problems = read_problems(path)?;
+    let problems = read_problems(path, recipe.task.task())?;
     if problems.is_empty() {
         return Err(Error::NoRows {
             path: path.to_owned(),
