@@ -30,8 +30,7 @@ struct GradeLine {
 }
 
 pub(crate) fn run(args: &GradeArgs, out: &mut dyn Write) -> Result<(), Failure> {
-    let num_unreadable =
-        lines::answer_lines(&args.file, out, |line| answer(args.task.0, line))?;
+    let num_unreadable = lines::answer_lines(&args.file, out, |line| answer(args.task.0, line))?;
     lines::unreadable_lines(
         &args.file,
         num_unreadable,

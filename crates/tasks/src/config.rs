@@ -28,11 +28,7 @@ pub struct ConfigFault {
 
 impl ConfigFault {
     /// A contradiction at `key`.
-    pub fn conflict(
-        key: &'static str,
-        reason: impl Into<String>,
-        hint: impl Into<String>,
-    ) -> Self {
+    pub fn conflict(key: &'static str, reason: impl Into<String>, hint: impl Into<String>) -> Self {
         Self {
             kind: FaultKind::Conflict,
             key,

@@ -3,7 +3,7 @@
 //! A task is a folder with one implementation of [`Task`] and one of [`TaskProblem`], and a line in
 //! [`Registry::builtin`]; [`mcd`] is the first. It brings the schema of its recipe section, the placeholders of its query
 //! template, its problems, its grader, and the keys by which problems are split and answers are compared. Everybody else
-//! holds a [`Problem`] or a [`ConfiguredTask`] and names no task.
+//! holds a [`Problem`] or a [`TaskConfig`] and names no task.
 //!
 //! Graders are pure functions of text; no text of a model is ever evaluated as code. They meet text written by a policy
 //! that is rewarded for fooling them. Each one therefore states its bounds (bytes, depth, items) and answers every input with
@@ -24,4 +24,5 @@ pub use problem::{Problem, TaskProblem};
 pub use registry::Registry;
 pub use task::{
     ConfiguredTask, InputFile, Placeholders, ProblemCount, ProblemCounts, ProblemSet, Split, Task,
+    TaskConfig,
 };

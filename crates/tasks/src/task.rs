@@ -1,6 +1,7 @@
 //! The seam of tasks.
 
 use std::fmt::Debug;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -69,7 +70,7 @@ pub trait Task: Debug + Send + Sync {
     ///
     /// # Errors
     /// The section has another form.
-    fn configure(&self, config: &Value) -> Result<Arc<dyn ConfiguredTask>, Error>;
+    fn configure(&self, config: &Value) -> Result<TaskConfig, Error>;
 
     /// Reads a problem from its JSON, as problem files and the command `grade` have it.
     ///
@@ -128,7 +129,26 @@ pub trait ConfiguredTask: Debug + Send + Sync {
     fn problems(&self, seed: u64) -> Result<ProblemSet, Error>;
 }
 
-impl PartialEq for dyn ConfiguredTask {
+/// A [`ConfiguredTask`] of any task. Cheap to clone; equal to another where task and section are.
+#[derive(Debug, Clone)]
+pub struct TaskConfig(Arc<dyn ConfiguredTask>);
+
+impl TaskConfig {
+    /// Holds a configured task.
+    pub fn new(task: impl ConfiguredTask + 'static) -> Self {
+        Self(Arc::new(task))
+    }
+}
+
+impl Deref for TaskConfig {
+    type Target = dyn ConfiguredTask;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
+}
+
+impl PartialEq for TaskConfig {
     fn eq(&self, other: &Self) -> bool {
         self.task().name() == other.task().name() && self.config() == other.config()
     }

@@ -2,7 +2,6 @@
 
 use std::io::BufReader;
 use std::path::Path;
-use std::sync::Arc;
 
 use fs_err as fs;
 use serde_json::Value;
@@ -20,7 +19,7 @@ use crate::error::Error;
 use crate::grade::Grade;
 use crate::problem::{Problem as AnyProblem, TaskProblem};
 use crate::task::{
-    ConfiguredTask, InputFile, Placeholders, ProblemCounts, ProblemSet, Split, Task,
+    ConfiguredTask, InputFile, Placeholders, ProblemCounts, ProblemSet, Split, Task, TaskConfig,
 };
 
 const NAME: &str = "mcd";
@@ -61,10 +60,10 @@ impl Task for McdTask {
         config::problem_counts(config)
     }
 
-    fn configure(&self, config: &Value) -> Result<Arc<dyn ConfiguredTask>, Error> {
+    fn configure(&self, config: &Value) -> Result<TaskConfig, Error> {
         let config: McdConfig =
             serde_json::from_value(config.clone()).map_err(|error| Error::config(NAME, &error))?;
-        Ok(Arc::new(ConfiguredMcd::new(config)?))
+        ConfiguredMcd::new(config).map(TaskConfig::new)
     }
 
     fn read_problem(&self, json: &str) -> serde_json::Result<AnyProblem> {
