@@ -5,6 +5,7 @@
 //! output, everything else to standard error.
 
 mod args;
+mod catalogue;
 mod doctor;
 mod evaluate;
 mod failure;
@@ -74,7 +75,11 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Trace(args) => trace::run(args, &mut out)?,
         Command::Grade(args) => grade::run(args, &mut out)?,
         Command::Score(args) => score::run(args, &mut out)?,
-        Command::Schema => writeln!(out, "{}", asyncthink_recipe::schema())?,
+        Command::Schema => writeln!(
+            out,
+            "{}",
+            asyncthink_recipe::schema(&catalogue::catalogue())
+        )?,
         Command::Completions(args) => {
             let mut script = Vec::new();
             let mut command = Cli::command();

@@ -3,10 +3,10 @@
 use std::io::Write;
 use std::path::Path;
 
+use asyncthink_coldstart::{ColdstartSettings, Exchange, SynthReport, run_with};
 use asyncthink_data::SynthFolder;
 use asyncthink_launch::World;
 use asyncthink_recipe::{Recipe, Stage};
-use asyncthink_synth::{Peers, SynthReport, run_with};
 use asyncthink_trainer::{Ranks, RunLayout, StageLock};
 
 use crate::args::ResumeArg;
@@ -19,6 +19,7 @@ pub(crate) fn run(
     world: &World,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
+    let settings = ColdstartSettings::from_recipe(recipe)?;
     let ranks = Ranks::meet(world, recipe, Stage::Synth)?;
     ranks.set_phase("synth");
     let lock = ranks.is_first().then(|| open(recipe, resume));
@@ -36,11 +37,16 @@ pub(crate) fn run(
     }
     // One rank speaks for all.
     let mut progress = ranks.is_first().then(|| Progress::new("synth"));
-    let report = run_with(recipe, &recipe.run_dir, &OtherRanks(&ranks), &mut |at| {
-        if let Some(progress) = &mut progress {
-            progress.synth(at);
-        }
-    });
+    let report = run_with(
+        &settings,
+        &recipe.run_dir,
+        &RankExchange(&ranks),
+        &mut |at| {
+            if let Some(progress) = &mut progress {
+                progress.synth(at);
+            }
+        },
+    );
     if let Some(progress) = &progress {
         progress.finish();
     }
@@ -64,10 +70,10 @@ fn open(recipe: &Recipe, resume: &ResumeArg) -> Result<StageLock, Failure> {
     Ok(lock)
 }
 
-/// The ranks of the launch, to exchange bytes with.
-struct OtherRanks<'a>(&'a Ranks);
+/// Exchange between the ranks of the launch.
+struct RankExchange<'a>(&'a Ranks);
 
-impl Peers for OtherRanks<'_> {
+impl Exchange for RankExchange<'_> {
     fn rank(&self) -> usize {
         self.0.rank()
     }

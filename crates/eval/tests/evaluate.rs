@@ -71,7 +71,8 @@ fn an_evaluation_repeats_itself_and_its_parts_add_up() {
     let run_dir = dir.path().join("run");
     let text = RECIPE.replace("RUN", run_dir.to_str().unwrap());
     let recipe = Recipe::parse(&text, Path::new("tiny.toml"), &[]).unwrap();
-    asyncthink_synth::run(&recipe, &run_dir, &mut |_| {}).unwrap();
+    let coldstart = asyncthink_coldstart::ColdstartSettings::from_recipe(&recipe).unwrap();
+    asyncthink_coldstart::run(&coldstart, &run_dir, &mut |_| {}).unwrap();
     let outcome = run_sft(
         &recipe,
         &RunOptions::default(),

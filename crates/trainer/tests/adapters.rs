@@ -24,7 +24,8 @@ fn adapted(dir: &Path, base: &Path, sets: &[&str]) -> Recipe {
     let text = format!("{head}{model}{tail}").replace("RUN", run_dir.to_str().unwrap());
     let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
     let recipe = Recipe::parse(&text, Path::new("adapters.toml"), &sets).unwrap();
-    asyncthink_synth::run(&recipe, &run_dir, &mut |_| {}).unwrap();
+    let coldstart = asyncthink_coldstart::ColdstartSettings::from_recipe(&recipe).unwrap();
+    asyncthink_coldstart::run(&coldstart, &run_dir, &mut |_| {}).unwrap();
     recipe
 }
 

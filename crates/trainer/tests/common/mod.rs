@@ -107,7 +107,8 @@ pub fn recipe(dir: &Path, sets: &[&str]) -> Recipe {
     let text = RECIPE.replace("RUN", run_dir.to_str().unwrap());
     let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
     let recipe = Recipe::parse(&text, Path::new("tiny.toml"), &sets).unwrap();
-    asyncthink_synth::run(&recipe, &run_dir, &mut |_| {}).unwrap();
+    let coldstart = asyncthink_coldstart::ColdstartSettings::from_recipe(&recipe).unwrap();
+    asyncthink_coldstart::run(&coldstart, &run_dir, &mut |_| {}).unwrap();
     recipe
 }
 

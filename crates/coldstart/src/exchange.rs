@@ -1,27 +1,27 @@
-//! The ranks that make the files together.
+//! Exchange between the ranks that make the files together.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
-/// Longest message of a failure that is told to the other ranks.
+/// Longest message of a failure that is sent to the other ranks.
 const MAX_MESSAGE_BYTES: usize = 4096;
 
-/// First byte of what a rank sends: what follows it.
+/// First byte of a message: the kind of its body.
 const DONE: u8 = 0;
 const FAILED: u8 = 1;
 const FOUND_INPUT_WRONG: u8 = 2;
 
-/// The processes that run the stage together, as one of them sees it.
-pub trait Peers {
-    /// This process, from 0.
+/// All-gather of bytes between ranks.
+pub trait Exchange {
+    /// Rank of this process, from 0.
     fn rank(&self) -> usize;
 
-    /// How many there are.
+    /// Number of ranks.
     fn world_size(&self) -> usize;
 
-    /// The bytes of every rank, in the order of the ranks; lengths may differ. All ranks call it.
+    /// Gathers the bytes of every rank, in the order of the ranks; lengths may differ. All ranks call it.
     ///
     /// # Errors
     /// When a rank is lost.
@@ -31,11 +31,11 @@ pub trait Peers {
     ) -> Result<Vec<Vec<u8>>, Box<dyn std::error::Error + Send + Sync>>;
 }
 
-/// A process on its own.
+/// A world of one rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Alone;
+pub struct SingleRank;
 
-impl Peers for Alone {
+impl Exchange for SingleRank {
     fn rank(&self) -> usize {
         0
     }
@@ -52,7 +52,7 @@ impl Peers for Alone {
     }
 }
 
-/// Which of a row of items are a rank's: every `world_size`-th.
+/// Share of a rank in a list of items: every `world_size`-th.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stride {
     pub(crate) rank: usize,
@@ -60,12 +60,13 @@ pub(crate) struct Stride {
 }
 
 impl Stride {
-    /// Of a process on its own.
+    /// The share of a single rank.
     pub(crate) const ALL: Self = Self {
         rank: 0,
         world_size: 1,
     };
 
+    /// Tells whether the item is this rank's.
     pub(crate) fn holds(self, index: usize) -> bool {
         self.rank_of(index) == self.rank
     }
@@ -76,46 +77,46 @@ impl Stride {
     }
 }
 
-/// What the stage says to the other ranks. Every exchange also tells them of a failure, so that all end where one does.
-pub(crate) struct Talk<'a> {
-    peers: &'a dyn Peers,
+/// Typed messages between ranks. Every exchange carries failures too, so that all ranks fail where one does.
+pub(crate) struct RankChannel<'a> {
+    exchange: &'a dyn Exchange,
 }
 
-impl<'a> Talk<'a> {
-    pub(crate) fn new(peers: &'a dyn Peers) -> Self {
-        Self { peers }
+impl<'a> RankChannel<'a> {
+    pub(crate) fn new(exchange: &'a dyn Exchange) -> Self {
+        Self { exchange }
     }
 
     pub(crate) fn is_first(&self) -> bool {
-        self.peers.rank() == 0
+        self.exchange.rank() == 0
     }
 
     pub(crate) fn stride(&self) -> Stride {
         Stride {
-            rank: self.peers.rank(),
-            world_size: self.peers.world_size(),
+            rank: self.exchange.rank(),
+            world_size: self.exchange.world_size(),
         }
     }
 
-    fn is_alone(&self) -> bool {
-        self.peers.world_size() == 1
+    fn is_single(&self) -> bool {
+        self.exchange.world_size() == 1
     }
 
     /// Fails on every rank where one has failed; whoever failed keeps its own error.
     pub(crate) fn agree<T>(&self, own: Result<T>) -> Result<T> {
         match own {
-            Ok(value) => self.exchange(&[]).map(|_| value),
+            Ok(value) => self.all_gather(&[]).map(|_| value),
             Err(error) => Err(self.fail(error)),
         }
     }
 
-    /// What the first rank has, on every rank. The others bring nothing, or their failure.
-    pub(crate) fn tell<T: Serialize + DeserializeOwned>(
+    /// Broadcasts the value of the first rank. The others give `None`, or their failure.
+    pub(crate) fn broadcast<T: Serialize + DeserializeOwned>(
         &self,
         own: Result<Option<T>>,
     ) -> Result<T> {
         let encoded = own.and_then(|own| {
-            let needs_bytes = own.is_some() && !self.is_alone();
+            let needs_bytes = own.is_some() && !self.is_single();
             let body = if needs_bytes {
                 to_json(&own)?
             } else {
@@ -126,31 +127,41 @@ impl<'a> Talk<'a> {
         match encoded {
             Err(error) => Err(self.fail(error)),
             Ok((own, body)) => {
-                let bodies = self.exchange(&body)?;
-                let told = || from_json(0, bodies.first().map_or(&[], Vec::as_slice));
-                own.map_or_else(told, Ok)
+                let bodies = self.all_gather(&body)?;
+                let received = || from_json(0, bodies.first().map_or(&[], Vec::as_slice));
+                own.map_or_else(received, Ok)
             }
         }
     }
 
-    /// The shares of all ranks, in the order of the ranks, on the first of them.
-    pub(crate) fn collect<T: Serialize + DeserializeOwned>(
+    /// Gathers the values of all ranks on the first one, in the order of the ranks.
+    pub(crate) fn gather<T: Serialize + DeserializeOwned>(
         &self,
-        own: T,
+        own: Result<T>,
     ) -> Result<Option<Vec<Result<T>>>> {
-        if !self.is_first() {
-            return match to_json(&own) {
-                Ok(body) => self.exchange(&body).map(|_| None),
-                Err(error) => Err(self.fail(error)),
+        let encoded = own.and_then(|own| {
+            let body = if self.is_first() {
+                Vec::new()
+            } else {
+                to_json(&own)?
             };
+            Ok((own, body))
+        });
+        match encoded {
+            Err(error) => Err(self.fail(error)),
+            Ok((own, body)) => {
+                let bodies = self.all_gather(&body)?;
+                if !self.is_first() {
+                    return Ok(None);
+                }
+                let others = bodies.iter().enumerate().skip(1);
+                let others = others.map(|(rank, body)| from_json(rank, body));
+                Ok(Some(std::iter::once(Ok(own)).chain(others).collect()))
+            }
         }
-        let bodies = self.exchange(&[])?;
-        let others = bodies.iter().enumerate().skip(1);
-        let others = others.map(|(rank, body)| from_json(rank, body));
-        Ok(Some(std::iter::once(Ok(own)).chain(others).collect()))
     }
 
-    /// Tells the others of a failure, who then fail too, and hands it back.
+    /// Sends a failure to the other ranks, which then fail too, and gives it back.
     fn fail(&self, error: Error) -> Error {
         let kind = if error.is_input() {
             FOUND_INPUT_WRONG
@@ -159,13 +170,13 @@ impl<'a> Talk<'a> {
         };
         let message = error.to_string();
         let end = message.floor_char_boundary(MAX_MESSAGE_BYTES);
-        // Where they cannot be told any more, the error is still this one.
+        // Where they cannot be reached any more, the error is still this one.
         let _ = self.send(kind, &message.as_bytes()[..end]);
         error
     }
 
-    /// What all ranks bring, unless one has failed.
-    fn exchange(&self, body: &[u8]) -> Result<Vec<Vec<u8>>> {
+    /// Gathers the bodies of all ranks, unless one has failed.
+    fn all_gather(&self, body: &[u8]) -> Result<Vec<Vec<u8>>> {
         let mut bodies = self.send(DONE, body)?;
         for (rank, body) in bodies.iter_mut().enumerate() {
             let rest = body.split_off(body.len().min(1));
@@ -182,11 +193,11 @@ impl<'a> Talk<'a> {
     }
 
     fn send(&self, kind: u8, body: &[u8]) -> Result<Vec<Vec<u8>>> {
-        if self.is_alone() {
+        if self.is_single() {
             return Ok(Vec::new());
         }
         let bytes = [&[kind], body].concat();
-        self.peers.gather(&bytes).map_err(Error::Exchange)
+        self.exchange.gather(&bytes).map_err(Error::Exchange)
     }
 }
 
@@ -195,11 +206,5 @@ fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
 }
 
 fn from_json<T: DeserializeOwned>(rank: usize, bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|error| wrong(rank, error.to_string()))
-}
-
-/// What a rank sent is wrong.
-pub(crate) fn wrong(rank: usize, reason: impl Into<String>) -> Error {
-    let reason = reason.into();
-    Error::Share { rank, reason }
+    serde_json::from_slice(bytes).map_err(|error| Error::invalid_message(rank, error.to_string()))
 }

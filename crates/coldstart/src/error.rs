@@ -1,5 +1,6 @@
+//! The error type of this crate.
+
 use std::io;
-use std::path::PathBuf;
 
 /// Why traces could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -11,36 +12,22 @@ pub enum Error {
     /// Rows, templates or the tokenizer.
     #[error(transparent)]
     Data(#[from] asyncthink_data::Error),
-    /// Problems could not be generated.
+    /// Problems could not be generated or read.
     #[error(transparent)]
     Tasks(#[from] asyncthink_tasks::Error),
-    /// A file of problems is wrong.
-    #[error("cannot read problems from `{path}`: {source}")]
-    ProblemFile {
-        /// The file.
-        path: PathBuf,
-        /// The cause, with its line.
-        source: asyncthink_tasks::Error,
-    },
-    /// A file of problems holds none.
-    #[error("`{path}` holds no problems")]
-    NoProblems {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A file holds fewer problems than a stage uses.
+    /// There are fewer problems than a stage uses.
     #[error(
-        "`{key}` is {wanted}, and `{path}` holds {found} problems; lower it, or leave it out where it may be absent"
+        "`{key}` is {wanted}, and {origin} holds {found} problems; lower it, or leave it out where it may be absent"
     )]
     TooFewProblems {
         /// The recipe's key.
         key: &'static str,
         /// Problems asked for.
         wanted: usize,
-        /// Problems in the file.
+        /// Problems there are.
         found: usize,
-        /// The file.
-        path: PathBuf,
+        /// The file, or the task.
+        origin: String,
     },
     /// More Fork/Join sequences than can be counted exactly.
     #[error(
@@ -56,6 +43,32 @@ pub enum Error {
     /// The recipe has no `[synth]` section.
     #[error("the recipe has no section `[synth]`")]
     NoSection,
+    /// The recipe names a teacher that does not exist.
+    #[error("no such teacher: `{name}`; choose one of {known}")]
+    UnknownTeacher {
+        /// The name.
+        name: String,
+        /// The teachers that exist.
+        known: String,
+    },
+    /// The teacher cannot write traces of the recipe's task.
+    #[error(
+        "the teacher `{teacher}` cannot teach the task `{task}`; choose another one as `[synth.teacher.<name>]`"
+    )]
+    TaskNotTaught {
+        /// The teacher.
+        teacher: String,
+        /// The task.
+        task: String,
+    },
+    /// The teacher failed as a whole.
+    #[error("the teacher `{teacher}` failed: {message}")]
+    Teacher {
+        /// The teacher.
+        teacher: String,
+        /// The cause.
+        message: String,
+    },
     /// The rules refused too many traces.
     #[error(
         "only {accepted} of {wanted} traces pass the rules; refused: {rejected}; \
@@ -82,9 +95,9 @@ pub enum Error {
     /// This rank was not started with what the first rank was started with.
     #[error("this rank has another recipe or other files than the first rank")]
     RanksDiffer,
-    /// A rank sent what does not fit.
+    /// A rank sent a message that does not fit.
     #[error("what rank {rank} sent cannot be used: {reason}")]
-    Share {
+    InvalidMessage {
         /// The rank.
         rank: usize,
         /// What is wrong.
@@ -99,14 +112,27 @@ pub enum Error {
 }
 
 impl Error {
+    /// A message of a rank that does not fit.
+    pub(crate) fn invalid_message(rank: usize, reason: impl Into<String>) -> Self {
+        let reason = reason.into();
+        Self::InvalidMessage { rank, reason }
+    }
+
     /// Whether the user's input is at fault, rather than the run.
     pub fn is_input(&self) -> bool {
         match self {
             Self::Data(error) => error.is_input(),
+            Self::Tasks(error) => error.is_input(),
             Self::Io(error) => error.kind() == io::ErrorKind::NotFound,
             Self::OtherRank { is_input, .. } => *is_input,
-            Self::Manifest(_) | Self::Share { .. } | Self::Exchange(_) => false,
+            Self::Manifest(_)
+            | Self::InvalidMessage { .. }
+            | Self::Exchange(_)
+            | Self::Teacher { .. } => false,
             _ => true,
         }
     }
 }
+
+/// The result of this crate's fallible functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

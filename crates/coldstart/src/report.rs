@@ -1,3 +1,5 @@
+//! The report of the stage.
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -5,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::topology::describe;
 use crate::trace::SynthTrace;
 
-/// What the first stage made, and how good its teacher is: what a model that imitates perfectly would reach.
+/// Counts of the files, and the quality of the teacher: a model that imitates perfectly would reach it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct SynthReport {
     /// The files of an earlier call with the same inputs were kept.
@@ -15,7 +17,7 @@ pub struct SynthReport {
     pub num_train_problems: usize,
     /// Held-out problems.
     pub num_test_problems: usize,
-    /// Held-out problems whose target a training problem has too. Generated problems have none; those of given files
+    /// Held-out problems whose split key, such as the target, a training problem has too. Generated problems have none; those of given files
     /// may, and then a measurement on them is not one on new targets.
     #[serde(default)]
     pub num_seen_targets: usize,
@@ -43,7 +45,7 @@ pub struct SynthReport {
     pub mean_latency_tokens: f64,
 }
 
-/// What the report counts of a trace.
+/// Figures of one trace that the report sums up.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TraceFigures {

@@ -1,16 +1,13 @@
-//! A candidate as it travels between ranks: the pairs of a trace and what the report counts, or the rule that refused it.
+//! A candidate as ranks exchange it: the pairs of a trace with its figures, or the rule that refused it.
 
 use asyncthink_data::parquet::{Role, SftPair};
 use asyncthink_data::{PromptTemplates, Tokenizer};
 use serde::{Deserialize, Serialize};
 
+use crate::pipeline::MAX_REASON_BYTES;
 use crate::report::TraceFigures;
 use crate::seeds::{Stream, seed_of};
-use crate::solver_teacher::TEACHER;
 use crate::trace::SynthTrace;
-
-/// Longest name of a rule.
-const MAX_RULE_BYTES: usize = 64;
 
 /// A candidate that was written and judged.
 pub(crate) type Candidate = Result<Accepted, String>;
@@ -39,21 +36,22 @@ impl Accepted {
     }
 }
 
-/// What every candidate of a run has in common, to know one that does not belong.
+/// Provenance that a candidate must have, to refuse one that does not belong.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Expected {
+pub(crate) struct Expected<'a> {
+    pub(crate) teacher: &'a str,
     pub(crate) seed: u64,
     pub(crate) trace_id: u64,
     pub(crate) problem_index: usize,
 }
 
-impl Expected {
+impl Expected<'_> {
     /// Says what is wrong with a candidate of another rank.
     pub(crate) fn check(&self, candidate: &Candidate) -> Result<(), String> {
         let wrong = |what: &str| Err(format!("trace {}: {what}", self.trace_id));
         let accepted = match candidate {
             Ok(accepted) => accepted,
-            Err(rule) if rule.len() <= MAX_RULE_BYTES => return Ok(()),
+            Err(rule) if rule.len() <= MAX_REASON_BYTES => return Ok(()),
             Err(_) => return wrong("the name of a rule is too long"),
         };
         let Accepted { pairs, figures } = accepted;
@@ -75,7 +73,7 @@ impl Expected {
             let is_of_trace = pair.trace_id == self.trace_id
                 && pair.problem_index == self.problem_index as u64
                 && pair.seed == seed
-                && pair.teacher == TEACHER
+                && pair.teacher == self.teacher
                 && pair.topology == figures.topology;
             if !is_of_trace {
                 return wrong("a pair is of another trace");
@@ -108,7 +106,10 @@ mod tests {
 
     use super::*;
 
-    const EXPECTED: Expected = Expected {
+    const TEACHER: &str = "solver";
+
+    const EXPECTED: Expected<'_> = Expected {
+        teacher: TEACHER,
         seed: 1,
         trace_id: 7,
         problem_index: 3,

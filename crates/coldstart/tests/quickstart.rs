@@ -11,16 +11,21 @@ use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use asyncthink_coldstart::{ColdstartSettings, Error, SynthReport, run, synthesize};
 use asyncthink_data::parquet::{Role, read_problems, read_sft_pairs};
 use asyncthink_data::{PromptTemplates, PromptText, SynthFolder, Tokenizer};
 use asyncthink_protocol::{CharCounter, Overflow, TagStyle, Trace};
 use asyncthink_recipe::Recipe;
-use asyncthink_synth::{Error, SynthReport, run, synthesize};
+use asyncthink_tasks::mcd::{self, McdTask};
 use proptest::prelude::*;
 use small::recipe;
 
+fn settings(recipe: &Recipe) -> ColdstartSettings {
+    ColdstartSettings::from_recipe(recipe).unwrap()
+}
+
 fn run_quietly(recipe: &Recipe, directory: &Path) -> SynthReport {
-    run(recipe, directory, &mut |_| {}).unwrap()
+    run(&settings(recipe), directory, &mut |_| {}).unwrap()
 }
 
 fn templates(recipe: &Recipe) -> PromptTemplates {
@@ -37,8 +42,18 @@ fn pairs_are_complete_and_lossless() {
     let directory = tempfile::tempdir().unwrap();
     let report = run_quietly(&recipe(&[]), directory.path());
     let folder = SynthFolder::new(directory.path());
-    assert_eq!(read_problems(&folder.train_problems()).unwrap().len(), 60);
-    assert_eq!(read_problems(&folder.test_problems()).unwrap().len(), 10);
+    assert_eq!(
+        read_problems(&folder.train_problems(), &McdTask)
+            .unwrap()
+            .len(),
+        60
+    );
+    assert_eq!(
+        read_problems(&folder.test_problems(), &McdTask)
+            .unwrap()
+            .len(),
+        10
+    );
     let pairs = read_sft_pairs(&folder.pairs()).unwrap();
     assert_eq!(pairs.len(), report.num_pairs);
     let tokenizer = Tokenizer::from_dir(&folder.tokenizer()).unwrap();
@@ -120,7 +135,7 @@ fn a_second_call_reuses_the_files_and_a_change_does_not() {
 fn budgets_that_nothing_fits_are_an_error() {
     let directory = tempfile::tempdir().unwrap();
     let tight = recipe(&["protocol.worker_max_tokens=4", "synth.num_traces=50"]);
-    let error = run(&tight, directory.path(), &mut |_| {}).unwrap_err();
+    let error = run(&settings(&tight), directory.path(), &mut |_| {}).unwrap_err();
     assert!(
         matches!(error, Error::TooFewTraces { wanted: 50, .. }),
         "{error}"
@@ -175,7 +190,7 @@ fn given_problems_and_a_given_tokenizer_are_used() {
         (grpo, "grpo.prompts_per_step"),
         ("eval.num_problems=2", "eval.num_problems"),
     ] {
-        let error = run(&parse(&[set]), &other, &mut |_| {}).unwrap_err();
+        let error = run(&settings(&parse(&[set])), &other, &mut |_| {}).unwrap_err();
         assert!(
             error.to_string().starts_with(&format!("`{key}` is 2")),
             "{error}"
@@ -200,9 +215,12 @@ fn given_problems_and_a_given_tokenizer_are_used() {
     std::fs::write(&file, format!("{rows}\n{rows}\n")).unwrap();
     assert!(!run_quietly(&recipe, &other).is_reused);
     std::fs::write(&file, "{}\n").unwrap();
-    let error = run(&recipe, &other, &mut |_| {}).unwrap_err();
+    let error = run(&settings(&recipe), &other, &mut |_| {}).unwrap_err();
     assert!(
-        matches!(error, Error::ProblemFile { .. }) && error.to_string().contains("rows.jsonl"),
+        matches!(
+            error,
+            Error::Tasks(asyncthink_tasks::Error::ProblemFile { .. })
+        ) && error.to_string().contains("rows.jsonl"),
         "{error}"
     );
 }
@@ -251,10 +269,9 @@ fn other_targets_are_many_and_never_held_out() {
     run_quietly(&recipe(&rates), directory.path());
     let folder = SynthFolder::new(directory.path());
     let targets_of = |path: &Path| -> BTreeSet<i64> {
-        let problems = read_problems(path).unwrap();
-        let asyncthink_tasks::Problem::Mcd(_) = &problems[0] else {
-            panic!("{:?}", problems[0])
-        };
+        let problems = read_problems(path, &McdTask).unwrap();
+        let countdown = problems[0].downcast_ref::<mcd::Problem>();
+        assert!(countdown.is_some(), "{:?}", problems[0]);
         problems
             .iter()
             .map(|problem| target(&templates(&recipe(&[])).query(&problem.fields())))
@@ -368,8 +385,8 @@ proptest! {
         prop_assert_eq!(&report.rejected, &std::collections::BTreeMap::new());
         let folder = SynthFolder::new(directory.path());
         let tokenizer = Tokenizer::from_dir(&folder.tokenizer()).unwrap();
-        let problems = read_problems(&folder.train_problems()).unwrap();
-        let traces = synthesize(&recipe, &problems, &templates(&recipe), &tokenizer, BTreeSet::new(), seed).unwrap();
+        let problems = read_problems(&folder.train_problems(), &McdTask).unwrap();
+        let traces = synthesize(&settings(&recipe), &problems, &templates(&recipe), &tokenizer, &BTreeSet::new(), seed).unwrap();
         prop_assert_eq!(traces.len(), 40);
         let style = if tags_are_hyphen { TagStyle::Hyphen } else { TagStyle::Plain };
         for trace in &traces {
@@ -380,7 +397,7 @@ proptest! {
                 prop_assert_eq!(tokenizer.decode(&tokenizer.encode(&pair.response).unwrap()), pair.response);
             }
         }
-        let again = synthesize(&recipe, &problems, &templates(&recipe), &tokenizer, BTreeSet::new(), seed).unwrap();
+        let again = synthesize(&settings(&recipe), &problems, &templates(&recipe), &tokenizer, &BTreeSet::new(), seed).unwrap();
         prop_assert!(traces.iter().zip(&again).all(|(left, right)| left.raw == right.raw));
     }
 }

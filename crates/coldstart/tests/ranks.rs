@@ -11,16 +11,17 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Barrier, Mutex};
 
+use asyncthink_coldstart::{
+    ColdstartSettings, Error, Exchange, Result, SynthReport, run, run_with,
+};
 use asyncthink_data::SynthFolder;
-use asyncthink_recipe::Recipe;
-use asyncthink_synth::{Error, Peers, Result, SynthReport, run, run_with};
 
-fn recipe(sets: &[&str]) -> Recipe {
+fn settings(sets: &[&str]) -> ColdstartSettings {
     let own = [
         "task.mcd.num_train_problems=50",
         "synth.other_target_rate=0.3",
     ];
-    small::recipe(&[&own[..], sets].concat())
+    ColdstartSettings::from_recipe(&small::recipe(&[&own[..], sets].concat())).unwrap()
 }
 
 /// Where threads put what they exchange.
@@ -39,7 +40,7 @@ struct Thread<'a> {
     change: Change,
 }
 
-impl Peers for Thread<'_> {
+impl Exchange for Thread<'_> {
     fn rank(&self) -> usize {
         self.rank
     }
@@ -60,18 +61,22 @@ impl Peers for Thread<'_> {
     }
 }
 
-/// Runs the stage by a rank per recipe; the last one sends what `change` makes of its bytes.
-fn run_ranks(recipes: &[Recipe], directory: &Path, change: Change) -> Vec<Result<SynthReport>> {
+/// Runs the stage by a rank per element; the last one sends what `change` makes of its bytes.
+fn run_ranks(
+    ranks: &[ColdstartSettings],
+    directory: &Path,
+    change: Change,
+) -> Vec<Result<SynthReport>> {
     let meeting = Meeting {
-        bytes: Mutex::new(vec![Vec::new(); recipes.len()]),
-        barrier: Barrier::new(recipes.len()),
+        bytes: Mutex::new(vec![Vec::new(); ranks.len()]),
+        barrier: Barrier::new(ranks.len()),
     };
     std::thread::scope(|scope| {
-        let threads: Vec<_> = recipes
+        let threads: Vec<_> = ranks
             .iter()
             .enumerate()
-            .map(|(rank, recipe)| {
-                let is_last = rank + 1 == recipes.len();
+            .map(|(rank, settings)| {
+                let is_last = rank + 1 == ranks.len();
                 let change = if is_last { change } else { |bytes| bytes };
                 let meeting = &meeting;
                 scope.spawn(move || {
@@ -80,7 +85,7 @@ fn run_ranks(recipes: &[Recipe], directory: &Path, change: Change) -> Vec<Result
                         meeting,
                         change,
                     };
-                    run_with(recipe, directory, &thread, &mut |_| {})
+                    run_with(settings, directory, &thread, &mut |_| {})
                 })
             })
             .collect();
@@ -116,9 +121,9 @@ fn files_are_the_same_with_any_number_of_ranks() {
         &["protocol.organizer_max_tokens=60", "synth.num_traces=700"],
         &["task.mcd.num_train_problems=2", "synth.num_traces=9"],
     ] {
-        let recipe = recipe(sets);
+        let settings = settings(sets);
         let alone = tempfile::tempdir().unwrap();
-        let report = run(&recipe, alone.path(), &mut |_| {}).unwrap();
+        let report = run(&settings, alone.path(), &mut |_| {}).unwrap();
         let is_picky = sets.contains(&"protocol.organizer_max_tokens=60");
         assert_eq!(
             report.rejected.values().sum::<u64>() > 64,
@@ -129,13 +134,13 @@ fn files_are_the_same_with_any_number_of_ranks() {
         assert!(expected.len() >= 6, "{:?}", expected.keys());
         for world_size in [2, 3, 5] {
             let directory = tempfile::tempdir().unwrap();
-            let recipes = vec![recipe.clone(); world_size];
-            for result in run_ranks(&recipes, directory.path(), |bytes| bytes) {
+            let ranks = vec![settings.clone(); world_size];
+            for result in run_ranks(&ranks, directory.path(), |bytes| bytes) {
                 assert_eq!(result.unwrap(), report, "{world_size} ranks");
             }
             assert!(files(directory.path()) == expected, "{world_size} ranks");
             // The second call does nothing, on all ranks.
-            for result in run_ranks(&recipes, directory.path(), |bytes| bytes) {
+            for result in run_ranks(&ranks, directory.path(), |bytes| bytes) {
                 assert!(result.unwrap().is_reused);
             }
         }
@@ -146,7 +151,7 @@ fn files_are_the_same_with_any_number_of_ranks() {
 fn one_failure_is_that_of_all_ranks() {
     // The first rank's own.
     let directory = tempfile::tempdir().unwrap();
-    let tight = recipe(&["protocol.worker_max_tokens=4", "synth.num_traces=50"]);
+    let tight = settings(&["protocol.worker_max_tokens=4", "synth.num_traces=50"]);
     let mut results = run_ranks(&[tight.clone(), tight], directory.path(), |bytes| bytes);
     let (other, own) = (
         results.remove(1).unwrap_err(),
@@ -160,8 +165,8 @@ fn one_failure_is_that_of_all_ranks() {
     assert!(own.is_input() && other.is_input());
 
     // Another rank's.
-    let recipes = [recipe(&[]), recipe(&["seed=2"])];
-    let mut results = run_ranks(&recipes, directory.path(), |bytes| bytes);
+    let ranks = [settings(&[]), settings(&["seed=2"])];
+    let mut results = run_ranks(&ranks, directory.path(), |bytes| bytes);
     let (own, other) = (
         results.remove(1).unwrap_err(),
         results.remove(0).unwrap_err(),
@@ -186,13 +191,16 @@ fn candidates_that_do_not_fit_are_refused() {
     ];
     for (change, reason) in changes {
         let directory = tempfile::tempdir().unwrap();
-        let recipes = vec![recipe(&[]); 2];
-        let mut results = run_ranks(&recipes, directory.path(), change);
+        let ranks = vec![settings(&[]); 2];
+        let mut results = run_ranks(&ranks, directory.path(), change);
         let (other, own) = (
             results.remove(1).unwrap_err(),
             results.remove(0).unwrap_err(),
         );
-        assert!(matches!(own, Error::Share { rank: 1, .. }), "{own}");
+        assert!(
+            matches!(own, Error::InvalidMessage { rank: 1, .. }),
+            "{own}"
+        );
         assert!(own.to_string().contains(reason), "{own}");
         assert_eq!(other.to_string(), format!("rank 0 failed: {own}"));
         assert!(!SynthFolder::new(directory.path()).manifest().exists());

@@ -1,20 +1,20 @@
-//! What the files of a finished stage were made from, so that a second call does nothing.
+//! Inputs that the files of a finished stage were made from, so that a second call does nothing.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::Path;
 
 use asyncthink_data::{SynthFolder, write_bytes_atomic};
-use asyncthink_recipe::{McdSource, ModelSection, Recipe, TaskSection};
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::error::{Error, Result};
 use crate::report::SynthReport;
-use crate::{Error, Result};
+use crate::settings::{ColdstartSettings, TokenizerSource};
 
 /// Raised when the same inputs give other files.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// `manifest.json`: written last, so that it vouches for the files beside it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -23,7 +23,7 @@ pub(crate) struct Manifest {
     inputs: Value,
     /// Length and digest of every file by its name.
     files: BTreeMap<String, FileMark>,
-    /// What the run told its user.
+    /// The report of the run.
     report: SynthReport,
 }
 
@@ -35,30 +35,26 @@ struct FileMark {
     digest: String,
 }
 
-/// The inputs of a recipe's first stage.
-pub(crate) fn inputs(recipe: &Recipe) -> Result<Value> {
-    let TaskSection::Mcd(section) = &recipe.task;
+/// The inputs of the stage.
+pub(crate) fn inputs(settings: &ColdstartSettings) -> Result<Value> {
     let mut files = BTreeMap::new();
-    if let McdSource::Files {
-        train_file,
-        test_file,
-    } = &section.source
-    {
-        for path in [train_file, test_file] {
-            files.insert(path.display().to_string(), mark(path)?);
-        }
+    for file in settings.task.input_files() {
+        files.insert(file.path.display().to_string(), mark(&file.path)?);
     }
-    let model = match &recipe.model {
-        ModelSection::Init(init) => {
+    let model = match &settings.tokenizer {
+        TokenizerSource::Task {
+            number_tokens,
+            max_position_embeddings,
+        } => {
             json!({"init": {
-                "max_position_embeddings": init.max_position_embeddings,
-                "number_tokens": init.number_tokens,
+                "max_position_embeddings": max_position_embeddings,
+                "number_tokens": number_tokens,
             }})
         }
-        ModelSection::Path(path) => {
+        TokenizerSource::Model(path) => {
             let tokenizer = path.join("tokenizer.json");
             files.insert("tokenizer.json".to_owned(), mark(&tokenizer)?);
-            if recipe.prompts.chat.is_some() {
+            if settings.prompts.chat.is_some() {
                 for name in ["chat_template.jinja", "tokenizer_config.json"] {
                     let file = path.join(name);
                     if file.is_file() {
@@ -71,11 +67,11 @@ pub(crate) fn inputs(recipe: &Recipe) -> Result<Value> {
     };
     Ok(json!({
         "format": FORMAT,
-        "seed": recipe.seed,
-        "task": format!("{section:?}"),
-        "protocol": recipe.protocol,
-        "prompts": recipe.prompts,
-        "synth": recipe.synth,
+        "seed": settings.seed,
+        "task": {settings.task.task().name(): settings.task.config()},
+        "protocol": settings.protocol,
+        "prompts": settings.prompts,
+        "synth": settings.synth,
         "model": model,
         "files": files,
     }))

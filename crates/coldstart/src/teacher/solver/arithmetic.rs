@@ -16,7 +16,7 @@ struct Part {
 /// Draws an expression over some of the problem's numbers that obeys the rules on how many; its value is any.
 ///
 /// All values on the way are whole and not negative. With `last`, the operator applied last is that one where numbers allow it.
-pub(crate) fn random_expr(problem: &Problem, last: Option<Operator>, rng: &mut impl Rng) -> Expr {
+pub(super) fn random_expr(problem: &Problem, last: Option<Operator>, rng: &mut impl Rng) -> Expr {
     let numbers: Vec<i64> = problem
         .available_numbers
         .iter()
@@ -107,7 +107,7 @@ fn sensible_value(operator: Operator, left: i128, right: i128) -> Option<i128> {
 }
 
 /// The same expression with the operands of `+` and `*` in the fixed order.
-pub(crate) fn in_fixed_order(expr: &Expr) -> Expr {
+pub(super) fn in_fixed_order(expr: &Expr) -> Expr {
     let Expr::Binary {
         operator,
         left,
@@ -131,7 +131,7 @@ pub(crate) fn in_fixed_order(expr: &Expr) -> Expr {
 }
 
 /// The value as text, and whether it is the target. An expression without a value gives `?`.
-pub(crate) fn value_text(expr: &Expr, target: i64) -> (String, bool) {
+pub(super) fn value_text(expr: &Expr, target: i64) -> (String, bool) {
     match expr.evaluate().map(asyncthink_tasks::mcd::Rational::parts) {
         Ok((numerator, 1)) => (numerator.to_string(), numerator == i128::from(target)),
         Ok((numerator, denominator)) => (format!("{numerator}/{denominator}"), false),
@@ -140,7 +140,7 @@ pub(crate) fn value_text(expr: &Expr, target: i64) -> (String, bool) {
 }
 
 /// The operator applied last.
-pub(crate) fn last_operator(expr: &Expr) -> Option<Operator> {
+pub(super) fn last_operator(expr: &Expr) -> Option<Operator> {
     match expr {
         Expr::Binary { operator, .. } => Some(*operator),
         Expr::Number(_) => None,

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use asyncthink_protocol::{Capacity, SubQueryId};
 use rand::{Rng, RngExt};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// One action of a topology.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
