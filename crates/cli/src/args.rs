@@ -1,11 +1,15 @@
 //! What people type.
 
 use std::convert::Infallible;
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use asyncthink_protocol::{Overflow, TagStyle};
+use asyncthink_tasks::{Registry, Task};
 use asyncthink_torch::DeviceSpec;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 
 use crate::launch::LaunchArgs;
@@ -174,14 +178,41 @@ pub(crate) struct GradeArgs {
     pub(crate) file: PathBuf,
 
     /// The task that the problems belong to
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = TaskParser)]
     pub(crate) task: TaskArg,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum TaskArg {
-    /// Multi-solution countdown
-    Mcd,
+/// The value of `--task`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TaskArg(pub(crate) &'static dyn Task);
+
+/// Parses the name of a registered task.
+#[derive(Clone, Copy, Debug)]
+struct TaskParser;
+
+impl TypedValueParser for TaskParser {
+    type Value = TaskArg;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<TaskArg, clap::Error> {
+        let names = PossibleValuesParser::new(Registry::builtin().names());
+        let name = names.parse_ref(command, arg, value)?;
+        let task = Registry::builtin().get(&name);
+        task.map(TaskArg)
+            .ok_or_else(|| clap::Error::new(ErrorKind::InvalidValue).with_cmd(command))
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let tasks: Vec<_> = Registry::builtin().iter().collect();
+        let values = tasks
+            .into_iter()
+            .map(|task| PossibleValue::new(task.name()).help(task.title()));
+        Some(Box::new(values))
+    }
 }
 
 #[derive(Debug, Args)]

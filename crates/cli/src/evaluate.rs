@@ -246,7 +246,7 @@ fn open(recipe: &Recipe, ranks: &Ranks) -> Result<(EvalSettings, Vec<Problem>, D
     ranks.set_phase("eval: loading the problems");
     let open = || -> Result<_, Failure> {
         let settings = EvalSettings::from_recipe(recipe)?;
-        let problems = test_problems(&RunLayout::new(&recipe.run_dir))?;
+        let problems = test_problems(&RunLayout::new(&recipe.run_dir), &recipe.task)?;
         Ok((
             settings,
             problems,

@@ -193,15 +193,12 @@ impl SharedFailure for Failure {
     }
 }
 
-impl From<asyncthink_synth::Error> for Failure {
-    fn from(error: asyncthink_synth::Error) -> Self {
-        use asyncthink_synth::Error as E;
+impl From<asyncthink_coldstart::Error> for Failure {
+    fn from(error: asyncthink_coldstart::Error) -> Self {
+        use asyncthink_coldstart::Error as E;
         let hint = match &error {
             E::Data(error) => data_hint(error),
-            E::ProblemFile { .. } | E::NoProblems { .. } => Some(
-                "each line is `{\"target\": ..., \"available_numbers\": [...]}`; the released rows load as they are"
-                    .to_owned(),
-            ),
+            E::Tasks(error) => error.hint(),
             E::RanksDiffer => Some(
                 "start all ranks with the same recipe, and with the same files at its paths"
                     .to_owned(),

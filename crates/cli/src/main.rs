@@ -5,6 +5,7 @@
 //! output, everything else to standard error.
 
 mod args;
+mod catalogue;
 mod doctor;
 mod evaluate;
 mod failure;
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    match std::panic::catch_unwind(|| run(&cli.command)) {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&cli.command))) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(failure)) => {
             let text = failure.render();
@@ -74,7 +75,11 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Trace(args) => trace::run(args, &mut out)?,
         Command::Grade(args) => grade::run(args, &mut out)?,
         Command::Score(args) => score::run(args, &mut out)?,
-        Command::Schema => writeln!(out, "{}", asyncthink_recipe::schema())?,
+        Command::Schema => writeln!(
+            out,
+            "{}",
+            asyncthink_recipe::schema(&catalogue::catalogue())
+        )?,
         Command::Completions(args) => {
             let mut script = Vec::new();
             let mut command = Cli::command();

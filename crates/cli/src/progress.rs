@@ -6,7 +6,7 @@ use std::io::{IsTerminal, Write as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use asyncthink_synth::{SynthProgress, SynthStage};
+use asyncthink_coldstart::{SynthProgress, SynthStage};
 use asyncthink_trainer::{Observer, Phase, RunStart, StepReport};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use asyncthink_checkpoint::RunLayout;
+use asyncthink_coldstart::ColdstartSettings;
 use asyncthink_data::ChatTemplate;
 use asyncthink_distributed::{RankSettings, Ranks};
 use asyncthink_launch::World;
@@ -14,13 +15,17 @@ use asyncthink_trainer::{
 };
 
 use crate::args::{ResumeArg, StageArgs};
+use crate::catalogue::catalogue;
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::signals;
 
 pub(crate) fn run(stage: Stage, args: &StageArgs, out: &mut dyn Write) -> Result<(), Failure> {
-    let recipe = Recipe::load(&args.recipe, &args.set)?;
+    let recipe = Recipe::load_with(&args.recipe, &args.set, &catalogue())?;
     recipe.check_inputs(stage)?;
+    if stage == Stage::Synth {
+        ColdstartSettings::from_recipe(&recipe)?;
+    }
     // A later attempt goes on from what the first one did, which may have removed the checkpoint that it began with.
     if !World::from_env().is_ok_and(|world| world.restart_count() > 0) {
         check_resume(stage, &args.resume)?;

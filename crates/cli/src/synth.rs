@@ -4,11 +4,11 @@ use std::io::Write;
 use std::path::Path;
 
 use asyncthink_checkpoint::{RunLayout, StageLock};
+use asyncthink_coldstart::{ColdstartSettings, Exchange, SynthReport, run_with};
 use asyncthink_data::SynthFolder;
 use asyncthink_distributed::{RankSettings, Ranks};
 use asyncthink_launch::World;
 use asyncthink_recipe::{Recipe, Stage};
-use asyncthink_synth::{Peers, SynthReport, run_with};
 
 use crate::args::ResumeArg;
 use crate::failure::Failure;
@@ -20,6 +20,7 @@ pub(crate) fn run(
     world: &World,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
+    let settings = ColdstartSettings::from_recipe(recipe)?;
     let ranks = Ranks::join(world, &RankSettings::of(recipe), Stage::Synth.name(), false)?;
     ranks.set_phase("synth");
     let lock = ranks.is_first().then(|| open(recipe, resume));
@@ -37,11 +38,16 @@ pub(crate) fn run(
     }
     // One rank speaks for all.
     let mut progress = ranks.is_first().then(|| Progress::new("synth"));
-    let report = run_with(recipe, &recipe.run_dir, &OtherRanks(&ranks), &mut |at| {
-        if let Some(progress) = &mut progress {
-            progress.synth(at);
-        }
-    });
+    let report = run_with(
+        &settings,
+        &recipe.run_dir,
+        &RankExchange(&ranks),
+        &mut |at| {
+            if let Some(progress) = &mut progress {
+                progress.synth(at);
+            }
+        },
+    );
     if let Some(progress) = &progress {
         progress.finish();
     }
@@ -65,10 +71,10 @@ fn open(recipe: &Recipe, resume: &ResumeArg) -> Result<StageLock, Failure> {
     Ok(lock)
 }
 
-/// The ranks of the launch, to exchange bytes with.
-struct OtherRanks<'a>(&'a Ranks);
+/// Exchange between the ranks of the launch.
+struct RankExchange<'a>(&'a Ranks);
 
-impl Peers for OtherRanks<'_> {
+impl Exchange for RankExchange<'_> {
     fn rank(&self) -> usize {
         self.0.rank()
     }

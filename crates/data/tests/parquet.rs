@@ -74,11 +74,11 @@ fn problems_come_back_as_they_were() {
     };
     let problems: Vec<Problem> = (1..50)
         .map(|target| {
-            Problem::Mcd(mcd::Problem::new(target, vec![1, 2, target], 2, rules).unwrap())
+            Problem::from(mcd::Problem::new(target, vec![1, 2, target], 2, rules).unwrap())
         })
         .collect();
     write_problems(&path, &problems).unwrap();
-    assert_eq!(read_problems(&path).unwrap(), problems);
+    assert_eq!(read_problems(&path, &mcd::McdTask).unwrap(), problems);
 }
 
 #[test]

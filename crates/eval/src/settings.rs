@@ -51,7 +51,7 @@ impl EvalSettings {
             max_agents: recipe.engine.max_agents,
             precision: Precision::F32,
             seed: recipe.seed,
-            methods: vec!["asyncthink".to_owned()],
+            methods: section.methods.clone(),
         })
     }
 }

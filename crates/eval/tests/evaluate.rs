@@ -42,7 +42,8 @@ fn an_evaluation_repeats_itself_and_its_parts_add_up() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     let recipe = recipe(&run_dir, &[]);
-    asyncthink_synth::run(&recipe, &run_dir, &mut |_| {}).unwrap();
+    let coldstart = asyncthink_coldstart::ColdstartSettings::from_recipe(&recipe).unwrap();
+    asyncthink_coldstart::run(&coldstart, &run_dir, &mut |_| {}).unwrap();
     let outcome = run_sft(
         &SftSettings::from_recipe(&recipe).unwrap(),
         &RunOptions::default(),
@@ -151,7 +152,7 @@ fn measure(
         settings: &settings,
     };
     let method = Methods::builtin().find("asyncthink")?;
-    let problems = test_problems(&RunLayout::new(&recipe.run_dir)).unwrap();
+    let problems = test_problems(&RunLayout::new(&recipe.run_dir), &recipe.task).unwrap();
     Ok(evaluate(&target, &problems, method, &Ranks::single(), progress)?.unwrap())
 }
 

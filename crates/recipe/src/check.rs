@@ -3,9 +3,10 @@
 
 use serde_json::{Map, Value as Json};
 
-use crate::document::{Entry, Node, Source, Value};
+use crate::document::{Entry, Node, Value};
 use crate::error::{ErrorKind, RecipeError};
 use crate::nearest::nearest;
+use crate::source::Source;
 
 /// All errors of form in `root`.
 pub(crate) fn check(root: &Node, schema: &Json) -> Vec<RecipeError> {
@@ -95,10 +96,15 @@ impl Checker<'_> {
         let properties = schema["properties"].as_object().unwrap_or(&empty);
         for entry in entries {
             let path = join(key, &entry.key);
-            match properties.get(&entry.key) {
-                Some(inner) => self.value(&entry.node, inner, &path),
-                None => self.unknown_key(entry, properties, key, &path),
+            match (properties.get(&entry.key), &schema["additionalProperties"]) {
+                (Some(inner), _) => self.value(&entry.node, inner, &path),
+                (None, Json::Bool(true)) => {}
+                (None, inner @ Json::Object(_)) => self.value(&entry.node, inner, &path),
+                (None, _) => self.unknown_key(entry, properties, key, &path),
             }
+        }
+        if schema["maxProperties"] == 1 {
+            self.one_table(entries, source, properties, key);
         }
         for name in schema["required"].as_array().into_iter().flatten() {
             let Some(name) = name.as_str() else { continue };
@@ -122,6 +128,57 @@ impl Checker<'_> {
                 },
             ));
         }
+    }
+
+    /// A table whose one table inside names an implementation.
+    fn one_table(
+        &mut self,
+        entries: &[Entry],
+        source: &Source,
+        known: &Map<String, Json>,
+        key: &str,
+    ) {
+        // Unknown names are reported already.
+        let mut named = entries
+            .iter()
+            .filter(|entry| known.is_empty() || known.contains_key(&entry.key));
+        let first = named.next();
+        for other in named {
+            self.errors.push(RecipeError::new(
+                ErrorKind::Conflict,
+                other.key_source.clone(),
+                join(key, &other.key),
+                None,
+                format!("`[{key}]` takes one table, and more are there"),
+                format!(
+                    "keep one of {}",
+                    list_tables(key, entries.iter().map(|entry| &entry.key))
+                ),
+            ));
+        }
+        if first.is_some() {
+            return;
+        }
+        let (path, reason, hint) = match known.iter().next() {
+            Some((name, schema)) if known.len() == 1 => {
+                let path = join(key, name);
+                let hint = format!("add `[{path}]`: {}", first_sentence(schema));
+                (path, "missing section", hint)
+            }
+            _ => (
+                key.to_owned(),
+                "no table inside",
+                format!("add one of {}", list_tables(key, known.keys())),
+            ),
+        };
+        self.errors.push(RecipeError::new(
+            ErrorKind::MissingKey,
+            source.clone(),
+            path,
+            None,
+            reason,
+            hint,
+        ));
     }
 
     fn unknown_key(&mut self, entry: &Entry, known: &Map<String, Json>, key: &str, path: &str) {
@@ -166,6 +223,8 @@ impl Checker<'_> {
         if len < least || len > most {
             let wanted = if least == most {
                 format!("exactly {least}")
+            } else if most == u64::MAX {
+                format!("at least {least}")
             } else {
                 format!("{least} to {most}")
             };
@@ -280,6 +339,11 @@ fn last(key: &str) -> &str {
 fn list(names: &[&str]) -> String {
     let quoted: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
     quoted.join(", ")
+}
+
+fn list_tables<'a>(key: &str, names: impl Iterator<Item = &'a String>) -> String {
+    let tables: Vec<_> = names.map(|name| format!("`[{key}.{name}]`")).collect();
+    tables.join(", ")
 }
 
 fn first_sentence(schema: &Json) -> String {

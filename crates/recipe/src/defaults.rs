@@ -6,9 +6,6 @@ pub(crate) const MAX_COUNT: u32 = 2_147_483_647;
 /// Most problems or traces, which are all in memory.
 pub(crate) const MAX_ITEMS: u32 = 10_000_000;
 
-/// Largest number or target, either sign: products of all numbers on offer stay far from overflow.
-pub(crate) const MAX_NUMBER: i64 = 1_000_000_000;
-
 /// A count.
 pub(crate) const fn count<const N: usize>() -> usize {
     N
@@ -21,12 +18,6 @@ pub(crate) const fn yes() -> bool {
 
 pub(crate) const fn seed() -> u64 {
     1
-}
-pub(crate) const fn numbers_per_solution() -> [usize; 2] {
-    [3, 6]
-}
-pub(crate) const fn test_target_fraction() -> f64 {
-    0.1
 }
 pub(crate) const fn rope_theta() -> f64 {
     10_000.0

@@ -7,17 +7,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::error::{ErrorKind, RecipeError};
-
-/// Where a key or value was written.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Source {
-    /// A byte range of the recipe's text.
-    Text(Range<usize>),
-    /// The `--set` argument of this index.
-    Set(usize),
-    /// Nowhere: the document itself.
-    Root,
-}
+use crate::source::Source;
 
 /// One value.
 #[derive(Clone, Debug)]

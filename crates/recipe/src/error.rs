@@ -4,7 +4,7 @@
 use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use crate::document::Source;
+use crate::source::Source;
 
 /// What is wrong, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -15,6 +15,11 @@
 //! would give places too, but serde stops at the first error, and spans do
 //! not survive tagged unions.
 //!
+//! The recipe names implementations that live elsewhere: a task, a teacher, a
+//! policy loss, evaluation methods, metrics sinks. A [`Catalogue`] lists them;
+//! the schema is completed from it, so that a wrong name is an error with its
+//! place.
+//!
 //! Nothing here needs libtorch, so a wrong recipe is refused at once.
 //!
 //! ```
@@ -23,32 +28,37 @@
 //! assert!(errors.to_string().contains("did you mean `name`?"));
 //! ```
 
+mod catalogue;
 mod check;
 mod defaults;
 mod device;
 mod document;
 mod error;
+mod memory;
+mod model_folder;
 mod nearest;
+mod raw;
 mod recipe;
 mod registry;
 mod rules;
 mod saving;
 mod schema;
 mod sections;
-mod stages;
+mod source;
+mod stage;
 
+pub use catalogue::Catalogue;
 pub use device::DeviceSpec;
 pub use error::{ErrorKind, RecipeError, RecipeErrors};
-pub use recipe::{Recipe, RecipeData, Stage};
+pub use memory::MemoryBudget;
+pub use recipe::{Recipe, RecipeData};
 pub use registry::Registry;
 pub use saving::{CHANGEABLE_INPUTS, GrpoMetric, SaveInBackground, SftMetric};
 pub use schema::schema;
 pub use sections::{
-    ChatSection, DistributedSection, EngineSection, LoraModule, LoraSection, McdGenerate,
-    McdSection, McdSource, ModelInit, ModelSection, NumberTokens, PromptsSection, ProtocolSection,
-    Shard, TaskSection,
+    Advantage, ChatSection, DistributedSection, EngineSection, EvalSection, GrpoSection,
+    LoraModule, LoraSection, LossAggregation, ModelInit, ModelSection, NamedTable, NumberFormat,
+    NumberTokens, OptimizerSection, PrecisionSection, PromptsSection, ProtocolSection,
+    RewardSection, RulesFrom, Schedule, SftSection, Shard, SynthSection,
 };
-pub use stages::{
-    Advantage, EvalSection, GrpoSection, LossAggregation, OptimizerSection, RewardSection,
-    RulesFrom, Schedule, SftSection, SynthSection,
-};
+pub use stage::Stage;

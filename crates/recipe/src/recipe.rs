@@ -1,89 +1,26 @@
 //! The recipe as a whole: read, override, check, keep.
 
-mod model_folder;
-
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use asyncthink_tasks::TaskConfig;
 
+use crate::catalogue::Catalogue;
 use crate::check;
-use crate::defaults::{count, seed, test_target_fraction};
 use crate::device::DeviceSpec;
-use crate::document::{self, Node, Source};
+use crate::document::{self, Node};
 use crate::error::{ErrorKind, RecipeError, RecipeErrors};
+use crate::model_folder::{self, MissingFile};
+use crate::raw::RawRecipe;
 use crate::rules;
 use crate::saving::SaveInBackground;
-use crate::schema::schema_value;
+use crate::schema::{fill_defaults, schema_value};
 use crate::sections::{
-    DistributedSection, EngineSection, LoraSection, McdGenerate, McdSection, McdSource, McdTable,
-    ModelSection, ModelTable, PromptsSection, ProtocolSection, TaskSection, TaskTable,
+    DistributedSection, EngineSection, EvalSection, GrpoSection, LoraSection, ModelSection,
+    PrecisionSection, PromptsSection, ProtocolSection, SftSection, SynthSection,
 };
-use crate::stages::{EvalSection, GrpoSection, SftSection, SynthSection};
-
-/// A whole training job in one file: problems, protocol, prompts, model, and
-/// one section per stage.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct RawRecipe {
-    /// A short name for the run, shown in progress and reports.
-    #[schemars(length(min = 1))]
-    pub(crate) name: String,
-    /// Folder for everything that the run writes, relative to the folder that
-    /// the command runs in.
-    #[schemars(length(min = 1))]
-    pub(crate) run_dir: PathBuf,
-    /// Seed of problems, traces, initial weights and sampling. Default 1.
-    #[serde(default = "seed")]
-    pub(crate) seed: u64,
-    /// Where tensors live: `auto` (a GPU where there is one), `cpu`, `cuda`
-    /// or `cuda:N`. Default `auto`.
-    #[serde(default)]
-    #[schemars(with = "String")]
-    pub(crate) device: DeviceSpec,
-    /// CPU threads; 0 takes all cores. Default 0.
-    #[serde(default = "count::<0>")]
-    #[schemars(range(max = 4096))]
-    pub(crate) num_threads: usize,
-    /// Whether training goes on while a checkpoint is written. The weights
-    /// and moments are then copied first, which takes as much host memory
-    /// again as they have: `auto` does so where the model is on a GPU.
-    /// Default `auto`.
-    #[serde(default)]
-    pub(crate) save_in_background: SaveInBackground,
-    /// What may differ from the checkpoint that a run goes on from: keys or
-    /// whole sections of the recipe, `dataset`, `initial_model`. Default
-    /// none. A difference that is not named here is refused.
-    #[serde(default)]
-    pub(crate) allow_changed: Vec<String>,
-    /// Where the problems come from.
-    pub(crate) task: TaskTable,
-    /// How organizer and workers talk, and how long they may.
-    pub(crate) protocol: ProtocolSection,
-    /// The prompt templates.
-    pub(crate) prompts: PromptsSection,
-    /// The model to start from.
-    pub(crate) model: ModelTable,
-    /// How sampling uses the machine.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) engine: Option<EngineSection>,
-    /// How ranks work together.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) distributed: Option<DistributedSection>,
-    /// Cold-start traces, for the command `synth`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) synth: Option<SynthSection>,
-    /// Cold-start format fine-tuning, for the command `sft`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) sft: Option<SftSection>,
-    /// Organizer-worker policy optimisation, for the command `grpo`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) grpo: Option<GrpoSection>,
-    /// Measurement on held-out problems, for the command `eval`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) eval: Option<EvalSection>,
-}
+use crate::source::Source;
+use crate::stage::Stage;
 
 /// The values of a recipe, after every check.
 #[derive(Clone, Debug, PartialEq)]
@@ -102,8 +39,10 @@ pub struct RecipeData {
     pub save_in_background: SaveInBackground,
     /// What may differ from the checkpoint that a run goes on from.
     pub allow_changed: Vec<String>,
+    /// Places for metrics besides `metrics.jsonl`.
+    pub metrics: Vec<String>,
     /// Where the problems come from.
-    pub task: TaskSection,
+    pub task: TaskConfig,
     /// How organizer and workers talk, and how long they may.
     pub protocol: ProtocolSection,
     /// The prompt templates.
@@ -114,6 +53,8 @@ pub struct RecipeData {
     pub lora: Option<LoraSection>,
     /// How sampling uses the machine.
     pub engine: EngineSection,
+    /// Number formats of training.
+    pub precision: PrecisionSection,
     /// How ranks work together.
     pub distributed: DistributedSection,
     /// For the command `synth`.
@@ -124,6 +65,33 @@ pub struct RecipeData {
     pub grpo: Option<GrpoSection>,
     /// For the command `eval`.
     pub eval: Option<EvalSection>,
+}
+
+impl RecipeData {
+    fn new(raw: &RawRecipe, task: TaskConfig, model: ModelSection) -> Self {
+        Self {
+            name: raw.name.clone(),
+            run_dir: raw.run_dir.clone(),
+            seed: raw.seed,
+            device: raw.device,
+            num_threads: raw.num_threads,
+            save_in_background: raw.save_in_background,
+            allow_changed: raw.allow_changed.clone(),
+            metrics: raw.metrics.clone(),
+            task,
+            protocol: raw.protocol.clone(),
+            prompts: raw.prompts.clone(),
+            model,
+            lora: raw.model.lora.clone(),
+            engine: raw.engine.clone().unwrap_or_default(),
+            precision: raw.precision.unwrap_or_default(),
+            distributed: raw.distributed.clone().unwrap_or_default(),
+            synth: raw.synth.clone(),
+            sft: raw.sft.clone(),
+            grpo: raw.grpo.clone(),
+            eval: raw.eval.clone(),
+        }
+    }
 }
 
 /// A recipe that passed every check. Only [`Recipe::load`] and
@@ -138,31 +106,6 @@ pub struct Recipe {
     sets: Vec<String>,
 }
 
-/// A stage of a run, named as its command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Stage {
-    /// Problems and cold-start traces.
-    Synth,
-    /// Cold-start format fine-tuning.
-    Sft,
-    /// Organizer-worker policy optimisation.
-    Grpo,
-    /// Measurement.
-    Eval,
-}
-
-impl Stage {
-    /// The name of the command and of the section.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Synth => "synth",
-            Self::Sft => "sft",
-            Self::Grpo => "grpo",
-            Self::Eval => "eval",
-        }
-    }
-}
-
 impl Deref for Recipe {
     type Target = RecipeData;
 
@@ -173,7 +116,8 @@ impl Deref for Recipe {
 
 impl Recipe {
     /// Reads a recipe file, lays the `--set` arguments (`a.b=value`) over it
-    /// and checks everything that needs no other file.
+    /// and checks everything that needs no other file. Names of losses,
+    /// teachers, evaluation methods and metrics sinks are not checked.
     ///
     /// # Errors
     ///
@@ -181,6 +125,19 @@ impl Recipe {
     /// keys, wrong types, values outside their limits, missing keys and
     /// contradictions.
     pub fn load(path: &Path, sets: &[String]) -> Result<Self, RecipeErrors> {
+        Self::load_with(path, sets, &Catalogue::builtin())
+    }
+
+    /// As [`Recipe::load`], with the names of a catalogue.
+    ///
+    /// # Errors
+    ///
+    /// As [`Recipe::load`].
+    pub fn load_with(
+        path: &Path,
+        sets: &[String],
+        catalogue: &Catalogue,
+    ) -> Result<Self, RecipeErrors> {
         let text = std::fs::read_to_string(path).map_err(|error| {
             let (reason, hint) = if error.kind() == std::io::ErrorKind::NotFound {
                 (
@@ -197,7 +154,7 @@ impl Recipe {
                 RecipeError::new(ErrorKind::Unreadable, Source::Root, "", None, reason, hint);
             RecipeErrors::new(path, "", sets, vec![error])
         })?;
-        Self::parse(&text, path, sets)
+        Self::parse_with(&text, path, sets, catalogue)
     }
 
     /// As [`Recipe::load`], from text; `file` is used in messages only.
@@ -206,6 +163,20 @@ impl Recipe {
     ///
     /// As [`Recipe::load`].
     pub fn parse(text: &str, file: &Path, sets: &[String]) -> Result<Self, RecipeErrors> {
+        Self::parse_with(text, file, sets, &Catalogue::builtin())
+    }
+
+    /// As [`Recipe::load_with`], from text; `file` is used in messages only.
+    ///
+    /// # Errors
+    ///
+    /// As [`Recipe::load`].
+    pub fn parse_with(
+        text: &str,
+        file: &Path,
+        sets: &[String],
+        catalogue: &Catalogue,
+    ) -> Result<Self, RecipeErrors> {
         let fail = |errors| RecipeErrors::new(file, text, sets, errors);
         let mut root = document::parse(text).map_err(fail)?;
         let mut errors = Vec::new();
@@ -214,61 +185,45 @@ impl Recipe {
                 errors.push(*error);
             }
         }
-        let schema = schema_value();
+        let schema = schema_value(catalogue);
         errors.extend(check::check(&root, &schema));
-        errors.extend(rules::check(&root, &schema));
+        errors.extend(rules::check(&root, &schema, &catalogue.tasks));
         if !errors.is_empty() {
             return Err(fail(errors));
         }
-        let mut raw: RawRecipe = serde_json::from_value(root.value.to_json()).map_err(|error| {
-            // The checker knows the schema that serde reads by, so this is a
-            // gap in the checker; the user still gets an answer.
+        // The checker knows the schema that serde reads by, so this is a gap
+        // in the checker; the user still gets an answer.
+        let gap = |kind, reason: String| {
             fail(vec![RecipeError::new(
-                ErrorKind::WrongType,
+                kind,
                 Source::Root,
                 "",
                 None,
-                error.to_string(),
+                reason,
                 "compare the recipe with `asyncthink-train schema`",
             )])
-        })?;
-        let task = resolve_mcd(&mut raw.task.mcd);
-        let model = match (raw.model.path.clone(), raw.model.init.clone()) {
-            (Some(path), _) => Some(ModelSection::Path(path)),
-            (None, init) => init.map(ModelSection::Init),
         };
-        let (Some(mcd), Some(model)) = (task, model) else {
-            return Err(fail(vec![RecipeError::new(
+        let mut json = root.value.to_json();
+        fill_defaults(&mut json, &schema);
+        let mut raw: RawRecipe = serde_json::from_value(json.clone())
+            .map_err(|error| gap(ErrorKind::WrongType, error.to_string()))?;
+        let incomplete = || {
+            gap(
                 ErrorKind::MissingKey,
-                Source::Root,
-                "",
-                None,
-                "the task or the model is incomplete",
-                "compare the recipe with `asyncthink-train schema`",
-            )]));
+                "the task or the model is incomplete".to_owned(),
+            )
         };
-        let data = RecipeData {
-            name: raw.name.clone(),
-            run_dir: raw.run_dir.clone(),
-            seed: raw.seed,
-            device: raw.device,
-            num_threads: raw.num_threads,
-            save_in_background: raw.save_in_background,
-            allow_changed: raw.allow_changed.clone(),
-            task: TaskSection::Mcd(mcd),
-            protocol: raw.protocol.clone(),
-            prompts: raw.prompts.clone(),
-            model,
-            lora: raw.model.lora.clone(),
-            engine: raw.engine.clone().unwrap_or_default(),
-            distributed: raw.distributed.clone().unwrap_or_default(),
-            synth: raw.synth.clone(),
-            sft: raw.sft.clone(),
-            grpo: raw.grpo.clone(),
-            eval: raw.eval.clone(),
+        let task = catalogue.tasks.get(&raw.task.name).ok_or_else(incomplete)?;
+        let task = task
+            .configure(&json["task"][&raw.task.name])
+            .map_err(|error| gap(ErrorKind::WrongType, error.to_string()))?;
+        raw.task.options = task.config().clone();
+        let model = match (raw.model.path.clone(), raw.model.init.clone()) {
+            (Some(path), _) => ModelSection::Path(path),
+            (None, init) => ModelSection::Init(init.ok_or_else(incomplete)?),
         };
         Ok(Self {
-            data,
+            data: RecipeData::new(&raw, task, model),
             raw,
             root,
             file: file.to_path_buf(),
@@ -356,32 +311,29 @@ impl Recipe {
             return Err(self.no_section(stage));
         }
         let mut errors = Vec::new();
-        if let TaskSection::Mcd(McdSection {
-            source:
-                McdSource::Files {
-                    train_file,
-                    test_file,
-                },
-            ..
-        }) = &self.data.task
-        {
-            for (key, path) in [
-                ("task.mcd.train_file", train_file),
-                ("task.mcd.test_file", test_file),
-            ] {
-                if !path.is_file() {
-                    errors.push(self.missing(
-                        key,
-                        path,
+        let task = self.data.task.task().name();
+        for file in self.data.task.input_files() {
+            if !file.path.is_file() {
+                errors.push(self.missing(
+                    &format!("task.{task}.{}", file.key),
+                    &file.path,
+                    &MissingFile::new(
                         "no such file",
                         "give the path of a file of JSON lines, relative to the current folder",
-                    ));
-                }
+                    ),
+                ));
             }
         }
         if let ModelSection::Path(path) = &self.data.model {
-            errors.extend(self.missing_model(path));
-            errors.extend(self.missing_chat_template(path));
+            let is_chat = self.data.prompts.chat.is_some();
+            let missing = [
+                model_folder::missing_model(path),
+                is_chat
+                    .then(|| model_folder::missing_chat_template(path))
+                    .flatten(),
+            ];
+            let missing = missing.iter().flatten();
+            errors.extend(missing.map(|missing| self.missing("model.path", path, missing)));
         }
         if errors.is_empty() {
             Ok(())
@@ -392,15 +344,15 @@ impl Recipe {
         }
     }
 
-    fn missing(&self, key: &str, path: &Path, reason: &str, hint: &str) -> RecipeError {
+    fn missing(&self, key: &str, path: &Path, missing: &MissingFile) -> RecipeError {
         let (source, _) = self.root.locate(key);
         RecipeError::new(
             ErrorKind::MissingFile,
             source,
             key,
             Some(format!("{:?}", path.display().to_string())),
-            reason,
-            hint,
+            missing.reason.clone(),
+            missing.hint,
         )
     }
 
@@ -416,30 +368,4 @@ impl Recipe {
         );
         RecipeErrors::new(&self.file, &self.text, &self.sets, vec![error])
     }
-}
-
-/// The validated task; writes the default of a generator's key back, so that
-/// the resolved recipe shows it. None when the rules let a gap pass.
-fn resolve_mcd(table: &mut McdTable) -> Option<McdSection> {
-    let source = match (&table.train_file, &table.test_file) {
-        (Some(train_file), Some(test_file)) => McdSource::Files {
-            train_file: train_file.clone(),
-            test_file: test_file.clone(),
-        },
-        _ => McdSource::Generate(McdGenerate {
-            num_numbers: table.num_numbers?,
-            number_range: table.number_range?,
-            target_range: table.target_range?,
-            num_train_problems: table.num_train_problems?,
-            num_test_problems: table.num_test_problems?,
-            test_target_fraction: *table
-                .test_target_fraction
-                .get_or_insert_with(test_target_fraction),
-        }),
-    };
-    Some(McdSection {
-        required_solutions: table.required_solutions,
-        numbers_per_solution: table.numbers_per_solution,
-        source,
-    })
 }

@@ -1,19 +1,21 @@
-//! The JSON Schema of a recipe: what the editor completes from and what the
-//! checker reads.
+//! The JSON Schema of a recipe: editors complete from it, and the checker reads it.
 
+use asyncthink_tasks::Registry;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
 
-use crate::recipe::RawRecipe;
+use crate::catalogue::{Catalogue, Names};
+use crate::raw::RawRecipe;
 
 /// The schema as a tree, without references.
-pub(crate) fn schema_value() -> Value {
+pub(crate) fn schema_value(catalogue: &Catalogue) -> Value {
     let settings =
         SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
     let schema = settings
         .into_generator()
         .into_root_schema_for::<RawRecipe>();
     let mut value = schema.to_value();
+    complete(&mut value, catalogue);
     tidy(&mut value);
     if let Value::Object(object) = &mut value {
         object.insert("title".to_owned(), "asyncthink-train recipe".into());
@@ -21,9 +23,107 @@ pub(crate) fn schema_value() -> Value {
     value
 }
 
-/// The JSON Schema of a recipe, pretty-printed.
-pub fn schema() -> String {
-    format!("{:#}", schema_value())
+/// The JSON Schema of a recipe with the names of a catalogue, pretty-printed.
+pub fn schema(catalogue: &Catalogue) -> String {
+    format!("{:#}", schema_value(catalogue))
+}
+
+/// Tables whose one table inside names an implementation with options.
+const NAMED_TABLES: [[&str; 2]; 2] = [["grpo", "loss"], ["synth", "teacher"]];
+
+/// Writes out the defaults of the options of implementations that the recipe names.
+pub(crate) fn fill_defaults(recipe: &mut Value, schema: &Value) {
+    for [section, key] in NAMED_TABLES {
+        let Some(Value::Object(tables)) = recipe
+            .get_mut(section)
+            .and_then(|section| section.get_mut(key))
+        else {
+            continue;
+        };
+        for (name, options) in tables {
+            let named = &schema["properties"][section]["properties"][key]["properties"][name];
+            let properties = named["properties"].as_object();
+            let Value::Object(options) = options else {
+                continue;
+            };
+            for (option, property) in properties.into_iter().flatten() {
+                if let Some(default) = property.get("default") {
+                    options
+                        .entry(option.clone())
+                        .or_insert_with(|| default.clone());
+                }
+            }
+        }
+    }
+}
+
+/// Writes the names of the catalogue into the schema.
+fn complete(schema: &mut Value, catalogue: &Catalogue) {
+    let tasks = catalogue.tasks.iter();
+    let tasks = tasks.map(|task| (task.name().to_owned(), task.schema()));
+    restrict_tables(at_mut(schema, "task"), &Names::Only(tasks.collect()));
+    restrict_tables(at_mut(schema, "grpo.loss"), &catalogue.losses);
+    restrict_tables(at_mut(schema, "synth.teacher"), &catalogue.teachers);
+    restrict_items(at_mut(schema, "eval.methods"), &catalogue.eval_methods);
+    restrict_items(at_mut(schema, "metrics"), &catalogue.metrics_sinks);
+    let query = &mut at_mut(schema, "prompts.query")["description"];
+    if let Some(text) = query.as_str() {
+        *query = format!("{text}{}", placeholders(&catalogue.tasks)).into();
+    }
+}
+
+fn at_mut<'a>(schema: &'a mut Value, key: &str) -> &'a mut Value {
+    let mut schema = schema;
+    for part in key.split('.') {
+        // A section that may be absent is one of two choices until it is tidied.
+        if schema.get("anyOf").is_some() {
+            schema = &mut schema["anyOf"][0];
+        }
+        schema = &mut schema["properties"][part];
+    }
+    schema
+}
+
+fn restrict_tables(schema: &mut Value, names: &Names) {
+    if let (Names::Only(names), Value::Object(schema)) = (names, schema) {
+        let properties: Map<String, Value> = names.iter().cloned().collect();
+        schema.insert("properties".to_owned(), properties.into());
+        schema.insert("additionalProperties".to_owned(), false.into());
+    }
+}
+
+fn restrict_items(schema: &mut Value, names: &Names) {
+    if let Names::Only(names) = names {
+        let names: Vec<&str> = names.iter().map(|(name, _)| name.as_str()).collect();
+        schema["items"]["enum"] = names.into();
+    }
+}
+
+/// Placeholders of each task, as sentences.
+fn placeholders(tasks: &Registry) -> String {
+    let mut text = String::new();
+    for task in tasks.iter() {
+        let found = task.placeholders();
+        let parts = [("must", found.required), ("may", found.optional)];
+        let parts: Vec<String> = parts
+            .iter()
+            .filter(|(_, names)| !names.is_empty())
+            .map(|(verb, names)| format!("{verb} hold {}", enumeration(names)))
+            .collect();
+        if !parts.is_empty() {
+            text = format!("{text} For {}: {}.", task.name(), parts.join("; "));
+        }
+    }
+    text
+}
+
+/// Names in braces as `{a}`, `{b}` and `{c}`.
+fn enumeration(names: &[&str]) -> String {
+    let quoted: Vec<String> = names.iter().map(|name| format!("`{{{name}}}`")).collect();
+    match quoted.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
+        _ => quoted.concat(),
+    }
 }
 
 /// Takes out what TOML cannot say: null, and the formats of Rust integers.

@@ -13,7 +13,7 @@ const MARK: &str = "<!-- Below: made from the schema. Do not edit. -->\n";
 const MAX_COUNT: f64 = 2_147_483_647.0;
 
 /// Sections in the order of a recipe.
-const SECTIONS: [&str; 15] = [
+const SECTIONS: [&str; 18] = [
     "",
     "task.mcd",
     "protocol",
@@ -22,10 +22,13 @@ const SECTIONS: [&str; 15] = [
     "model",
     "model.init",
     "engine",
+    "precision",
     "synth",
+    "synth.teacher",
     "sft",
     "sft.optimizer",
     "grpo",
+    "grpo.loss",
     "grpo.optimizer",
     "grpo.reward",
     "eval",
@@ -53,6 +56,7 @@ fn kind(schema: &Value) -> String {
             let (name, limits) = items.split_once(',').unwrap_or((&items, ""));
             let comma = if limits.is_empty() { "" } else { "," };
             let count = schema["minItems"].as_u64();
+            let count = count.filter(|_| schema["maxItems"] == schema["minItems"]);
             let count = count.map_or_else(String::new, |count| format!("{count} "));
             return format!("{count}{name}s{comma}{limits}");
         }
@@ -85,9 +89,6 @@ fn reference(schema: &Value) -> String {
     let mut text = format!("\nCounts without an upper limit here go up to {MAX_COUNT}.\n");
     for path in SECTIONS {
         let section = section(schema, path);
-        let properties = section["properties"]
-            .as_object()
-            .expect("a section of the schema");
         let title = if path.is_empty() {
             "Top level".to_owned()
         } else {
@@ -95,11 +96,15 @@ fn reference(schema: &Value) -> String {
         };
         let _ = writeln!(text, "\n## {title}\n");
         if let (false, Some(description)) = (path.is_empty(), section["description"].as_str()) {
-            let _ = writeln!(text, "{description}\n");
+            let _ = writeln!(text, "{description}");
         }
+        let Some(properties) = section["properties"].as_object() else {
+            continue;
+        };
+        let blank = if path.is_empty() { "" } else { "\n" };
         let _ = writeln!(
             text,
-            "| Key | Type | Default | Meaning |\n|---|---|---|---|"
+            "{blank}| Key | Type | Default | Meaning |\n|---|---|---|---|"
         );
         let required: Vec<_> = section["required"]
             .as_array()
@@ -107,6 +112,7 @@ fn reference(schema: &Value) -> String {
             .flatten()
             .collect();
         for (key, property) in properties {
+            // Sections have tables of their own.
             if property["type"] == "object" {
                 continue;
             }
@@ -132,7 +138,10 @@ fn reference(schema: &Value) -> String {
 
 #[test]
 fn the_key_reference_is_the_schema() {
-    let schema: Value = serde_json::from_str(&asyncthink_recipe::schema()).expect("JSON");
+    let schema: Value = serde_json::from_str(&asyncthink_recipe::schema(
+        &asyncthink_recipe::Catalogue::builtin(),
+    ))
+    .expect("JSON");
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/recipes.md");
     let text = std::fs::read_to_string(&file).expect("docs/recipes.md");
     let (guide, found) = text.split_once(MARK).expect("the line that ends the guide");

@@ -1,8 +1,10 @@
 //! The one error type of this crate.
 
+use std::path::PathBuf;
+
 use crate::grade::Reason;
 
-/// Why a problem could not be made or read.
+/// Why a problem could not be made or read, or a task not be configured.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -20,7 +22,7 @@ pub enum Error {
     /// A field of a generator's settings has a value that cannot work.
     #[error("cannot generate problems: `{field}` {reason}: {value}")]
     InvalidGenerator {
-        /// Name of the field of [`crate::mcd::GeneratorConfig`].
+        /// Name of the setting.
         field: &'static str,
         /// What is wrong with it.
         reason: String,
@@ -81,4 +83,65 @@ pub enum Error {
         /// The grader's reason.
         reason: Reason,
     },
+
+    /// A file could not be opened; the message names it.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+
+    /// A file of problems is wrong.
+    #[error("cannot read problems from `{path}`: {source}")]
+    ProblemFile {
+        /// The file.
+        path: PathBuf,
+        /// Form of a line.
+        line_form: &'static str,
+        /// The cause, with its line.
+        source: Box<Error>,
+    },
+
+    /// A file of problems holds none.
+    #[error("`{path}` holds no problems")]
+    NoProblems {
+        /// The file.
+        path: PathBuf,
+        /// Form of a line.
+        line_form: &'static str,
+    },
+
+    /// The section of a task has another form than its schema says.
+    #[error("cannot use `[task.{task}]`: {reason}")]
+    Config {
+        /// The task.
+        task: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// A section that a task cannot take.
+    pub fn config(task: &'static str, reason: &dyn std::fmt::Display) -> Self {
+        Self::Config {
+            task,
+            reason: reason.to_string(),
+        }
+    }
+
+    /// Whether the user's input is at fault, rather than the machine.
+    pub fn is_input(&self) -> bool {
+        match self {
+            Self::Io(error) => error.kind() == std::io::ErrorKind::NotFound,
+            _ => true,
+        }
+    }
+
+    /// What to do about it, where the message does not say.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::ProblemFile { line_form, .. } | Self::NoProblems { line_form, .. } => {
+                Some(format!("each line is {line_form}"))
+            }
+            _ => None,
+        }
+    }
 }

@@ -90,7 +90,8 @@ pub struct Grade {
 }
 
 impl Grade {
-    pub(crate) fn new(num_correct: usize, required: usize, items: Vec<Item>) -> Self {
+    /// Computes the reward of `num_correct` items.
+    pub fn new(num_correct: usize, required: usize, items: Vec<Item>) -> Self {
         let reward = if required == 0 {
             0.0
         } else {

@@ -1,18 +1,28 @@
-//! Where questions come from and how answers are graded.
+//! Tasks: where problems come from and how answers are graded.
 //!
-//! Everything here is a pure function of text and numbers: no files are opened, no tensors exist, and no text
-//! of a model is ever evaluated as code. A task is a module ([`mcd`] so far) with a problem type, a grader, and
-//! whatever it needs to make problems; [`Problem`] is the sum of all tasks, so that rollout and evaluation never
-//! name one.
+//! A task is a folder with one implementation of [`Task`] and one of [`TaskProblem`], and a line in
+//! [`Registry::builtin`]; [`mcd`] is the first. It brings the schema of its recipe section, the placeholders of its query
+//! template, its problems, its grader, and the keys by which problems are split and answers are compared. Everybody else
+//! holds a [`Problem`] or a [`TaskConfig`] and names no task.
 //!
-//! Graders meet text written by a policy that is rewarded for fooling them. Each one therefore states its bounds
-//! (bytes, depth, items) and answers every input with a [`Grade`]: there is no failure besides a wrong answer.
+//! Graders are pure functions of text; no text of a model is ever evaluated as code. They meet text written by a policy
+//! that is rewarded for fooling them. Each one therefore states its bounds (bytes, depth, items) and answers every input with
+//! a [`Grade`]: there is no failure besides a wrong answer.
 
+mod config;
 mod error;
 mod grade;
 pub mod mcd;
 mod problem;
+mod registry;
+mod task;
 
+pub use config::{ConfigFault, ConfigView, FaultKind, schema_of};
 pub use error::Error;
 pub use grade::{Grade, Item, Reason};
-pub use problem::Problem;
+pub use problem::{Problem, TaskProblem};
+pub use registry::Registry;
+pub use task::{
+    ConfiguredTask, InputFile, Placeholders, ProblemCount, ProblemCounts, ProblemSet, Split, Task,
+    TaskConfig,
+};

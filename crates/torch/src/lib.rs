@@ -40,6 +40,5 @@ pub use memory::{
 };
 pub use optim::{AdamwSettings, AdamwState, clip_grad_norm_, fused_adamw_, global_norm, scale_};
 pub use threads::{
-    Parallelism, manual_seed, num_threads, num_workers, set_num_threads, set_operation_threads,
-    set_parallelism, thread_budget,
+    manual_seed, num_threads, set_num_threads, set_operation_threads, thread_budget,
 };

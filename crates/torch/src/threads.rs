@@ -1,6 +1,6 @@
 //! The number of threads and the seed of libtorch's own generator.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
 
@@ -30,41 +30,12 @@ pub fn set_num_threads(count: usize) -> Result<()> {
         }
     }
     ARE_THREADS_SET.store(true, Ordering::SeqCst);
-    NUM_WORKERS.store(1, Ordering::SeqCst);
     tch::set_num_threads(i32::try_from(count).unwrap_or(i32::MAX));
     Ok(())
 }
 
 /// Whether [`set_num_threads`] was called.
 static ARE_THREADS_SET: AtomicBool = AtomicBool::new(false);
-
-/// How the threads that [`set_num_threads`] allowed are put to work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Parallelism {
-    /// All threads share every operation: for large models, whose products are large.
-    WithinOperations,
-    /// Every thread works on a part of the batch of its own, one operation at a time: for small models, in whose
-    /// operations threads would mostly wait for each other.
-    AcrossBatch,
-}
-
-/// Parts that a batch is cut into; 1 while operations share the threads.
-static NUM_WORKERS: AtomicUsize = AtomicUsize::new(1);
-
-/// Chooses how threads are put to work from now on. The thread count is that of [`set_num_threads`]; before that call,
-/// nothing changes.
-pub fn set_parallelism(parallelism: Parallelism) {
-    if !ARE_THREADS_SET.load(Ordering::SeqCst) {
-        return;
-    }
-    let count = rayon::current_num_threads();
-    let (num_workers, within) = match parallelism {
-        Parallelism::WithinOperations => (1, count),
-        Parallelism::AcrossBatch => (count, 1),
-    };
-    NUM_WORKERS.store(num_workers, Ordering::SeqCst);
-    tch::set_num_threads(i32::try_from(within).unwrap_or(i32::MAX));
-}
 
 /// The threads that [`set_num_threads`] allowed this process; `None` before that call.
 pub fn thread_budget() -> Option<usize> {
@@ -76,11 +47,6 @@ pub fn thread_budget() -> Option<usize> {
 /// Sets the number of threads that each of libtorch's operations uses.
 pub fn set_operation_threads(count: usize) {
     tch::set_num_threads(i32::try_from(count).unwrap_or(i32::MAX));
-}
-
-/// Parts that a batch should be cut into, each for a thread of its own.
-pub fn num_workers() -> usize {
-    NUM_WORKERS.load(Ordering::SeqCst)
 }
 
 /// The number of threads that libtorch's operations use.
@@ -102,15 +68,16 @@ mod tests {
         set_num_threads(2).unwrap();
         assert_eq!((num_threads(), rayon::current_num_threads()), (2, 2));
         set_num_threads(2).unwrap();
-        set_parallelism(Parallelism::AcrossBatch);
-        assert_eq!((num_workers(), num_threads()), (2, 1));
+        assert_eq!(thread_budget(), Some(2));
+        set_operation_threads(1);
+        assert_eq!((thread_budget(), num_threads()), (Some(2), 1));
         assert_eq!(
             std::thread::spawn(num_threads).join().unwrap(),
             1,
             "new threads take the count over"
         );
-        set_parallelism(Parallelism::WithinOperations);
-        assert_eq!((num_workers(), num_threads()), (1, 2));
+        set_operation_threads(2);
+        assert_eq!(num_threads(), 2);
         let error = set_num_threads(3).unwrap_err();
         assert_eq!(
             error.to_string(),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use asyncthink_checkpoint::RunLayout;
 use asyncthink_data::parquet::read_problems;
-use asyncthink_tasks::Problem;
+use asyncthink_tasks::{Problem, TaskConfig};
 
 use crate::error::{Error, Result};
 
@@ -12,16 +12,16 @@ use crate::error::{Error, Result};
 ///
 /// # Errors
 /// When the file is missing, damaged or empty.
-pub fn train_problems(layout: &RunLayout) -> Result<Vec<Problem>> {
-    read(layout, &layout.synth().train_problems())
+pub fn train_problems(layout: &RunLayout, task: &TaskConfig) -> Result<Vec<Problem>> {
+    read(layout, task, &layout.synth().train_problems())
 }
 
 /// Held-out problems; no training problem has one of their targets.
 ///
 /// # Errors
 /// When the file is missing, damaged or empty.
-pub fn test_problems(layout: &RunLayout) -> Result<Vec<Problem>> {
-    read(layout, &layout.synth().test_problems())
+pub fn test_problems(layout: &RunLayout, task: &TaskConfig) -> Result<Vec<Problem>> {
+    read(layout, task, &layout.synth().test_problems())
 }
 
 /// Fails while the files of `synth` may be of two runs: it writes its manifest last, and removes it first.
@@ -34,14 +34,14 @@ pub(crate) fn check_synth_is_complete(layout: &RunLayout) -> Result<()> {
     }
 }
 
-fn read(layout: &RunLayout, path: &Path) -> Result<Vec<Problem>> {
+fn read(layout: &RunLayout, task: &TaskConfig, path: &Path) -> Result<Vec<Problem>> {
     if !path.exists() {
         return Err(Error::NoRows {
             path: path.to_owned(),
         });
     }
     check_synth_is_complete(layout)?;
-    let problems = read_problems(path)?;
+    let problems = read_problems(path, task.task())?;
     if problems.is_empty() {
         return Err(Error::NoRows {
             path: path.to_owned(),

@@ -11,10 +11,12 @@ use asyncthink_checkpoint::{Readme, Retention, RunLayout, fingerprint};
 use asyncthink_distributed::{AdamWSettings, DeviceSettings};
 use asyncthink_model::Precision;
 use asyncthink_recipe::{
-    DistributedSection, GrpoSection, LoraSection, ModelSection, OptimizerSection, Recipe, Registry,
-    SaveInBackground, SftSection, Stage,
+    DistributedSection, GrpoSection, LoraSection, ModelSection, NumberFormat, OptimizerSection,
+    PrecisionSection, Recipe, Registry, SaveInBackground, SftSection, Stage,
 };
 use asyncthink_rollout::ModelCard;
+use asyncthink_tasks::TaskConfig;
+use tch::Kind;
 
 use crate::error::{Error, Result};
 use crate::metrics::{OpenSink, sinks};
@@ -62,6 +64,8 @@ pub struct RunSettings {
     pub num_steps: u64,
     /// Seed of data order, initial weights and sampling.
     pub seed: u64,
+    /// The task that problems belong to.
+    pub task: TaskConfig,
     /// Folder of the run.
     pub layout: RunLayout,
     /// Device and threads.
@@ -106,9 +110,10 @@ impl RunSettings {
             stage,
             num_steps,
             seed: recipe.seed,
+            task: recipe.task.clone(),
             layout: RunLayout::new(&recipe.run_dir),
             device: DeviceSettings::of(recipe),
-            precision: Precision::default(),
+            precision: precision(recipe.precision)?,
             distributed: recipe.distributed.clone(),
             model: recipe.model.clone(),
             lora: recipe.lora.clone(),
@@ -121,7 +126,7 @@ impl RunSettings {
             },
             log_every_steps: section.log_every_steps as u64,
             allow_changed: recipe.allow_changed.clone(),
-            sinks: open_sinks(&[], registries)?,
+            sinks: open_sinks(&recipe.metrics, registries)?,
             card: ModelCard::new(&recipe.prompts, &recipe.protocol),
             readme: Readme::of(recipe, stage, num_steps),
             resolved_recipe: recipe.to_toml(),
@@ -138,6 +143,14 @@ impl RunSettings {
             weight_decay: self.optimizer.weight_decay,
         }
     }
+}
+
+fn precision(section: PrecisionSection) -> Result<Precision> {
+    let kind = |format| match format {
+        NumberFormat::F32 => Kind::Float,
+    };
+    let (compute, master, reduce) = (section.compute, section.master, section.reduce);
+    Ok(Precision::new(kind(compute), kind(master), kind(reduce))?)
 }
 
 /// Keys that the sections of both stages have.
@@ -261,9 +274,9 @@ impl GrpoSettings {
         let setting = |key| move |reason| Error::Setting { key, reason };
         let spec = registries
             .losses
-            .get("clip")
+            .get(&section.loss.name)
             .map_err(setting("grpo.loss"))?;
-        let loss = (spec.build)(section, &serde_json::Value::Null).map_err(setting("grpo.loss"))?;
+        let loss = (spec.build)(section).map_err(setting("grpo.loss"))?;
         let advantage = registries
             .advantages
             .get(section.advantage.name())

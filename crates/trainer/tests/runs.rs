@@ -432,7 +432,7 @@ fn a_stage_in_use_and_files_of_two_models_are_refused() {
     // Without its manifest, what `synth` wrote may be of two runs.
     fs::remove_file(layout.synth().manifest()).unwrap();
     assert!(matches!(
-        train_problems(&RunLayout::new(&recipe.run_dir)),
+        train_problems(&RunLayout::new(&recipe.run_dir), &recipe.task),
         Err(Error::NoRows { .. })
     ));
     let error = run(&recipe, Stage::Sft, Resume::Auto, &mut Watcher::default()).unwrap_err();
@@ -487,7 +487,7 @@ fn trainer_and_sampler_agree_and_gradients_do_not_depend_on_packing() {
     );
     let model = finish(&recipe, Stage::Sft);
     let mut model = PretrainedModel::load(&model, Device::Cpu, Precision::F32).unwrap();
-    let problems = train_problems(&RunLayout::new(&recipe.run_dir)).unwrap();
+    let problems = train_problems(&RunLayout::new(&recipe.run_dir), &recipe.task).unwrap();
     let sampler = EpisodeSampler::new(&ModelCard::new(&recipe.prompts, &recipe.protocol), 0.8)
         .unwrap()
         .with_parallelism(Parallelism::for_decoder(&model.decoder));

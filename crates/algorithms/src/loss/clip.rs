@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use asyncthink_recipe::GrpoSection;
-use serde_json::Value;
+use asyncthink_recipe::{Catalogue, GrpoSection};
 use tch::{Kind, TchError, Tensor};
 
 use super::{
@@ -12,8 +11,10 @@ use super::{
 
 /// `clip` as the recipe names it. Its settings are keys of `[grpo]`; its own table is empty.
 pub(super) const SPEC: PolicyLossSpec = PolicyLossSpec {
-    schema: || serde_json::json!({"type": "object", "additionalProperties": false, "properties": {}}),
-    build: |section: &GrpoSection, _: &Value| Ok(Arc::new(ClippedPolicyLoss::of(section))),
+    schema: || {
+        Catalogue::no_options("Clipped probability ratio. Its options are the keys of `[grpo]`.")
+    },
+    build: |section| Ok(Arc::new(ClippedPolicyLoss::of(section))),
 };
 
 /// Limits of the probability ratio.

@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::{TokenLoss, clip};
 
-/// Makes a loss from `[grpo]` and the loss's own table; the error says which key is wrong, and why.
-pub type BuildLoss = fn(&GrpoSection, &Value) -> Result<Arc<dyn TokenLoss>, String>;
+/// Makes a loss from `[grpo]`, whose `loss` holds its own options; the error says which key is wrong, and why.
+pub type BuildLoss = fn(&GrpoSection) -> Result<Arc<dyn TokenLoss>, String>;
 
 /// A policy loss as the recipe names it.
 #[derive(Clone, Copy, Debug)]

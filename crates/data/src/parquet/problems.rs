@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use asyncthink_tasks::Problem;
+use asyncthink_tasks::{Problem, Task};
 
 use super::table::{self, Columns};
 use crate::{Error, Result};
@@ -14,7 +14,7 @@ const KIND: &str = "problems";
 pub fn write_problems(path: &Path, problems: &[Problem]) -> Result<()> {
     let json = problems
         .iter()
-        .map(to_json)
+        .map(Problem::to_json)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| Error::WriteParquet {
             path: path.to_path_buf(),
@@ -27,37 +27,27 @@ pub fn write_problems(path: &Path, problems: &[Problem]) -> Result<()> {
         .write(path, KIND)
 }
 
-/// Reads problems, in order.
+/// Reads problems of a task, in order.
 ///
 /// # Errors
-/// The file cannot be read, is damaged, holds other rows, or a problem is of an unknown task or form.
-pub fn read_problems(path: &Path) -> Result<Vec<Problem>> {
+/// The file cannot be read, is damaged, holds other rows, or a problem is of another task or form.
+pub fn read_problems(path: &Path, task: &dyn Task) -> Result<Vec<Problem>> {
     table::read(path, KIND, |batch| {
         let (tasks, problems) = (batch.strings("task")?, batch.strings("problem")?);
         tasks
             .iter()
             .zip(&problems)
             .enumerate()
-            .map(|(row, (task, json))| {
-                from_json(task, json).map_err(|message| batch.row_error(row, message))
+            .map(|(row, (name, json))| {
+                from_json(task, name, json).map_err(|message| batch.row_error(row, message))
             })
             .collect()
     })
 }
 
-fn to_json(problem: &Problem) -> serde_json::Result<String> {
-    match problem {
-        Problem::Mcd(problem) => serde_json::to_string(problem),
-        // A task that this crate does not know keeps its own form.
-        other => serde_json::to_string(other),
+fn from_json(task: &dyn Task, name: &str, json: &str) -> Result<Problem, String> {
+    if name != task.name() {
+        return Err(format!("task `{name}`, expected `{}`", task.name()));
     }
-}
-
-fn from_json(task: &str, json: &str) -> Result<Problem, String> {
-    match task {
-        "mcd" => serde_json::from_str(json)
-            .map(Problem::Mcd)
-            .map_err(|error| error.to_string()),
-        _ => Err(format!("unknown task `{task}`")),
-    }
+    task.read_problem(json).map_err(|error| error.to_string())
 }

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use super::key::OperatorCounts;
+use super::operator::{Operator, OperatorCounts};
 use super::rational::{ArithmeticError, Rational};
 use crate::grade::Reason;
 
@@ -15,57 +15,6 @@ pub(crate) const MAX_EXPRESSION_BYTES: usize = 512;
 
 /// Deepest nesting of parentheses that is parsed; it bounds the recursion.
 const MAX_DEPTH: usize = 32;
-
-/// One of the four operators.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Operator {
-    /// `+`
-    Add,
-    /// `-`
-    Subtract,
-    /// `*`
-    Multiply,
-    /// `/`
-    Divide,
-}
-
-impl Operator {
-    /// All operators.
-    pub const ALL: [Self; 4] = [Self::Add, Self::Subtract, Self::Multiply, Self::Divide];
-
-    /// The character that stands for it.
-    pub fn symbol(self) -> char {
-        match self {
-            Self::Add => '+',
-            Self::Subtract => '-',
-            Self::Multiply => '*',
-            Self::Divide => '/',
-        }
-    }
-
-    fn from_byte(byte: u8) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|operator| operator.symbol() == char::from(byte))
-    }
-
-    fn binds_tightly(self) -> bool {
-        matches!(self, Self::Multiply | Self::Divide)
-    }
-
-    /// `left self right`.
-    ///
-    /// # Errors
-    /// As [`Rational`]'s operations.
-    pub fn apply(self, left: Rational, right: Rational) -> Result<Rational, ArithmeticError> {
-        match self {
-            Self::Add => left.checked_add(right),
-            Self::Subtract => left.checked_sub(right),
-            Self::Multiply => left.checked_mul(right),
-            Self::Divide => left.checked_div(right),
-        }
-    }
-}
 
 /// An arithmetic expression.
 ///

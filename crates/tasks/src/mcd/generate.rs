@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::grade::grade;
 use super::problem::{Problem, Rules};
 use super::solve::{SolveOptions, Subsets, solve_with};
-use crate::Error;
+use crate::error::Error;
 
 /// What problems to make.
 #[derive(Debug, Clone, PartialEq)]

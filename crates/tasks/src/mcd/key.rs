@@ -1,28 +1,7 @@
 //! When two solutions count as different.
 
-use super::expr::{Expr, Operator};
-
-/// How often each operator is used, in the order of [`Operator::ALL`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct OperatorCounts([u8; 4]);
-
-impl OperatorCounts {
-    /// How often `operator` is used.
-    pub fn count(self, operator: Operator) -> usize {
-        usize::from(self.0[operator as usize])
-    }
-
-    /// The counts of `left operator right`; counts stop at 255, far above any expression's length limit.
-    pub(crate) fn combine(left: Self, operator: Operator, right: Self) -> Self {
-        let mut counts = left;
-        for (count, more) in counts.0.iter_mut().zip(right.0) {
-            *count = count.saturating_add(more);
-        }
-        let own = &mut counts.0[operator as usize];
-        *own = own.saturating_add(1);
-        counts
-    }
-}
+use super::expr::Expr;
+use super::operator::OperatorCounts;
 
 /// The identity of a solution: the multiset of its numbers and how often it uses each operator.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,6 +35,7 @@ impl DifferenceKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mcd::Operator;
 
     fn key(text: &str) -> DifferenceKey {
         DifferenceKey::of(&Expr::parse(text).unwrap())

@@ -10,22 +10,26 @@
 //! is not part of the language; a division by zero makes an item wrong and nothing worse; only the first
 //! `required` items of an answer are scored ([`grade`]).
 
+mod config;
 mod expr;
 mod generate;
 mod grade;
 mod key;
+mod operator;
 mod problem;
 mod rational;
 mod rows;
 mod solve;
 mod subset;
+mod task;
 
-pub use crate::grade::{Grade, Item, Reason};
-pub use expr::{Expr, Operator};
+pub use expr::Expr;
 pub use generate::{GeneratorConfig, ProblemSet, generate};
 pub use grade::{check_solution, grade};
-pub use key::{DifferenceKey, OperatorCounts};
+pub use key::DifferenceKey;
+pub use operator::{Operator, OperatorCounts};
 pub use problem::{DEFAULT_REQUIRED, Problem, Rules};
 pub use rational::{ArithmeticError, Rational};
 pub use rows::{Row, load_rows};
 pub use solve::{Solution, Solutions, SolveOptions, SubsetOrder, solve, solve_with};
+pub use task::McdTask;

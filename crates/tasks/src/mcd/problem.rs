@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::error::Error;
 
 /// Solutions asked for where a problem does not say: the paper's four.
 pub const DEFAULT_REQUIRED: usize = 4;
@@ -91,22 +91,6 @@ impl Problem {
             required,
             rules,
         })
-    }
-
-    /// Values for the placeholders of the query template; see [`crate::Problem::fields`].
-    pub fn fields(&self) -> Vec<(&'static str, String)> {
-        let numbers: Vec<String> = self
-            .available_numbers
-            .iter()
-            .map(ToString::to_string)
-            .collect();
-        vec![
-            ("numbers", numbers.join(" ")),
-            ("target", self.target.to_string()),
-            ("required", self.required.to_string()),
-            ("min_numbers", self.rules.min_numbers.to_string()),
-            ("max_numbers", self.rules.max_numbers.to_string()),
-        ]
     }
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::grade::check_solution;
 use super::key::DifferenceKey;
 use super::problem::{Problem, Rules};
-use crate::Error;
+use crate::error::Error;
 use crate::grade::Reason;
 
 /// A row of the public data set `CZWin32768/multi-solution-countdown`.

@@ -6,8 +6,8 @@
 use std::cell::{Cell, OnceCell};
 use std::collections::BTreeMap;
 
-use super::expr::{Expr, Operator};
-use super::key::OperatorCounts;
+use super::expr::Expr;
+use super::operator::{Operator, OperatorCounts};
 use super::rational::Rational;
 
 /// Sets of at most this many numbers are tabulated in a search of `num_numbers`; larger ones are searched.

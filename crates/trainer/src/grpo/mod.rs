@@ -40,7 +40,7 @@ pub fn run_grpo(
     stop: &StopFlag,
 ) -> Result<RunOutcome> {
     let (run_settings, section) = (&settings.run, &settings.section);
-    let problems = train_problems(&run_settings.layout)?;
+    let problems = train_problems(&run_settings.layout, &run_settings.task)?;
     let initial = initial_model(&settings.initial_model);
     let may_resume = match options.resume {
         Resume::Auto => run_settings.layout.latest_model(Stage::Grpo).exists(),

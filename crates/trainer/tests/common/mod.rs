@@ -52,7 +52,8 @@ pub fn recipe(dir: &Path, sets: &[&str]) -> Recipe {
     let run_dir_set = format!("run_dir={run_dir:?}");
     let sets = tiny::sets(&[&tiny::TRAINING, &SETS, &[&run_dir_set], sets]);
     let recipe = Recipe::parse(tiny::TINY, Path::new("tiny.toml"), &sets).unwrap();
-    asyncthink_synth::run(&recipe, &run_dir, &mut |_| {}).unwrap();
+    let coldstart = asyncthink_coldstart::ColdstartSettings::from_recipe(&recipe).unwrap();
+    asyncthink_coldstart::run(&coldstart, &run_dir, &mut |_| {}).unwrap();
     recipe
 }
 

@@ -1,0 +1,55 @@
+//! Rules for the device, the protocol, sampling and ranks.
+
+use super::document::Rules;
+use crate::device::DeviceSpec;
+use crate::error::ErrorKind;
+
+pub(super) fn protocol(rules: &mut Rules<'_>) {
+    if let (Some(total), Some(fragment)) = (
+        rules.number("protocol.organizer_total_tokens"),
+        rules.number("protocol.organizer_max_tokens"),
+    ) && total < fragment
+    {
+        rules.conflict(
+            "protocol.organizer_total_tokens",
+            &format!("is below `organizer_max_tokens` = {fragment}, which it would cut"),
+            "raise it, or leave it out",
+        );
+    }
+}
+
+pub(super) fn distributed(rules: &mut Rules<'_>) {
+    if rules.text("distributed.shard") == Some("full") && rules.has("model.lora") {
+        rules.conflict(
+            "distributed.shard",
+            "adapters are small, and the model that they stand on is not shared out",
+            "use `shard = \"optimizer\"` with `[model.lora]`",
+        );
+    }
+}
+
+pub(super) fn engine(rules: &mut Rules<'_>) {
+    if let (Some(max_agents), Some(capacity)) = (
+        rules.number("engine.max_agents"),
+        rules.number("protocol.capacity"),
+    ) && max_agents < capacity
+    {
+        rules.conflict(
+            "engine.max_agents",
+            &format!("an episode needs places for `protocol.capacity` = {capacity} agents"),
+            "raise it, or leave it out",
+        );
+    }
+}
+
+pub(super) fn device(rules: &mut Rules<'_>) {
+    let Some(Err(reason)) = rules.text("device").map(str::parse::<DeviceSpec>) else {
+        return;
+    };
+    rules.push(
+        ErrorKind::OutOfRange,
+        "device",
+        &reason,
+        "set `device = \"auto\"`, the default",
+    );
+}

@@ -1,0 +1,167 @@
+//! `[grpo]`.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::named_table::NamedTable;
+use super::optimizer::OptimizerSection;
+use super::reward::RewardSection;
+use crate::defaults::{MAX_COUNT, count, one, zero};
+use crate::saving::GrpoMetric;
+
+/// `[grpo]`: stage 2, organizer-worker policy optimisation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GrpoSection {
+    /// Steps, each one rollout and its updates.
+    #[schemars(range(min = 1, max = MAX_COUNT))]
+    pub num_steps: usize,
+    /// Problems per step.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub prompts_per_step: usize,
+    /// Episodes per problem, whose rewards are compared. Default 8.
+    #[serde(default = "count::<8>")]
+    #[schemars(
+        range(min = 2, max = 1_000_000),
+        extend("x-reason" = "a group of one makes every advantage zero")
+    )]
+    pub group_size: usize,
+    /// Sampling temperature of the rollout. Default 1: the policy that is
+    /// trained is the one that samples.
+    #[serde(default = "one")]
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
+    pub temperature: f64,
+    /// Optimizer updates per rollout. Default 1, fully on-policy.
+    #[serde(default = "count::<1>")]
+    #[schemars(range(min = 1, max = 64))]
+    pub num_updates_per_rollout: usize,
+    /// The probability ratio is clipped below at 1 minus this. Default 0.2.
+    #[serde(default = "crate::defaults::clip_eps")]
+    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
+    pub clip_eps_low: f64,
+    /// The probability ratio is clipped above at 1 plus this. Default 0.2;
+    /// larger values than `clip_eps_low` leave rare tokens room to grow.
+    #[serde(default = "crate::defaults::clip_eps")]
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
+    pub clip_eps_high: f64,
+    /// Weight of the KL term against the model that the stage started from.
+    /// Default 0, which also saves the reference model's memory.
+    #[serde(default = "zero")]
+    #[schemars(range(min = 0.0))]
+    pub kl_beta: f64,
+    /// How rewards become advantages. The paper does not say. Default
+    /// `mean_centred`: dividing by the group's standard deviation lets the
+    /// small concurrency reward outweigh accuracy where accuracy is equal.
+    #[serde(default)]
+    pub advantage: Advantage,
+    /// Added to the standard deviation in `mean_std`. Default 1e-4.
+    #[serde(default = "crate::defaults::advantage_eps")]
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
+    pub advantage_eps: f64,
+    /// What the loss is divided by. Default `token_mean`.
+    #[serde(default)]
+    pub loss_aggregation: LossAggregation,
+    /// Tokens per episode that `constant_length` divides by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
+    pub constant_length_tokens: Option<usize>,
+    /// Most tokens in memory at a time. The gradient does not depend on it.
+    /// Default 16384.
+    #[serde(default = "count::<16384>")]
+    #[schemars(range(min = 16, max = MAX_COUNT))]
+    pub micro_batch_tokens: usize,
+    /// Whether only the inputs of layers are kept for the backward pass, in
+    /// which each layer is computed again: a third more work for a fraction
+    /// of the memory. `distributed.shard = "full"` always does. Default
+    /// false.
+    #[serde(default)]
+    pub activation_checkpointing: bool,
+    /// Steps between checkpoints; the last step always writes one.
+    /// Default 20.
+    #[serde(default = "count::<20>")]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
+    pub save_every_steps: usize,
+    /// Newest checkpoints to keep. Default 2, so that one is always complete.
+    #[serde(default = "count::<2>")]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
+    pub keep_checkpoints: usize,
+    /// Best checkpoints to keep besides the newest; the link `best` names the
+    /// best of them. Default 0.
+    #[serde(default)]
+    #[schemars(range(max = MAX_COUNT))]
+    pub keep_best_checkpoints: usize,
+    /// What the best are found by: a figure of the step that is saved. Of
+    /// equals the later one is the better. Default `reward`, what is trained
+    /// for. A step has few episodes, so its figures are partly chance.
+    #[serde(default)]
+    pub best_metric: GrpoMetric,
+    /// Steps between lines of `metrics.jsonl`. Default 1.
+    #[serde(default = "count::<1>")]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
+    pub log_every_steps: usize,
+    /// Steps between episode files `episodes/step_N.parquet`; absent means
+    /// none are written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
+    pub dump_episodes_every_steps: Option<usize>,
+    /// The run fails where the sampler's and the trainer's log-probabilities
+    /// of a token differ by more than this, in nats; absent means that the
+    /// difference is only measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
+    pub max_logprob_mismatch: Option<f64>,
+    /// Policy loss: `[grpo.loss.<name>]` with its options. Absent means
+    /// `clip`, whose options are the keys of `[grpo]`.
+    #[serde(default = "clip", skip_serializing_if = "is_clip")]
+    pub loss: NamedTable,
+    /// AdamW and its schedule.
+    pub optimizer: OptimizerSection,
+    /// What an episode earns.
+    #[serde(default)]
+    pub reward: RewardSection,
+}
+
+/// Name of the policy loss where the recipe gives none.
+const DEFAULT_LOSS: &str = "clip";
+
+fn clip() -> NamedTable {
+    NamedTable::new(DEFAULT_LOSS)
+}
+
+fn is_clip(loss: &NamedTable) -> bool {
+    *loss == clip()
+}
+
+/// How rewards become advantages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Advantage {
+    /// Reward minus the group's mean.
+    #[default]
+    MeanCentred,
+    /// Reward minus the group's mean, divided by its standard deviation.
+    MeanStd,
+}
+
+impl Advantage {
+    /// Name in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MeanCentred => "mean_centred",
+            Self::MeanStd => "mean_std",
+        }
+    }
+}
+
+/// What the loss is divided by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LossAggregation {
+    /// All trained tokens of the step.
+    #[default]
+    TokenMean,
+    /// Each episode's own tokens, then the number of episodes.
+    EpisodeMean,
+    /// The number of episodes times `constant_length_tokens`.
+    ConstantLength,
+}

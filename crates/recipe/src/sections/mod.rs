@@ -1,0 +1,34 @@
+//! The sections of a recipe.
+//!
+//! The structs here are what serde reads. Their doc comments are the descriptions in the JSON Schema and in
+//! `docs/recipes.md`, and their `range` attributes are the limits that the checker enforces: one place per key. The section of
+//! a task lives with the task.
+
+mod distributed;
+mod engine;
+mod eval;
+mod grpo;
+mod model;
+mod named_table;
+mod optimizer;
+mod precision;
+mod prompts;
+mod protocol;
+mod reward;
+mod sft;
+mod synth;
+
+pub use distributed::{DistributedSection, Shard};
+pub use engine::EngineSection;
+pub use eval::{EvalSection, RulesFrom};
+pub use grpo::{Advantage, GrpoSection, LossAggregation};
+pub(crate) use model::ModelTable;
+pub use model::{LoraModule, LoraSection, ModelInit, ModelSection, NumberTokens};
+pub use named_table::NamedTable;
+pub use optimizer::{OptimizerSection, Schedule};
+pub use precision::{NumberFormat, PrecisionSection};
+pub use prompts::{ChatSection, PromptsSection};
+pub use protocol::ProtocolSection;
+pub use reward::RewardSection;
+pub use sft::SftSection;
+pub use synth::SynthSection;

@@ -1,0 +1,56 @@
+//! `[grpo.reward]`.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::defaults::{yes, zero};
+
+/// `[grpo.reward]`: accuracy plus `lambda` times `min(eta/c, tau) / tau`, or
+/// `format_error` where the episode breaks the protocol.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RewardSection {
+    /// Weight of the concurrency reward. The paper gives no number. Default
+    /// 0.2: below one solution of four, so that speed never pays for a wrong
+    /// answer.
+    #[serde(default = "crate::defaults::lambda")]
+    #[schemars(range(min = 0.0))]
+    pub lambda: f64,
+    /// Concurrency ratio eta/c from which more earns nothing. The paper gives
+    /// no number. Must exceed 1/c, the ratio of an organizer that works
+    /// alone. Default 0.9.
+    #[serde(default = "crate::defaults::tau")]
+    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
+    pub tau: f64,
+    /// Reward of an episode with a format error. The paper gives no number.
+    /// Default 0: no better than a valid wrong answer, and not so low that
+    /// the model stops forking.
+    #[serde(default = "zero")]
+    pub format_error: f64,
+    /// Pay the concurrency reward only where accuracy is above 0. Default
+    /// true: otherwise fast wrong answers are what is learnt first.
+    #[serde(default = "yes")]
+    pub gate_concurrency: bool,
+    /// Count the tokens of workers that are never joined. Default true, the
+    /// paper's measure; false takes away the gain of idle Forks.
+    #[serde(default = "yes")]
+    pub count_unjoined: bool,
+    /// Weight of the concurrency reward at the last step; between, it moves
+    /// in a straight line from `lambda`. Absent means that it stays.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0))]
+    pub lambda_final: Option<f64>,
+}
+
+impl Default for RewardSection {
+    fn default() -> Self {
+        Self {
+            lambda: crate::defaults::lambda(),
+            tau: crate::defaults::tau(),
+            format_error: zero(),
+            gate_concurrency: yes(),
+            count_unjoined: yes(),
+            lambda_final: None,
+        }
+    }
+}

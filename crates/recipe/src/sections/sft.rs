@@ -1,0 +1,61 @@
+//! `[sft]`.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::optimizer::OptimizerSection;
+use crate::defaults::{MAX_COUNT, count};
+use crate::saving::SftMetric;
+
+/// `[sft]`: stage 1, cold-start format fine-tuning.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SftSection {
+    /// Optimizer steps.
+    #[schemars(range(min = 1, max = MAX_COUNT))]
+    pub num_steps: usize,
+    /// Tokens per optimizer step, prompts included. Small batches and many
+    /// steps teach the format sooner than the reverse.
+    #[schemars(range(min = 16, max = MAX_COUNT))]
+    pub batch_tokens: usize,
+    /// Most tokens in memory at a time. The gradient does not depend on it.
+    /// Default 16384.
+    #[serde(default = "count::<16384>")]
+    #[schemars(range(min = 16, max = MAX_COUNT))]
+    pub micro_batch_tokens: usize,
+    /// Whether only the inputs of layers are kept for the backward pass, in
+    /// which each layer is computed again: a third more work for a fraction
+    /// of the memory. `distributed.shard = "full"` always does. Default
+    /// false.
+    #[serde(default)]
+    pub activation_checkpointing: bool,
+    /// Steps between checkpoints; the last step always writes one.
+    /// Default 200.
+    #[serde(default = "count::<200>")]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
+    pub save_every_steps: usize,
+    /// Newest checkpoints to keep. Default 2, so that one is always complete.
+    #[serde(default = "count::<2>")]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
+    pub keep_checkpoints: usize,
+    /// Best checkpoints to keep besides the newest; the link `best` names the
+    /// best of them. Default 0.
+    #[serde(default)]
+    #[schemars(range(max = MAX_COUNT))]
+    pub keep_best_checkpoints: usize,
+    /// What the best are found by: a figure of the step that is saved, or
+    /// for `held_out_loss` as measured last. Of equals the later one is the
+    /// better. Default `held_out_loss`, which needs `eval_every_steps`.
+    #[serde(default)]
+    pub best_metric: SftMetric,
+    /// Steps between lines of `metrics.jsonl`. Default 1.
+    #[serde(default = "count::<1>")]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
+    pub log_every_steps: usize,
+    /// Steps between losses on held-out pairs; absent means never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
+    pub eval_every_steps: Option<usize>,
+    /// AdamW and its schedule.
+    pub optimizer: OptimizerSection,
+}
