@@ -1,67 +1,25 @@
 //! The gradient of one batch, micro-batch by micro-batch.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use asyncthink_algorithms::{Aggregation, BatchTotals, RowCount, Scope, TokenLoss};
+use asyncthink_algorithms::{BatchTotals, RowCount, Scope};
 use asyncthink_data::{TrainingRow, pack};
 use asyncthink_distributed::{AdamW, Ranks, ShardedDecoder, count_of};
-use asyncthink_model::{Decoder, Parallelism, run_workers};
+use asyncthink_model::{Decoder, run_workers};
 use tch::Tensor;
 
 use crate::error::Result;
-use crate::head::{self, HeadSettings, chunk_tokens};
+use crate::head;
 use crate::layers::{LayerSource, ReplicatedLayers};
 use crate::layerwise::{self, Keep};
 use crate::metrics::{BatchMetrics, Totals};
 use crate::micro_batch::MicroBatch;
 use crate::score::score_hidden;
+use crate::settings::BatchSettings;
 use crate::sharded_layers::ShardedLayers;
 use crate::token_loss::MicroBatchLoss;
 use crate::weights::Weights;
-
-/// How a batch is cut and weighed, and the loss that is minimised over it.
-#[derive(Clone, Debug)]
-pub struct BatchSettings {
-    /// The loss.
-    pub loss: Arc<dyn TokenLoss>,
-    /// How per-token losses become one number.
-    pub aggregation: Aggregation,
-    /// Whether rows were sampled from a policy, whose entropy, KL and mismatch with the sampler are then measured.
-    pub measures_policy: bool,
-    /// Temperature that the rows were sampled at; 1 for supervised rows.
-    pub temperature: f64,
-    /// Most tokens in memory at a time.
-    pub micro_batch_tokens: usize,
-    /// Whether layers are recomputed in the backward pass, so that only their inputs are kept.
-    pub activation_checkpointing: bool,
-    /// How the threads of this process share a batch.
-    pub parallelism: Parallelism,
-}
-
-impl BatchSettings {
-    fn keep(&self) -> Keep {
-        if self.activation_checkpointing {
-            Keep::Inputs
-        } else {
-            Keep::Graphs
-        }
-    }
-
-    /// Whether `row` has a gradient under the loss.
-    pub(crate) fn has_gradient(&self, row: &TrainingRow) -> bool {
-        row.num_trained() > 0 && self.loss.has_gradient(row.advantage())
-    }
-
-    pub(crate) fn head(&self, vocab_size: i64) -> HeadSettings {
-        HeadSettings {
-            temperature: self.temperature,
-            chunk_tokens: chunk_tokens(vocab_size),
-            entropy: self.measures_policy,
-        }
-    }
-}
 
 /// Computes the gradient of `rows` once; see [`PackedBatch`].
 ///

@@ -19,14 +19,16 @@ mod metrics;
 mod micro_batch;
 mod mismatch;
 mod score;
+mod settings;
 mod sharded_layers;
 mod token_loss;
 mod weights;
 
-pub use accumulate::{BatchSettings, PackedBatch, accumulate_gradient};
+pub use accumulate::{PackedBatch, accumulate_gradient};
 pub use error::{Error, Result};
 pub use metrics::BatchMetrics;
 pub use micro_batch::MicroBatch;
 pub use mismatch::{Mismatch, mismatch_of_skipped_rows};
 pub use score::{score_rows, score_sequences};
+pub use settings::BatchSettings;
 pub use weights::Weights;

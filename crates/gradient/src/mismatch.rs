@@ -4,11 +4,11 @@ use asyncthink_data::{TrainingRow, pack};
 use asyncthink_distributed::{Ranks, count_of};
 use asyncthink_model::{Decoder, run_on_replicas};
 
-use crate::accumulate::BatchSettings;
 use crate::error::Result;
 use crate::head::{HeadSettings, chunk_tokens};
 use crate::micro_batch::{MicroBatch, to_host};
 use crate::score::score;
+use crate::settings::BatchSettings;
 
 /// Differences between trainer's and sampler's log-probabilities, in nats.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

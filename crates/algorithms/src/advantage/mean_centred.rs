@@ -1,6 +1,6 @@
 //! `A_i = R_i - mean(R)` (Dr. GRPO): the recipe's `mean_centred`.
 
-use super::{AdvantageEstimator, Group};
+use super::estimator::{AdvantageEstimator, Group};
 
 /// Reward minus the group's mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use asyncthink_recipe::GrpoSection;
 
-use super::{AdvantageEstimator, Group};
+use super::estimator::{AdvantageEstimator, Group};
 
 /// Reward minus the group's mean, divided by its standard deviation.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -5,9 +5,8 @@ use std::sync::Arc;
 use asyncthink_recipe::{Catalogue, GrpoSection};
 use tch::{Kind, TchError, Tensor};
 
-use super::{
-    PolicyLossSpec, TokenBatch, TokenGradient, TokenLoss, differentiate, k3, weighted_sum,
-};
+use super::spec::PolicyLossSpec;
+use super::{TokenBatch, TokenGradient, TokenLoss, differentiate, k3, weighted_sum};
 
 /// `clip` as the recipe names it. Its settings are keys of `[grpo]`; its own table is empty.
 pub(super) const SPEC: PolicyLossSpec = PolicyLossSpec {

@@ -9,6 +9,7 @@
 mod clip;
 mod cross_entropy;
 mod registry;
+mod spec;
 
 use std::fmt::Debug;
 
@@ -16,7 +17,8 @@ use tch::{Kind, TchError, Tensor};
 
 pub use clip::{Clip, ClippedPolicyLoss, is_clipped, policy_loss};
 pub use cross_entropy::CrossEntropy;
-pub use registry::{BuildLoss, PolicyLossSpec, registry};
+pub use registry::registry;
+pub use spec::{BuildLoss, PolicyLossSpec};
 
 /// Trained tokens of a micro-batch, or of one chunk of it. All tensors are detached.
 #[derive(Clone, Copy, Debug)]

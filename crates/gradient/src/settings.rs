@@ -1,0 +1,52 @@
+//! Settings of a batch.
+
+use std::sync::Arc;
+
+use asyncthink_algorithms::{Aggregation, TokenLoss};
+use asyncthink_data::TrainingRow;
+use asyncthink_model::Parallelism;
+
+use crate::head::{HeadSettings, chunk_tokens};
+use crate::layerwise::Keep;
+
+/// How a batch is cut and weighed, and the loss that is minimised over it.
+#[derive(Clone, Debug)]
+pub struct BatchSettings {
+    /// The loss.
+    pub loss: Arc<dyn TokenLoss>,
+    /// How per-token losses become one number.
+    pub aggregation: Aggregation,
+    /// Whether rows were sampled from a policy, whose entropy, KL and mismatch with the sampler are then measured.
+    pub measures_policy: bool,
+    /// Temperature that the rows were sampled at; 1 for supervised rows.
+    pub temperature: f64,
+    /// Most tokens in memory at a time.
+    pub micro_batch_tokens: usize,
+    /// Whether layers are recomputed in the backward pass, so that only their inputs are kept.
+    pub activation_checkpointing: bool,
+    /// How the threads of this process share a batch.
+    pub parallelism: Parallelism,
+}
+
+impl BatchSettings {
+    pub(crate) fn keep(&self) -> Keep {
+        if self.activation_checkpointing {
+            Keep::Inputs
+        } else {
+            Keep::Graphs
+        }
+    }
+
+    /// Whether `row` has a gradient under the loss.
+    pub(crate) fn has_gradient(&self, row: &TrainingRow) -> bool {
+        row.num_trained() > 0 && self.loss.has_gradient(row.advantage())
+    }
+
+    pub(crate) fn head(&self, vocab_size: i64) -> HeadSettings {
+        HeadSettings {
+            temperature: self.temperature,
+            chunk_tokens: chunk_tokens(vocab_size),
+            entropy: self.measures_policy,
+        }
+    }
+}
