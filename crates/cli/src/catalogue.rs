@@ -14,7 +14,7 @@ pub(crate) fn catalogue() -> Catalogue {
     for method in Methods::builtin().names() {
         catalogue = catalogue.with_eval_method(method);
     }
-    for name in asyncthink_trainer::metrics::sinks().names() {
+    for name in asyncthink_metrics::sinks().names() {
         catalogue = catalogue.with_metrics_sink(name);
     }
     for teacher in teacher::Registry::builtin().iter() {

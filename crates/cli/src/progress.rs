@@ -7,7 +7,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use asyncthink_coldstart::{SynthProgress, SynthStage};
-use asyncthink_trainer::{Observer, Phase, RunStart, StepReport};
+use asyncthink_metrics::Phase;
+use asyncthink_trainer::{Observer, RunStart, StepReport};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Time between plain lines.

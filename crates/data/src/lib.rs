@@ -8,6 +8,7 @@
 //! [`Error`] that names the file and is never a panic.
 
 mod atomic;
+mod batches;
 mod chat;
 mod companions;
 mod error;
@@ -21,6 +22,7 @@ mod template;
 mod tokenizer;
 
 pub use crate::atomic::{remove_stale_temporaries, write_atomic, write_bytes_atomic};
+pub use crate::batches::{Batch, Batches, rows_of_rank};
 pub use crate::chat::{ChatMessage, ChatOptions, ChatSettings, ChatTemplate};
 pub use crate::error::Error;
 pub use crate::folder::SynthFolder;

@@ -26,6 +26,7 @@ mod sampler;
 mod seeds;
 mod settings;
 mod steps;
+mod training;
 mod transcript;
 
 pub use agent::AgentRecord;
@@ -41,3 +42,7 @@ pub use query::{Prompt, Query};
 pub use sampler::EpisodeSampler;
 pub use seeds::mix_seed;
 pub use settings::RolloutSettings;
+pub use training::{
+    EpisodeMetrics, EpisodeSummary, RewardedEpisode, assign_advantages, episode_records,
+    reward_episode, training_rows,
+};

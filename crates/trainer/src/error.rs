@@ -36,6 +36,9 @@ pub enum Error {
     /// A checkpoint or the folder of the run is not what it should be.
     #[error(transparent)]
     Checkpoint(#[from] asyncthink_checkpoint::Error),
+    /// Metrics could not be written.
+    #[error(transparent)]
+    Metrics(#[from] asyncthink_metrics::Error),
     /// A gradient or scores could not be computed.
     #[error(transparent)]
     Gradient(#[from] asyncthink_gradient::Error),

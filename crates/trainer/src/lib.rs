@@ -10,25 +10,18 @@
 //!    generator state and a resumed run equals the unbroken one.
 //! 3. **A checkpoint is a transaction** ([`asyncthink_checkpoint::CheckpointStore`]): a kill at any moment leaves whole ones only.
 
-mod episodes;
+mod episode_files;
 mod error;
 mod grpo;
-pub mod metrics;
 mod models;
 mod observer;
-mod policy;
 mod problems;
 mod run;
 mod settings;
 mod sft;
 
-pub use episodes::{
-    EpisodeMetrics, RewardedEpisode, assign_advantages, episode_records, reward_episode,
-    training_rows,
-};
 pub use error::{Error, Result};
 pub use grpo::run_grpo;
-pub use metrics::{MetricsLog, MetricsSink, Phase, SinkContext, StepClock, Timing};
 pub use models::sft_tokenizer;
 pub use observer::{Observer, RunStart, StepReport, StopFlag};
 pub use problems::{test_problems, train_problems};

@@ -1,51 +1,39 @@
 //! The model and tokenizer that a stage starts from.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use asyncthink_data::{Stream, Tokenizer, derive_seed};
-use asyncthink_model::{LoraConfig, LoraTarget, ModelConfig, ModelSizes, PretrainedModel};
+use asyncthink_data::Tokenizer;
+use asyncthink_distributed::Ranks;
+use asyncthink_gradient::PolicyModel;
+use asyncthink_model::{LoraConfig, LoraTarget, ModelConfig, ModelSizes};
 use asyncthink_recipe::{LoraSection, ModelInit, ModelSection};
 use tch::Device;
 
 use crate::error::{Error, Result};
 use crate::settings::RunSettings;
 
-/// Loads a folder to train it as the settings say: every weight, or adapters, those of the folder or new ones.
-///
-/// # Errors
-/// When weights or tokenizer cannot be read or do not fit together, or the folder's adapters are not the recipe's.
-pub(crate) fn load_to_train(
-    dir: &Path,
-    settings: &RunSettings,
-    device: Device,
-) -> Result<PretrainedModel> {
-    let precision = settings.precision;
-    Ok(match &settings.lora {
-        None => PretrainedModel::load(dir, device, precision)?,
-        Some(section) => {
-            let seed = derive_seed(settings.seed, Stream::Initialisation, 0, 0);
-            PretrainedModel::load_with_adapters(dir, device, precision, lora_config(section), seed)?
-        }
-    })
-}
-
 /// Loads what `sft` starts from: the recipe's model folder, or random weights for the tokenizer that `synth` made.
 ///
 /// # Errors
 /// When a folder cannot be read, or the sizes contradict each other.
-pub(crate) fn load_for_sft(settings: &RunSettings, device: Device) -> Result<PretrainedModel> {
-    match &settings.model {
-        ModelSection::Path(dir) => load_to_train(dir, settings, device),
+pub(crate) fn load_for_sft(
+    settings: &RunSettings,
+    ranks: &Arc<Ranks>,
+    device: Device,
+) -> Result<PolicyModel> {
+    Ok(match &settings.model {
+        ModelSection::Path(dir) => PolicyModel::load(dir, &settings.policy, ranks, device)?,
         ModelSection::Init(init) => {
             let tokenizer = sft_tokenizer(settings)?;
-            let seed = derive_seed(settings.seed, Stream::Initialisation, 0, 0);
             let config = new_config(init, &tokenizer)?;
-            Ok(PretrainedModel::init(&config, tokenizer, device, seed)?)
+            PolicyModel::init(&config, tokenizer, &settings.policy, ranks, device)?
         }
-    }
+    })
 }
 
-fn lora_config(section: &LoraSection) -> LoraConfig {
+/// Adapters that `[model.lora]` describes.
+pub(crate) fn lora_config(section: &LoraSection) -> LoraConfig {
     LoraConfig {
         rank: section.rank,
         alpha: section.alpha,
@@ -79,7 +67,7 @@ pub fn sft_tokenizer(settings: &RunSettings) -> Result<Tokenizer> {
     })
 }
 
-pub(crate) fn new_config(init: &ModelInit, tokenizer: &Tokenizer) -> Result<ModelConfig> {
+fn new_config(init: &ModelInit, tokenizer: &Tokenizer) -> Result<ModelConfig> {
     let size = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
     let eos = tokenizer.eos_id().map_or(0, |id| i64::from(id.0));
     Ok(ModelConfig::new(&ModelSizes {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use asyncthink_recipe::Stage;
 
-use crate::metrics::Phase;
+use asyncthink_metrics::Phase;
 
 /// A run that begins or goes on.
 #[derive(Clone, Debug, PartialEq)]

@@ -8,10 +8,13 @@ use asyncthink_algorithms::advantage::{self, BuildAdvantage};
 use asyncthink_algorithms::loss::{self, PolicyLossSpec};
 use asyncthink_algorithms::{AdvantageEstimator, Aggregation, TokenLoss};
 use asyncthink_checkpoint::{Readme, Retention, RunLayout, fingerprint};
+use asyncthink_data::{Stream, derive_seed};
 use asyncthink_distributed::{AdamWSettings, DeviceSettings};
+use asyncthink_gradient::PolicySettings;
+use asyncthink_metrics::{OpenSink, sinks};
 use asyncthink_model::Precision;
 use asyncthink_recipe::{
-    DistributedSection, GrpoSection, LoraSection, ModelSection, NumberFormat, OptimizerSection,
+    DistributedSection, GrpoSection, ModelSection, NumberFormat, OptimizerSection,
     PrecisionSection, Recipe, Registry, SaveInBackground, SftSection, Stage,
 };
 use asyncthink_rollout::ModelCard;
@@ -19,7 +22,7 @@ use asyncthink_tasks::TaskConfig;
 use tch::Kind;
 
 use crate::error::{Error, Result};
-use crate::metrics::{OpenSink, sinks};
+use crate::models::lora_config;
 
 /// Implementations that the recipe's keys of training can name.
 #[derive(Clone, Debug)]
@@ -70,14 +73,12 @@ pub struct RunSettings {
     pub layout: RunLayout,
     /// Device and threads.
     pub device: DeviceSettings,
-    /// Number types.
-    pub precision: Precision,
+    /// How the model is loaded and held.
+    pub policy: PolicySettings,
     /// How ranks share the work.
     pub distributed: DistributedSection,
     /// The recipe's model.
     pub model: ModelSection,
-    /// Adapters to train in place of the model's own weights.
-    pub lora: Option<LoraSection>,
     /// Optimizer and learning rate.
     pub optimizer: OptimizerSection,
     /// Checkpoints.
@@ -113,10 +114,15 @@ impl RunSettings {
             task: recipe.task.clone(),
             layout: RunLayout::new(&recipe.run_dir),
             device: DeviceSettings::of(recipe),
-            precision: precision(recipe.precision)?,
+            policy: PolicySettings {
+                precision: precision(recipe.precision)?,
+                shard: recipe.distributed.shard,
+                micro_batches_per_gather: recipe.distributed.micro_batches_per_gather,
+                lora: recipe.lora.as_ref().map(lora_config),
+                seed: derive_seed(recipe.seed, Stream::Initialisation, 0, 0),
+            },
             distributed: recipe.distributed.clone(),
             model: recipe.model.clone(),
-            lora: recipe.lora.clone(),
             optimizer: section.optimizer.clone(),
             save: SaveSettings {
                 every_steps: section.save_every_steps as u64,

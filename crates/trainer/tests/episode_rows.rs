@@ -15,10 +15,10 @@ use asyncthink_protocol::{Capacity, Overflow, Protocol, TagStyle};
 use asyncthink_rollout::{
     AgentBackend, AgentToken, Episode, Prompt, Query, Result, RolloutSettings, rollout,
 };
-use asyncthink_tasks::{Problem, mcd};
-use asyncthink_trainer::{
+use asyncthink_rollout::{
     EpisodeMetrics, assign_advantages, episode_records, reward_episode, training_rows,
 };
+use asyncthink_tasks::{Problem, mcd};
 
 const RULE: RewardRule = RewardRule {
     lambda: 0.2,

@@ -10,13 +10,12 @@ use asyncthink_algorithms::{Aggregation, Clip, ClippedPolicyLoss, RewardRule};
 use asyncthink_checkpoint::{Error as CheckpointError, RunLayout, StageLock};
 use asyncthink_distributed::{AdamW, AdamWSettings};
 use asyncthink_gradient::{BatchSettings, Weights, accumulate_gradient, score_rows};
+use asyncthink_metrics::Phase;
 use asyncthink_model::{Parallelism, Precision, PretrainedModel};
 use asyncthink_recipe::Stage;
 use asyncthink_rollout::{EpisodeSampler, ModelCard, Query};
-use asyncthink_trainer::{
-    Error, Phase, Resume, RunOutcome, assign_advantages, reward_episode, train_problems,
-    training_rows,
-};
+use asyncthink_rollout::{assign_advantages, reward_episode, training_rows};
+use asyncthink_trainer::{Error, Resume, RunOutcome, train_problems};
 use common::{Watcher, alone, copy_folder, finish, metrics, recipe, run, weights};
 use fs_err as fs;
 use serde_json::Value;

@@ -6,9 +6,9 @@ use asyncthink_gradient::BatchMetrics;
 use asyncthink_recipe::GrpoMetric;
 use serde::Serialize;
 
-use crate::episodes::EpisodeMetrics;
-use crate::metrics::{Phase, Timing};
 use crate::observer::{Observer, StepReport};
+use asyncthink_metrics::{Phase, Timing};
+use asyncthink_rollout::EpisodeMetrics;
 
 /// A line of `grpo/metrics.jsonl`.
 #[derive(Debug, Serialize)]

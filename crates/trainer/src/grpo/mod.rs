@@ -23,10 +23,10 @@ use step::Trainer;
 use crate::error::{Error, Result};
 use crate::models::initial_model;
 use crate::observer::{Observer, RunStart, StopFlag};
-use crate::policy::{PolicyModel, load_reference};
 use crate::problems::train_problems;
 use crate::run::{Origin, Resume, RunOptions, RunOutcome, StageRun, new_optimizer};
 use crate::settings::GrpoSettings;
+use asyncthink_gradient::{PolicyModel, load_reference};
 
 /// Optimises the model that `sft` left.
 ///
@@ -73,12 +73,12 @@ pub fn run_grpo(
     let has_reference = settings.loss.needs_reference();
     let (begin, reference) = model_folders(checkpoint.as_ref(), initial, has_reference)?;
     let device = ranks.open_device(&run_settings.device)?;
-    let mut model = PolicyModel::load(&begin, run_settings, &ranks, device)?;
+    let mut model = PolicyModel::load(&begin, &run_settings.policy, &ranks, device)?;
     model.parallelism().apply();
     run.check_same_start(&model)?;
     let mut optimizer = new_optimizer(&mut model, run_settings, &ranks, checkpoint.as_ref())?;
     let reference = reference
-        .map(|dir| load_reference(&dir, run_settings, &ranks, device))
+        .map(|dir| load_reference(&dir, &run_settings.policy, &ranks, device))
         .transpose()?;
     observer.started(&RunStart {
         stage: Stage::Grpo,

@@ -12,20 +12,20 @@ use asyncthink_gradient::{
 };
 use asyncthink_model::Parallelism;
 use asyncthink_recipe::{GrpoSection, Stage};
-use asyncthink_rollout::{Episode, EpisodeSampler, Query};
+use asyncthink_rollout::{
+    Episode, EpisodeMetrics, EpisodeSampler, EpisodeSummary, Query, RewardedEpisode,
+    assign_advantages, episode_records, reward_episode, training_rows,
+};
 use asyncthink_tasks::Problem;
 
 use super::line::{GrpoLine, UpdateMetrics};
-use crate::episodes::{
-    EpisodeMetrics, RewardedEpisode, assign_advantages, episode_records, files, reward_episode,
-    training_rows,
-};
+use crate::episode_files;
 use crate::error::{Error, Result};
-use crate::metrics::{Phase, StepClock};
 use crate::observer::{Observer, StopFlag};
-use crate::policy::PolicyModel;
-use crate::run::check_finite;
+use crate::run::{check_finite, exchanged_bytes};
 use crate::settings::GrpoSettings;
+use asyncthink_gradient::PolicyModel;
+use asyncthink_metrics::{Phase, StepClock};
 
 /// Everything that stays the same from step to step.
 pub(super) struct Trainer<'a> {
@@ -61,7 +61,7 @@ impl<'a> Trainer<'a> {
             sampler: EpisodeSampler::new(&run.card, section.temperature)?
                 .with_max_agents(settings.max_agents)
                 .with_parallelism(parallelism)
-                .with_precision(run.precision),
+                .with_precision(run.policy.precision),
             reference,
             advantage: Arc::clone(&settings.advantage),
             batch: BatchSettings {
@@ -137,17 +137,16 @@ impl<'a> Trainer<'a> {
             let records = episode_records(context.step, &episodes, &model.tokenizer);
             let path = self.layout.episodes(Stage::Grpo, context.step);
             self.set_phase(context.step, "writing episodes");
-            files::write(&path, records, &self.ranks)?;
+            episode_files::write(&path, records, &self.ranks)?;
         }
         context.clock.book(Phase::Save, started);
-        let metrics = EpisodeMetrics::over_ranks(&episodes, &self.ranks)?;
+        let metrics = self.episode_metrics(&episodes)?;
         let trained = update.num_tokens * self.section.num_updates_per_rollout;
         let tokens = [
             (Phase::Rollout, metrics.decoded_tokens),
             (Phase::Train, trained),
         ];
-        let traffic = self.ranks.group().traffic();
-        let timing = context.clock.timing(&tokens, traffic);
+        let timing = context.clock.timing(&tokens, &exchanged_bytes(&self.ranks));
         Ok(Some(GrpoLine {
             step: context.step,
             epoch: self.order.epoch(self.position(done)),
@@ -158,6 +157,23 @@ impl<'a> Trainer<'a> {
             update,
             timing,
         }))
+    }
+
+    /// Metrics of the episodes of all ranks; a collective.
+    fn episode_metrics(&self, episodes: &[RewardedEpisode]) -> Result<EpisodeMetrics> {
+        let mut summaries = EpisodeSummary::of_all(episodes);
+        if !self.ranks.is_alone() {
+            let exchanging = |error| Error::stage("exchanging the metrics of episodes", error);
+            let bytes = serde_json::to_vec(&summaries).map_err(exchanging)?;
+            summaries.clear();
+            for bytes in self.ranks.gather_bytes(&bytes)? {
+                let of_rank: Vec<EpisodeSummary> =
+                    serde_json::from_slice(&bytes).map_err(exchanging)?;
+                summaries.extend(of_rank);
+            }
+        }
+        EpisodeMetrics::of_summaries(&summaries)
+            .ok_or_else(|| Error::stage("summarising a step", "no episodes"))
     }
 
     fn set_phase(&self, step: u64, what: &str) {

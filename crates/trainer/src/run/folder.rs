@@ -14,11 +14,11 @@ use serde::Serialize;
 
 use super::options::{Resume, RunOptions};
 use super::snapshot::ModelSnapshot;
-use crate::episodes::files as episode_files;
+use crate::episode_files;
 use crate::error::{Error, Result};
-use crate::metrics::{MetricsLog, MetricsSink, SinkContext};
 use crate::observer::Observer;
 use crate::settings::RunSettings;
+use asyncthink_metrics::{MetricsLog, MetricsSink, SinkContext};
 
 /// Names the launch that began the run as `--resume` asked, for its later attempts.
 const LAUNCH_FILE: &str = ".launch";
@@ -100,7 +100,7 @@ impl StageFolder {
         let opened = Self {
             store,
             metrics,
-            sinks: sinks.collect::<Result<_>>()?,
+            sinks: sinks.collect::<asyncthink_metrics::Result<_>>()?,
             card: settings.card.clone(),
             readme: settings.readme.clone(),
             save_merged: settings.save.merged,
@@ -117,7 +117,8 @@ impl StageFolder {
         }
         let line = serde_json::to_value(line)
             .map_err(|error| Error::stage("writing the metrics", error))?;
-        self.sinks.iter_mut().try_for_each(|sink| sink.write(&line))
+        let mut sinks = self.sinks.iter_mut();
+        Ok(sinks.try_for_each(|sink| sink.write(&line))?)
     }
 
     /// Makes the folder of the checkpoint of `state.step`, and gathers what goes into it besides the moments.

@@ -8,13 +8,19 @@ mod stage_run;
 
 use asyncthink_checkpoint::Checkpoint;
 use asyncthink_distributed::{AdamW, Ranks, optimizer_files};
+use asyncthink_metrics::ByteCounts;
 
 pub use options::{Attempt, Resume, RunOptions, RunOutcome};
 pub(crate) use stage_run::{Origin, StageRun};
 
 use crate::error::{Error, Result};
-use crate::policy::PolicyModel;
 use crate::settings::RunSettings;
+use asyncthink_gradient::PolicyModel;
+
+/// Bytes that this rank has put into operations between ranks, by kind.
+pub(crate) fn exchanged_bytes(ranks: &Ranks) -> ByteCounts {
+    ranks.group().traffic().by_kind().into_iter().collect()
+}
 
 /// The optimizer of a stage, with the moments of the checkpoint that the run resumes from.
 pub(crate) fn new_optimizer(

@@ -12,11 +12,12 @@ use asyncthink_distributed::{AdamW, optimizer_files};
 use asyncthink_recipe::SaveInBackground;
 use tch::Device;
 
+use super::exchanged_bytes;
 use super::snapshot::{PendingSave, RankSnapshot};
 use super::stage_run::StageRun;
 use crate::error::{Error, Result};
 use crate::observer::Observer;
-use crate::policy::PolicyModel;
+use asyncthink_gradient::PolicyModel;
 
 impl StageRun {
     /// Books a finished step; saves if that is due, and looks after the save under way.
@@ -26,7 +27,7 @@ impl StageRun {
         optimizer: &AdamW,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        self.traffic_at_line = Some(self.ranks.group().traffic());
+        self.exchanged_at_line = Some(exchanged_bytes(&self.ranks));
         self.state.step += 1;
         if self.is_finished() {
             return self.save(model, optimizer, observer);

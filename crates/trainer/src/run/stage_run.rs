@@ -5,17 +5,17 @@ use std::sync::Arc;
 
 use asyncthink_checkpoint::{Checkpoint, CheckpointStore, TrainerState};
 use asyncthink_distributed::{AdamW, Ranks};
-use asyncthink_torch::Traffic;
 use serde::Serialize;
 
+use super::exchanged_bytes;
 use super::folder::StageFolder;
 use super::options::{RunOptions, RunOutcome};
 use super::snapshot::PendingSave;
 use crate::error::{Error, Result};
-use crate::metrics::StepClock;
 use crate::observer::{Observer, StopFlag};
-use crate::policy::PolicyModel;
 use crate::settings::{RunSettings, SaveSettings};
+use asyncthink_gradient::PolicyModel;
+use asyncthink_metrics::{ByteCounts, StepClock};
 
 /// A stage under way.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub(crate) struct StageRun {
     /// Spent on checkpoints and not yet booked.
     pub(super) save_seconds: f64,
     /// What this rank had put in when the last step's line was written; none before the first.
-    pub(super) traffic_at_line: Option<Traffic>,
+    pub(super) exchanged_at_line: Option<ByteCounts>,
 }
 
 /// What a run is made from, besides its recipe.
@@ -105,7 +105,7 @@ impl StageRun {
             log_every_steps: settings.log_every_steps,
             saved,
             save_seconds: 0.0,
-            traffic_at_line: None,
+            exchanged_at_line: None,
         };
         Ok((run, checkpoint))
     }
@@ -148,9 +148,9 @@ impl StageRun {
 
     /// A clock for the next step, which everything since the line of the last one is booked on: time and bytes of a save.
     pub(crate) fn clock(&mut self) -> StepClock {
-        let traffic = self.traffic_at_line.take();
-        let traffic_before = traffic.unwrap_or_else(|| self.ranks.group().traffic());
-        StepClock::after_saving(std::mem::take(&mut self.save_seconds), traffic_before)
+        let at_line = self.exchanged_at_line.take();
+        let exchanged_before = at_line.unwrap_or_else(|| exchanged_bytes(&self.ranks));
+        StepClock::after_saving(std::mem::take(&mut self.save_seconds), exchanged_before)
     }
 
     /// Steps done.

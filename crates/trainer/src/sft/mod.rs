@@ -1,6 +1,5 @@
 //! Stage 1: cold-start format fine-tuning.
 
-mod batches;
 mod rows;
 
 use std::sync::Arc;
@@ -8,21 +7,23 @@ use std::time::Instant;
 
 use asyncthink_algorithms::{Aggregation, CrossEntropy, LearningRate};
 use asyncthink_checkpoint::{Checkpoint, fingerprint};
-use asyncthink_data::TrainingRow;
+use asyncthink_data::{Batch, Batches, TrainingRow, rows_of_rank};
 use asyncthink_distributed::{AdamW, Ranks};
 use asyncthink_gradient::{BatchMetrics, BatchSettings, accumulate_gradient, score_rows};
 use asyncthink_recipe::{SftMetric, Stage};
 use serde::Serialize;
 
-use batches::{Batch, Batches, rows_of_rank};
 use rows::{Rows, check_lengths, read_rows};
 
-use crate::error::Result;
-use crate::metrics::{Phase, StepClock, Timing};
+use crate::error::{Error, Result};
+use crate::models::load_for_sft;
 use crate::observer::{Observer, RunStart, StepReport, StopFlag};
-use crate::policy::PolicyModel;
-use crate::run::{Origin, RunOptions, RunOutcome, StageRun, check_finite, new_optimizer};
+use crate::run::{
+    Origin, RunOptions, RunOutcome, StageRun, check_finite, exchanged_bytes, new_optimizer,
+};
 use crate::settings::{RunSettings, SftSettings};
+use asyncthink_gradient::PolicyModel;
+use asyncthink_metrics::{Phase, StepClock, Timing};
 
 /// A line of `sft/metrics.jsonl`.
 #[derive(Debug, Serialize)]
@@ -89,7 +90,8 @@ pub fn run_sft(
         parallelism: model.parallelism(),
     };
     let schedule = LearningRate::of(&section.optimizer, num_steps);
-    let mut batches = Batches::new(run_settings.seed, &rows, section.batch_tokens, run.step())?;
+    let mut batches = Batches::new(run_settings.seed, &rows, section.batch_tokens, run.step())
+        .ok_or_else(|| Error::stage("ordering the training rows", "there are none"))?;
     while !run.is_finished() {
         let mut clock = run.clock();
         let batch = batches.next_batch();
@@ -128,7 +130,7 @@ pub fn run_sft(
             padding_share: metrics.padding_share,
             timing: clock.timing(
                 &[(Phase::Train, metrics.num_tokens)],
-                ranks.group().traffic(),
+                &exchanged_bytes(&ranks),
             ),
         };
         run.write_metrics(line.step, is_measured, &line)?;
@@ -153,8 +155,8 @@ fn model_to_train(
 ) -> Result<PolicyModel> {
     let device = ranks.open_device(&settings.device)?;
     let model = match checkpoint {
-        Some(checkpoint) => PolicyModel::load(&checkpoint.dir, settings, ranks, device)?,
-        None => PolicyModel::for_sft(settings, ranks, device)?,
+        Some(checkpoint) => PolicyModel::load(&checkpoint.dir, &settings.policy, ranks, device)?,
+        None => load_for_sft(settings, ranks, device)?,
     };
     model.parallelism().apply();
     check_lengths(rows, &model)?;
@@ -223,7 +225,7 @@ impl Update<'_> {
         let metrics = accumulate_gradient(
             model.weights(),
             None,
-            &rows_of_rank(&batch.rows, ranks),
+            &rows_of_rank(&batch.rows, ranks.rank(), ranks.world_size()),
             self.batch,
             optimizer,
             &mut |done, total| {

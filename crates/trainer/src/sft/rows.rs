@@ -5,9 +5,9 @@ use asyncthink_data::parquet::{SftPair, read_sft_pairs};
 
 use crate::error::{Error, Result};
 use crate::models::sft_tokenizer;
-use crate::policy::PolicyModel;
 use crate::problems::check_synth_is_complete;
 use crate::settings::SftSettings;
+use asyncthink_gradient::PolicyModel;
 
 /// Most pairs that are held out to measure the loss on.
 const MAX_HELD_OUT: usize = 256;

@@ -13,10 +13,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
 use asyncthink_checkpoint::RunLayout;
+use asyncthink_metrics::Phase;
 use asyncthink_recipe::{Recipe, Stage};
 use asyncthink_torch::set_num_threads;
 use asyncthink_trainer::{
-    Error, GrpoSettings, Observer, Phase, Resume, RunOptions, RunOutcome, SftSettings, StepReport,
+    Error, GrpoSettings, Observer, Resume, RunOptions, RunOutcome, SftSettings, StepReport,
     StopFlag, run_grpo, run_sft,
 };
 use fs_err as fs;

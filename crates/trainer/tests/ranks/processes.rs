@@ -10,10 +10,10 @@ use std::time::Duration;
 use asyncthink_checkpoint::RunLayout;
 use asyncthink_distributed::{RankSettings, Ranks};
 use asyncthink_launch::World;
+use asyncthink_metrics::Phase;
 use asyncthink_recipe::{Recipe, Stage};
 use asyncthink_trainer::{
-    GrpoSettings, Observer, Phase, RunOptions, RunOutcome, SftSettings, StepReport, run_grpo,
-    run_sft,
+    GrpoSettings, Observer, RunOptions, RunOutcome, SftSettings, StepReport, run_grpo, run_sft,
 };
 use fs_err as fs;
 

@@ -5,24 +5,51 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use asyncthink_data::{Stream, Tokenizer, derive_seed};
+use asyncthink_data::Tokenizer;
 use asyncthink_distributed::{
     AdamW, AdamWSettings, Purpose, Ranks, ShardedDecoder, Sharding, sums_of,
 };
-use asyncthink_gradient::Weights;
-use asyncthink_model::{Decoder, ModelConfig, Parallelism, PretrainedModel, fitting_tokenizer};
-use asyncthink_recipe::{ModelSection, Shard};
+use asyncthink_model::{
+    Decoder, LoraConfig, ModelConfig, Parallelism, Precision, PretrainedModel, fitting_tokenizer,
+};
+use asyncthink_recipe::Shard;
 use tch::Device;
 
 use crate::error::{Error, Result};
-use crate::models::{load_for_sft, load_to_train, new_config, sft_tokenizer};
-use crate::settings::RunSettings;
+use crate::weights::Weights;
+
+/// How a model is loaded and held.
+#[derive(Clone, Debug)]
+pub struct PolicySettings {
+    /// Number types.
+    pub precision: Precision,
+    /// What ranks share out.
+    pub shard: Shard,
+    /// With sharded weights: micro-batches that a gathered layer is used for.
+    pub micro_batches_per_gather: usize,
+    /// Adapters to train in place of the model's own weights.
+    pub lora: Option<LoraConfig>,
+    /// Seed of new weights and adapters.
+    pub seed: u64,
+}
+
+impl PolicySettings {
+    /// How the ranks shard weights; `None` if each holds all of them.
+    fn sharding(&self, ranks: &Arc<Ranks>, device: Device) -> Option<Sharding> {
+        (self.shard == Shard::Full).then(|| Sharding {
+            ranks: Arc::clone(ranks),
+            device,
+            micro_batches_per_gather: self.micro_batches_per_gather,
+        })
+    }
+}
 
 /// Weights under training, and the tokenizer that belongs to them.
 #[derive(Debug)]
-pub(crate) struct PolicyModel {
+pub struct PolicyModel {
     weights: Weights,
-    pub(crate) tokenizer: Tokenizer,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
     ranks: Arc<Ranks>,
     /// What episodes are sampled from where it is not the trained decoder itself: that with its adapters added, which is kept
     /// from step to step, or all of a decoder in parts, which is let go.
@@ -30,8 +57,11 @@ pub(crate) struct PolicyModel {
 }
 
 /// A decoder that is whole for a while.
-pub(crate) enum WholeDecoder<'a> {
+#[derive(Debug)]
+pub enum WholeDecoder<'a> {
+    /// The model's own.
     Own(&'a Decoder),
+    /// Gathered from all ranks.
     Gathered(Box<Decoder>),
 }
 
@@ -46,23 +76,17 @@ impl std::ops::Deref for WholeDecoder<'_> {
     }
 }
 
-/// How the ranks hold weights; `None` if each holds all of them.
-fn sharding(settings: &RunSettings, ranks: &Arc<Ranks>, device: Device) -> Option<Sharding> {
-    (settings.distributed.shard == Shard::Full).then(|| Sharding {
-        ranks: Arc::clone(ranks),
-        device,
-        micro_batches_per_gather: settings.distributed.micro_batches_per_gather,
-    })
-}
-
 /// A decoder that is scored with and not trained.
-pub(crate) fn load_reference(
+///
+/// # Errors
+/// When the folder cannot be read, or the memory cannot be had.
+pub fn load_reference(
     dir: &Path,
-    settings: &RunSettings,
+    settings: &PolicySettings,
     ranks: &Arc<Ranks>,
     device: Device,
 ) -> Result<Weights> {
-    Ok(match sharding(settings, ranks, device) {
+    Ok(match settings.sharding(ranks, device) {
         Some(sharding) => {
             let decoder = ShardedDecoder::load(dir, sharding, Purpose::Reference)?;
             Weights::Sharded(Rc::new(decoder))
@@ -76,38 +100,49 @@ pub(crate) fn load_reference(
 }
 
 impl PolicyModel {
-    /// The model of a folder: a checkpoint, or what another stage or somebody else left.
-    pub(crate) fn load(
+    /// Loads the model of a folder: a checkpoint, or any Hugging Face folder.
+    ///
+    /// # Errors
+    /// When weights or tokenizer cannot be read or do not fit together, or the folder's adapters are not those of the settings.
+    pub fn load(
         dir: &Path,
-        settings: &RunSettings,
+        settings: &PolicySettings,
         ranks: &Arc<Ranks>,
         device: Device,
     ) -> Result<Self> {
-        let Some(sharding) = sharding(settings, ranks, device) else {
-            return Ok(Self::whole(load_to_train(dir, settings, device)?, ranks));
+        if let Some(sharding) = settings.sharding(ranks, device) {
+            let tokenizer = fitting_tokenizer(dir)?;
+            let decoder = ShardedDecoder::load(dir, sharding, Purpose::Training)?;
+            return Ok(Self::sharded(decoder, tokenizer, ranks));
+        }
+        let precision = settings.precision;
+        let model = match &settings.lora {
+            None => PretrainedModel::load(dir, device, precision)?,
+            Some(lora) => {
+                let (lora, seed) = (lora.clone(), settings.seed);
+                PretrainedModel::load_with_adapters(dir, device, precision, lora, seed)?
+            }
         };
-        let tokenizer = fitting_tokenizer(dir)?;
-        let decoder = ShardedDecoder::load(dir, sharding, Purpose::Training)?;
-        Ok(Self::sharded(decoder, tokenizer, ranks))
+        Ok(Self::whole(model, ranks))
     }
 
-    /// What `sft` starts from: the recipe's model folder, or random weights.
-    pub(crate) fn for_sft(
-        settings: &RunSettings,
+    /// Draws random weights for a tokenizer.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn init(
+        config: &ModelConfig,
+        tokenizer: Tokenizer,
+        settings: &PolicySettings,
         ranks: &Arc<Ranks>,
         device: Device,
     ) -> Result<Self> {
-        let init = match &settings.model {
-            ModelSection::Path(dir) => return Self::load(dir, settings, ranks, device),
-            ModelSection::Init(init) => init,
-        };
-        let Some(sharding) = sharding(settings, ranks, device) else {
-            return Ok(Self::whole(load_for_sft(settings, device)?, ranks));
-        };
-        let tokenizer = sft_tokenizer(settings)?;
-        let seed = derive_seed(settings.seed, Stream::Initialisation, 0, 0);
-        let decoder = ShardedDecoder::init(&new_config(init, &tokenizer)?, seed, sharding)?;
-        Ok(Self::sharded(decoder, tokenizer, ranks))
+        if let Some(sharding) = settings.sharding(ranks, device) {
+            let decoder = ShardedDecoder::init(config, settings.seed, sharding)?;
+            return Ok(Self::sharded(decoder, tokenizer, ranks));
+        }
+        let model = PretrainedModel::init(config, tokenizer, device, settings.seed)?;
+        Ok(Self::whole(model, ranks))
     }
 
     fn whole(files: PretrainedModel, ranks: &Arc<Ranks>) -> Self {
@@ -130,11 +165,10 @@ impl PolicyModel {
     }
 
     /// An optimizer over what is trained, which gets gradients from now on.
-    pub(crate) fn new_optimizer(
-        &mut self,
-        settings: AdamWSettings,
-        bucket_bytes: usize,
-    ) -> Result<AdamW> {
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation, the memory cannot be had, or a rank is lost.
+    pub fn new_optimizer(&mut self, settings: AdamWSettings, bucket_bytes: usize) -> Result<AdamW> {
         let ranks = Arc::clone(&self.ranks);
         match &mut self.weights {
             Weights::Whole(decoder) => {
@@ -150,16 +184,18 @@ impl PolicyModel {
         }
     }
 
-    pub(crate) fn weights(&self) -> &Weights {
+    /// The weights.
+    pub fn weights(&self) -> &Weights {
         &self.weights
     }
 
-    pub(crate) fn config(&self) -> &ModelConfig {
+    /// Configuration of the model.
+    pub fn config(&self) -> &ModelConfig {
         self.weights.config()
     }
 
     /// How many values training changes.
-    pub(crate) fn num_trained(&self) -> i64 {
+    pub fn num_trained(&self) -> i64 {
         match &self.weights {
             Weights::Whole(decoder) => {
                 let trained = decoder.trained_parameters().iter();
@@ -172,7 +208,10 @@ impl PolicyModel {
     }
 
     /// Whether every trained value is a number; the same answer on all ranks, which all ask.
-    pub(crate) fn is_finite(&self) -> Result<bool> {
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation, the memory cannot be had, or a rank is lost.
+    pub fn is_finite(&self) -> Result<bool> {
         let decoder = match &self.weights {
             Weights::Whole(decoder) => decoder,
             Weights::Sharded(decoder) => return Ok(decoder.is_finite()?),
@@ -186,7 +225,10 @@ impl PolicyModel {
     }
 
     /// What tells the weights that training begins with from others.
-    pub(crate) fn digest(&self) -> Result<Cow<'_, str>> {
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation, the memory cannot be had, or a rank is lost.
+    pub fn digest(&self) -> Result<Cow<'_, str>> {
         Ok(match &self.weights {
             Weights::Whole(decoder) => Cow::Owned(sums_of(decoder.trained_parameters())?),
             Weights::Sharded(decoder) => Cow::Borrowed(decoder.digest()),
@@ -194,7 +236,10 @@ impl PolicyModel {
     }
 
     /// Brings what episodes are sampled from up to date with what training changed. All ranks do it together.
-    pub(crate) fn begin_sampling(&mut self) -> Result<()> {
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation, the memory cannot be had, or a rank is lost.
+    pub fn begin_sampling(&mut self) -> Result<()> {
         match (&self.weights, &mut self.sampler) {
             (Weights::Sharded(decoder), sampler) => *sampler = Some(decoder.gather()?),
             (Weights::Whole(decoder), Some(merged)) => decoder.refresh_merged(merged)?,
@@ -208,7 +253,10 @@ impl PolicyModel {
 
     /// The decoder to sample from, between [`Self::begin_sampling`] and [`Self::end_sampling`]: the trained one itself; with adapters,
     /// a copy that has them added and is as fast as a model without.
-    pub(crate) fn sampler(&self) -> Result<&Decoder> {
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation, the memory cannot be had, or a rank is lost.
+    pub fn sampler(&self) -> Result<&Decoder> {
         match (&self.sampler, &self.weights) {
             (Some(sampler), _) => Ok(sampler),
             (None, Weights::Whole(decoder)) => Ok(decoder),
@@ -219,7 +267,10 @@ impl PolicyModel {
     }
 
     /// The trained decoder while it is sampled from, for scores as the trainer computes them.
-    pub(crate) fn scorer(&self) -> Result<&Decoder> {
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation, the memory cannot be had, or a rank is lost.
+    pub fn scorer(&self) -> Result<&Decoder> {
         match &self.weights {
             Weights::Whole(decoder) => Ok(decoder),
             Weights::Sharded(_) => self.sampler(),
@@ -227,14 +278,17 @@ impl PolicyModel {
     }
 
     /// Lets go what was gathered to sample from.
-    pub(crate) fn end_sampling(&mut self) {
+    pub fn end_sampling(&mut self) {
         if matches!(self.weights, Weights::Sharded(_)) {
             self.sampler = None;
         }
     }
 
     /// The whole decoder on every rank. All ranks ask together.
-    pub(crate) fn gathered(&self) -> Result<WholeDecoder<'_>> {
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation, the memory cannot be had, or a rank is lost.
+    pub fn gathered(&self) -> Result<WholeDecoder<'_>> {
         Ok(match &self.weights {
             Weights::Whole(decoder) => WholeDecoder::Own(decoder),
             Weights::Sharded(decoder) => WholeDecoder::Gathered(Box::new(decoder.gather()?)),
@@ -248,7 +302,7 @@ impl PolicyModel {
     ///
     /// # Errors
     /// When the memory cannot be had, or a rank is lost.
-    pub(crate) fn snapshot(&self, is_copy: bool) -> Result<Option<PretrainedModel>> {
+    pub fn snapshot(&self, is_copy: bool) -> Result<Option<PretrainedModel>> {
         let decoder = match &self.weights {
             Weights::Sharded(decoder) => decoder.gather_on_first_rank()?,
             Weights::Whole(_) if !self.ranks.is_first() => None,
@@ -262,7 +316,7 @@ impl PolicyModel {
     }
 
     /// How threads work on its batches.
-    pub(crate) fn parallelism(&self) -> Parallelism {
+    pub fn parallelism(&self) -> Parallelism {
         match &self.weights {
             Weights::Whole(decoder) => Parallelism::for_decoder(decoder),
             Weights::Sharded(_) => Parallelism::SINGLE,
@@ -270,7 +324,7 @@ impl PolicyModel {
     }
 
     /// Where the weights are.
-    pub(crate) fn device(&self) -> Device {
+    pub fn device(&self) -> Device {
         match &self.weights {
             Weights::Whole(decoder) => decoder.device(),
             Weights::Sharded(decoder) => decoder.device(),

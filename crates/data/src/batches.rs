@@ -1,41 +1,41 @@
 //! Training rows cut into batches, and batches split over ranks.
 
-use asyncthink_data::{DataOrder, TrainingRow};
-use asyncthink_distributed::Ranks;
-
-use crate::error::{Error, Result};
+use crate::row::TrainingRow;
+use crate::seeds::DataOrder;
 
 /// Rows of one step.
-pub(super) struct Batch {
-    pub(super) rows: Vec<TrainingRow>,
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Its rows.
+    pub rows: Vec<TrainingRow>,
     /// Their indices among all rows.
     indices: Vec<usize>,
     /// Epoch of its first row, counted from 0.
-    pub(super) epoch: u64,
+    pub epoch: u64,
 }
 
 impl Batch {
     /// Text that all ranks must agree on before they split the batch.
-    pub(super) fn identity(&self, step: u64) -> String {
+    pub fn identity(&self, step: u64) -> String {
         format!("step {step}: rows {:?}", self.indices)
     }
 }
 
 /// This rank's rows of a batch that all ranks know: longest first, each to the rank with the fewest tokens so far.
-pub(super) fn rows_of_rank(rows: &[TrainingRow], ranks: &Ranks) -> Vec<TrainingRow> {
-    if ranks.is_alone() {
+pub fn rows_of_rank(rows: &[TrainingRow], rank: usize, world_size: usize) -> Vec<TrainingRow> {
+    if world_size == 1 {
         return rows.to_vec();
     }
     let mut order: Vec<usize> = (0..rows.len()).collect();
     order.sort_by_key(|&index| std::cmp::Reverse(rows[index].len()));
-    let mut loads = vec![0; ranks.world_size()];
+    let mut loads = vec![0; world_size];
     let mut own = Vec::new();
     for index in order {
         let lightest = (0..loads.len())
-            .min_by_key(|&rank| loads[rank])
+            .min_by_key(|&other| loads[other])
             .unwrap_or(0);
         loads[lightest] += rows[index].len();
-        if lightest == ranks.rank() {
+        if lightest == rank {
             own.push(rows[index].clone());
         }
     }
@@ -44,7 +44,8 @@ pub(super) fn rows_of_rank(rows: &[TrainingRow], ranks: &Ranks) -> Vec<TrainingR
 
 /// Cuts the endless sequence of rows into batches of at most `batch_tokens` tokens, at least one row each. A batch may
 /// span two epochs.
-pub(super) struct Batches<'a> {
+#[derive(Debug)]
+pub struct Batches<'a> {
     rows: &'a [TrainingRow],
     order: DataOrder,
     batch_tokens: usize,
@@ -52,15 +53,15 @@ pub(super) struct Batches<'a> {
 }
 
 impl<'a> Batches<'a> {
-    /// The batches after the first `num_done`. Skipping walks through lengths only, so it costs microseconds a batch.
-    pub(super) fn new(
+    /// The batches after the first `num_done`; `None` without rows. Skipping walks through lengths only, so it costs microseconds
+    /// a batch.
+    pub fn new(
         seed: u64,
         rows: &'a [TrainingRow],
         batch_tokens: usize,
         num_done: u64,
-    ) -> Result<Self> {
-        let order = DataOrder::new(seed, rows.len())
-            .ok_or_else(|| Error::stage("ordering the training rows", "there are none"))?;
+    ) -> Option<Self> {
+        let order = DataOrder::new(seed, rows.len())?;
         let mut batches = Self {
             rows,
             order,
@@ -70,7 +71,7 @@ impl<'a> Batches<'a> {
         for _ in 0..num_done {
             batches.next_indices();
         }
-        Ok(batches)
+        Some(batches)
     }
 
     fn next_indices(&mut self) -> Vec<usize> {
@@ -87,7 +88,8 @@ impl<'a> Batches<'a> {
         }
     }
 
-    pub(super) fn next_batch(&mut self) -> Batch {
+    /// The next batch of the endless sequence.
+    pub fn next_batch(&mut self) -> Batch {
         let epoch = self.order.epoch(self.position);
         let indices = self.next_indices();
         let rows = indices
@@ -105,7 +107,7 @@ impl<'a> Batches<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use asyncthink_data::TokenId;
+    use crate::tokenizer::TokenId;
 
     fn rows() -> Vec<TrainingRow> {
         (0..10_u32)

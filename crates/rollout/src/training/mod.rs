@@ -1,17 +1,16 @@
-//! From sampled episodes to rewards, advantages, training rows and Parquet.
+//! Episodes as training data: rewards, advantages, training rows, Parquet records, metrics.
 
-pub(crate) mod files;
 mod metrics;
 mod rewarded;
 
 use asyncthink_algorithms::{AdvantageEstimator, Group};
 use asyncthink_data::parquet::{EpisodeRecord, Role};
 use asyncthink_data::{EpisodeIndex, Tokenizer, TrainingRow};
-use asyncthink_rollout::AgentRecord;
 
-pub use metrics::EpisodeMetrics;
+pub use metrics::{EpisodeMetrics, EpisodeSummary};
 pub use rewarded::{RewardedEpisode, reward_episode};
 
+use crate::agent::AgentRecord;
 use crate::error::Result;
 
 /// Gives every episode the advantage of its reward in its group: `episodes` holds group after group of `group_size`.

@@ -1,8 +1,10 @@
 //! An episode with its reward.
 
 use asyncthink_algorithms::{EpisodeScore, RewardParts, RewardRule};
-use asyncthink_rollout::{Episode, GradedEpisode};
 use asyncthink_tasks::Problem;
+
+use crate::episode::Episode;
+use crate::graded::GradedEpisode;
 
 /// A graded episode with its reward.
 #[derive(Clone, Debug)]

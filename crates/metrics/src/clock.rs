@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use asyncthink_torch::Traffic;
 use serde::Serialize;
 
-/// What a step spends its time on.
+/// Bytes by kind of operation between ranks.
+pub type ByteCounts = BTreeMap<&'static str, u64>;
+
+/// Phase of a step that time is booked on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
@@ -32,7 +34,7 @@ pub struct StepClock {
     started: Instant,
     seconds: BTreeMap<Phase, f64>,
     seconds_before: f64,
-    traffic_before: Traffic,
+    exchanged_before: ByteCounts,
 }
 
 /// The `timing` object of a line.
@@ -45,7 +47,7 @@ pub struct Timing {
     /// Tokens per second by phase.
     pub tokens_per_second: BTreeMap<Phase, f64>,
     /// Bytes that this rank put into operations between ranks, by kind; kinds without any are left out.
-    pub exchanged_bytes: BTreeMap<&'static str, u64>,
+    pub exchanged_bytes: ByteCounts,
 }
 
 impl Default for StepClock {
@@ -54,18 +56,18 @@ impl Default for StepClock {
             started: Instant::now(),
             seconds: BTreeMap::new(),
             seconds_before: 0.0,
-            traffic_before: Traffic::default(),
+            exchanged_before: ByteCounts::new(),
         }
     }
 }
 
 impl StepClock {
-    /// A clock of a step that began with saving the checkpoint of the one before; `traffic_before` is what this rank had
-    /// put in by then.
-    pub fn after_saving(seconds: f64, traffic_before: Traffic) -> Self {
+    /// A clock of a step that began with saving the checkpoint of the one before; `exchanged_before` are the bytes
+    /// that this rank had exchanged by then.
+    pub fn after_saving(seconds: f64, exchanged_before: ByteCounts) -> Self {
         let mut clock = Self {
             seconds_before: seconds,
-            traffic_before,
+            exchanged_before,
             ..Self::default()
         };
         if seconds > 0.0 {
@@ -92,8 +94,8 @@ impl StepClock {
         self.add(phase, started.elapsed().as_secs_f64());
     }
 
-    /// The `timing` object, given tokens by phase and what this rank has put in by now.
-    pub fn timing(&self, tokens: &[(Phase, usize)], traffic: Traffic) -> Timing {
+    /// The `timing` object, given tokens by phase and the bytes that this rank has exchanged by now.
+    pub fn timing(&self, tokens: &[(Phase, usize)], exchanged: &ByteCounts) -> Timing {
         let tokens_per_second = tokens
             .iter()
             .filter_map(|&(phase, tokens)| {
@@ -105,15 +107,17 @@ impl StepClock {
             step_seconds: self.seconds_before + self.started.elapsed().as_secs_f64(),
             phase_seconds: self.seconds.clone(),
             tokens_per_second,
-            exchanged_bytes: exchanged_bytes(self.traffic_before, traffic),
+            exchanged_bytes: exchanged_bytes(&self.exchanged_before, exchanged),
         }
     }
 }
 
-fn exchanged_bytes(before: Traffic, now: Traffic) -> BTreeMap<&'static str, u64> {
-    let kinds = before.by_kind().into_iter().zip(now.by_kind());
-    kinds
-        .map(|((kind, before), (_, now))| (kind, now.saturating_sub(before)))
+fn exchanged_bytes(before: &ByteCounts, now: &ByteCounts) -> ByteCounts {
+    now.iter()
+        .map(|(kind, bytes)| {
+            let earlier = before.get(kind).copied().unwrap_or_default();
+            (*kind, bytes.saturating_sub(earlier))
+        })
         .filter(|(_, bytes)| *bytes > 0)
         .collect()
 }
@@ -124,19 +128,15 @@ mod tests {
 
     #[test]
     fn a_step_counts_its_own_bytes_and_leaves_out_what_it_does_not_use() {
-        let before = Traffic {
-            all_gather_bytes: 8,
-            broadcast_bytes: 3,
-            ..Traffic::default()
-        };
-        let clock = StepClock::after_saving(0.0, before);
-        let now = Traffic {
-            all_gather_bytes: 24,
-            reduce_scatter_bytes: 64,
-            ..before
-        };
-        let exchanged: Vec<_> = clock.timing(&[], now).exchanged_bytes.into_iter().collect();
+        let before = ByteCounts::from([("all_gather", 8), ("broadcast", 3)]);
+        let clock = StepClock::after_saving(0.0, before.clone());
+        let now = ByteCounts::from([("all_gather", 24), ("broadcast", 3), ("reduce_scatter", 64)]);
+        let exchanged: Vec<_> = clock
+            .timing(&[], &now)
+            .exchanged_bytes
+            .into_iter()
+            .collect();
         assert_eq!(exchanged, [("all_gather", 16), ("reduce_scatter", 64)]);
-        assert!(clock.timing(&[], before).exchanged_bytes.is_empty());
+        assert!(clock.timing(&[], &before).exchanged_bytes.is_empty());
     }
 }

@@ -1,12 +1,11 @@
 //! `metrics.jsonl`: one line per step.
 //!
-//! Figures that the run's inputs determine stand at the top level of a line; everything measured with a clock stands in
+//! Metrics that the run's inputs determine stand at the top level of a line; everything measured with a clock stands in
 //! its `timing` object. Lines without `timing` of a resumed run equal those of an unbroken one, byte for byte.
 
 use std::io::{Read as _, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use asyncthink_checkpoint::sync;
 use fs_err as fs;
 use serde::Serialize;
 
@@ -43,7 +42,7 @@ impl MetricsLog {
         file.seek(SeekFrom::Start(offset_bytes))?;
         if let Some(folder) = path.parent() {
             // A checkpoint records the file's length: its name must be on the disk as well.
-            sync(folder)?;
+            fs::File::open(folder)?.sync_all()?;
         }
         Ok(Self {
             file,
@@ -68,8 +67,10 @@ impl MetricsLog {
     /// # Errors
     /// When the line cannot be written.
     pub fn append(&mut self, line: &impl Serialize) -> Result<()> {
-        let mut bytes = serde_json::to_vec(line)
-            .map_err(|error| Error::stage(format!("writing `{}`", self.path.display()), error))?;
+        let mut bytes = serde_json::to_vec(line).map_err(|source| Error::Json {
+            path: self.path.clone(),
+            source,
+        })?;
         bytes.push(b'\n');
         self.file.write_all(&bytes)?;
         self.offset_bytes += bytes.len() as u64;

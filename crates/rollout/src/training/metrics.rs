@@ -1,11 +1,10 @@
-//! Metrics of a step's episodes, over all ranks.
+//! Metrics of a step's episodes.
 
-use asyncthink_distributed::{Ranks, count_of};
 use asyncthink_protocol::FormatError;
-use asyncthink_rollout::{AgentRecord, Episode};
 
 use super::rewarded::RewardedEpisode;
-use crate::error::{Error, Result};
+use crate::agent::AgentRecord;
+use crate::episode::Episode;
 
 /// Means over the episodes of a step; the deterministic part of its metrics.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -48,41 +47,22 @@ pub struct EpisodeMetrics {
 }
 
 impl EpisodeMetrics {
-    /// Summarises episodes.
-    ///
-    /// # Errors
-    /// When there are none.
-    pub fn of(episodes: &[RewardedEpisode]) -> Result<Self> {
-        let summaries: Vec<Summary> = episodes.iter().map(Summary::of).collect();
-        Self::of_summaries(&summaries)
+    /// Metrics of episodes; `None` without any.
+    pub fn of(episodes: &[RewardedEpisode]) -> Option<Self> {
+        Self::of_summaries(&EpisodeSummary::of_all(episodes))
     }
 
-    /// Summarises the episodes of all ranks, each of which brings its own.
-    pub(crate) fn over_ranks(episodes: &[RewardedEpisode], ranks: &Ranks) -> Result<Self> {
-        let own: Vec<Summary> = episodes.iter().map(Summary::of).collect();
-        if ranks.is_alone() {
-            return Self::of_summaries(&own);
-        }
-        let exchanging = |error| Error::stage("exchanging the metrics of episodes", error);
-        let bytes = serde_json::to_vec(&own).map_err(exchanging)?;
-        // In the order of the ranks, and so in that of the prompts: the sums are those of a single rank, to the bit.
-        let mut all = Vec::new();
-        for bytes in ranks.gather_bytes(&bytes)? {
-            let of_rank: Vec<Summary> = serde_json::from_slice(&bytes).map_err(exchanging)?;
-            all.extend(of_rank);
-        }
-        Self::of_summaries(&all)
-    }
-
-    fn of_summaries(episodes: &[Summary]) -> Result<Self> {
+    /// Metrics of the summaries of all ranks, in the order of the ranks, and so in that of the prompts: the sums are those of a single
+    /// rank, to the bit. `None` without any.
+    pub fn of_summaries(episodes: &[EpisodeSummary]) -> Option<Self> {
         if episodes.is_empty() {
-            return Err(Error::stage("summarising a step", "no episodes"));
+            return None;
         }
-        let mean = |value: &dyn Fn(&Summary) -> f64| {
+        let mean = |value: &dyn Fn(&EpisodeSummary) -> f64| {
             episodes.iter().map(value).sum::<f64>() / episodes.len() as f64
         };
-        let valid: Vec<&Summary> = episodes.iter().filter(|one| one.is_valid).collect();
-        let mean_valid = |value: &dyn Fn(&Summary) -> f64| {
+        let valid: Vec<&EpisodeSummary> = episodes.iter().filter(|one| one.is_valid).collect();
+        let mean_valid = |value: &dyn Fn(&EpisodeSummary) -> f64| {
             let sum: f64 = valid.iter().map(|summary| value(summary)).sum();
             (!valid.is_empty()).then(|| sum / valid.len() as f64)
         };
@@ -90,13 +70,14 @@ impl EpisodeMetrics {
         let format_errors = FormatError::CODES
             .into_iter()
             .map(|code| {
-                let has_it = |one: &&Summary| one.format_error.is_some_and(|it| it.code() == code);
+                let has_it =
+                    |one: &&EpisodeSummary| one.format_error.is_some_and(|it| it.code() == code);
                 (code, episodes.iter().filter(has_it).count())
             })
             .collect();
-        let decoded_tokens: f64 = episodes.iter().map(|summary| summary.decoded_tokens).sum();
+        let decoded_tokens: usize = episodes.iter().map(|summary| summary.decoded_tokens).sum();
         let logprobs: f64 = episodes.iter().map(|summary| summary.sum_of_logprobs).sum();
-        Ok(Self {
+        Some(Self {
             reward: mean(&|one| one.reward),
             reward_accuracy: mean(&|one| one.reward_accuracy),
             reward_concurrency: mean(&|one| one.reward_concurrency),
@@ -109,18 +90,18 @@ impl EpisodeMetrics {
             joins_per_query: mean_valid(&|one| one.num_joins),
             empty_returns_per_query: mean_valid(&|one| one.num_empty_returns),
             cancelled_workers_per_query: mean_valid(&|one| one.num_cancelled_workers),
-            decoded_tokens_per_query: mean_valid(&|one| one.decoded_tokens),
-            sampled_nll_nats: -logprobs / decoded_tokens.max(1.0),
+            decoded_tokens_per_query: mean_valid(&|one| one.decoded_tokens as f64),
+            sampled_nll_nats: -logprobs / decoded_tokens.max(1) as f64,
             format_errors,
             num_episodes: episodes.len(),
-            decoded_tokens: count_of(decoded_tokens),
+            decoded_tokens,
         })
     }
 }
 
-/// The numbers of one episode, as ranks send them to each other.
+/// Numbers of one episode that metrics are made of, as ranks send them to each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
-struct Summary {
+pub struct EpisodeSummary {
     is_valid: bool,
     /// Everything asked for was found.
     is_complete: bool,
@@ -135,11 +116,16 @@ struct Summary {
     num_joins: f64,
     num_empty_returns: f64,
     num_cancelled_workers: f64,
-    decoded_tokens: f64,
+    decoded_tokens: usize,
     sum_of_logprobs: f64,
 }
 
-impl Summary {
+impl EpisodeSummary {
+    /// Summaries of episodes, in their order.
+    pub fn of_all(episodes: &[RewardedEpisode]) -> Vec<Self> {
+        episodes.iter().map(Self::of).collect()
+    }
+
     fn of(rewarded: &RewardedEpisode) -> Self {
         let RewardedEpisode { graded, reward, .. } = rewarded;
         let episode = &graded.episode;
@@ -159,7 +145,7 @@ impl Summary {
             num_joins: episode.num_joins as f64,
             num_empty_returns: episode.num_empty_returns() as f64,
             num_cancelled_workers: episode.num_cancelled_workers() as f64,
-            decoded_tokens: episode.decoded_tokens() as f64,
+            decoded_tokens: episode.decoded_tokens(),
             sum_of_logprobs: sum_of_logprobs(episode),
         }
     }
@@ -180,17 +166,17 @@ mod tests {
 
     #[test]
     fn a_summary_survives_the_journey() {
-        let summary = Summary {
+        let summary = EpisodeSummary {
             is_valid: true,
             format_error: Some(FormatError::NoAnswer),
             reward: 0.1 + 0.2,
             num_forks: 3.0,
             sum_of_logprobs: -1.0 / 3.0,
-            ..Summary::default()
+            ..EpisodeSummary::default()
         };
-        for summary in [summary, Summary::default()] {
+        for summary in [summary, EpisodeSummary::default()] {
             let json = serde_json::to_vec(&summary).unwrap();
-            let read: Summary = serde_json::from_slice(&json).unwrap();
+            let read: EpisodeSummary = serde_json::from_slice(&json).unwrap();
             assert_eq!(read, summary);
         }
     }

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use asyncthink_recipe::Registry;
 use serde_json::Value;
 
 use crate::error::Result;
@@ -36,8 +35,3 @@ pub struct SinkContext<'a> {
 
 /// Opens a sink.
 pub type OpenSink = fn(&SinkContext<'_>) -> Result<Box<dyn MetricsSink>>;
-
-/// The sinks that the recipe's `metrics` can name; none is shipped yet.
-pub fn registry() -> Registry<OpenSink> {
-    Registry::new("metrics sink")
-}
