@@ -12,7 +12,7 @@ step "formatting"
 cargo fmt --all --check
 
 step "crates without libtorch"
-for crate in protocol tasks recipe data coldstart launch; do
+for crate in protocol tasks recipe data coldstart launch metrics; do
   # Listed first: a failure of cargo must not look like an empty list.
   tree=$(cargo tree --locked --package "asyncthink-$crate" --edges normal,build,dev --prefix none)
   if grep -E '^(tch|torch-sys|asyncthink-torch) ' <<<"$tree"; then
@@ -23,9 +23,7 @@ for crate in protocol tasks recipe data coldstart launch; do
 done
 
 step "structure of the crates"
-# Crates without circles between their files; every crate, in the end.
-clean_crates=(cli data launch protocol synth torch)
-scripts/check/structure.py "${clean_crates[@]}"
+scripts/check/structure.py --tasks
 
 step "lints"
 cargo clippy --locked --workspace --all-targets -- -D warnings

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Plain reference for the GRPO loss and its gradient, in double precision, with the standard library only.
 
-    python3 scripts/golden/grpo_loss.py crates/trainer/tests/golden/grpo_loss.json
+    python3 scripts/golden/grpo_loss.py crates/gradient/tests/golden/grpo_loss.json
 
 Writes a small problem (logits, ids, masks, log-probabilities, rewards) and, for every setting, the loss and its
 gradient with respect to the logits. The gradient is written out by hand and checked here against central differences.

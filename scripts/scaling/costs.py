@@ -106,7 +106,7 @@ def default_bucket_bytes(num_ranks):
 
 
 def bucket_sizes(num_elements, num_ranks, bucket_bytes):
-    """Elements of each bucket, as `BucketCuts` of crates/trainer/src/flat.rs makes them."""
+    """Elements of each bucket, as `BucketCuts` of crates/distributed/src/flat/shards.rs makes them."""
     grain = ALIGNMENT * num_ranks
     bucket = max(round_up(bucket_bytes // F32, grain), grain)
     sizes = [bucket] * (num_elements // bucket)

@@ -4,7 +4,9 @@ use std::io::Write;
 use std::path::Path;
 
 use asyncthink_checkpoint::{RunLayout, StageLock};
-use asyncthink_coldstart::{ColdstartSettings, Exchange, SynthReport, run_with};
+use asyncthink_coldstart::{
+    ColdstartSettings, Exchange, ExchangeError, RankFailure, SynthReport, run_with,
+};
 use asyncthink_data::SynthFolder;
 use asyncthink_distributed::{RankSettings, Ranks};
 use asyncthink_launch::World;
@@ -83,11 +85,17 @@ impl Exchange for RankExchange<'_> {
         self.0.world_size()
     }
 
-    fn gather(
-        &self,
-        bytes: &[u8],
-    ) -> Result<Vec<Vec<u8>>, Box<dyn std::error::Error + Send + Sync>> {
+    fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, ExchangeError> {
         Ok(self.0.gather_bytes(bytes)?)
+    }
+
+    fn first_failure(
+        &self,
+        own: Option<&RankFailure>,
+    ) -> Result<Option<(usize, RankFailure)>, ExchangeError> {
+        let own = own.map(|failure| (failure.message.as_str(), failure.is_input));
+        let first = self.0.first_failure(own)?;
+        Ok(first.map(|(rank, message, is_input)| (rank, RankFailure { message, is_input })))
     }
 }
 

@@ -5,15 +5,19 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 
-/// Longest message of a failure that is sent to the other ranks.
-const MAX_MESSAGE_BYTES: usize = 4096;
+/// Error of another rank or of the exchange itself.
+pub type ExchangeError = Box<dyn std::error::Error + Send + Sync>;
 
-/// First byte of a message: the kind of its body.
-const DONE: u8 = 0;
-const FAILED: u8 = 1;
-const FOUND_INPUT_WRONG: u8 = 2;
+/// Failure of a rank, as the others learn it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RankFailure {
+    /// Message of the error.
+    pub message: String,
+    /// Whether the rank found its input wrong.
+    pub is_input: bool,
+}
 
-/// All-gather of bytes between ranks.
+/// All-gather and agreement between ranks, by whichever library connects them.
 pub trait Exchange {
     /// Rank of this process, from 0.
     fn rank(&self) -> usize;
@@ -25,10 +29,16 @@ pub trait Exchange {
     ///
     /// # Errors
     /// When a rank is lost.
-    fn gather(
+    fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, ExchangeError>;
+
+    /// Failure of the first rank that has one, with its rank. All ranks call it, each with its own failure if it has one.
+    ///
+    /// # Errors
+    /// When a rank is lost.
+    fn first_failure(
         &self,
-        bytes: &[u8],
-    ) -> Result<Vec<Vec<u8>>, Box<dyn std::error::Error + Send + Sync>>;
+        own: Option<&RankFailure>,
+    ) -> Result<Option<(usize, RankFailure)>, ExchangeError>;
 }
 
 /// A world of one rank.
@@ -44,11 +54,15 @@ impl Exchange for SingleRank {
         1
     }
 
-    fn gather(
-        &self,
-        bytes: &[u8],
-    ) -> Result<Vec<Vec<u8>>, Box<dyn std::error::Error + Send + Sync>> {
+    fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, ExchangeError> {
         Ok(vec![bytes.to_vec()])
+    }
+
+    fn first_failure(
+        &self,
+        own: Option<&RankFailure>,
+    ) -> Result<Option<(usize, RankFailure)>, ExchangeError> {
+        Ok(own.map(|failure| (0, failure.clone())))
     }
 }
 
@@ -77,7 +91,7 @@ impl Stride {
     }
 }
 
-/// Typed messages between ranks. Every exchange carries failures too, so that all ranks fail where one does.
+/// Typed messages between ranks. They agree before every exchange, so that all ranks fail where one does.
 pub(crate) struct RankChannel<'a> {
     exchange: &'a dyn Exchange,
 }
@@ -104,9 +118,23 @@ impl<'a> RankChannel<'a> {
 
     /// Fails on every rank where one has failed; whoever failed keeps its own error.
     pub(crate) fn agree<T>(&self, own: Result<T>) -> Result<T> {
-        match own {
-            Ok(value) => self.all_gather(&[]).map(|_| value),
-            Err(error) => Err(self.fail(error)),
+        if self.is_single() {
+            return own;
+        }
+        let failure = own.as_ref().err().map(|error| RankFailure {
+            message: error.to_string(),
+            is_input: error.is_input(),
+        });
+        let first = self.exchange.first_failure(failure.as_ref());
+        match (own, first.map_err(Error::Exchange)) {
+            (Err(own), _) => Err(own),
+            (Ok(_), Err(lost)) => Err(lost),
+            (Ok(value), Ok(None)) => Ok(value),
+            (Ok(_), Ok(Some((rank, RankFailure { message, is_input })))) => Err(Error::OtherRank {
+                rank,
+                message,
+                is_input,
+            }),
         }
     }
 
@@ -124,14 +152,10 @@ impl<'a> RankChannel<'a> {
             };
             Ok((own, body))
         });
-        match encoded {
-            Err(error) => Err(self.fail(error)),
-            Ok((own, body)) => {
-                let bodies = self.all_gather(&body)?;
-                let received = || from_json(0, bodies.first().map_or(&[], Vec::as_slice));
-                own.map_or_else(received, Ok)
-            }
-        }
+        let (own, body) = self.agree(encoded)?;
+        let bodies = self.all_gather(&body)?;
+        let received = || from_json(0, bodies.first().map_or(&[], Vec::as_slice));
+        own.map_or_else(received, Ok)
     }
 
     /// Gathers the values of all ranks on the first one, in the order of the ranks.
@@ -147,57 +171,21 @@ impl<'a> RankChannel<'a> {
             };
             Ok((own, body))
         });
-        match encoded {
-            Err(error) => Err(self.fail(error)),
-            Ok((own, body)) => {
-                let bodies = self.all_gather(&body)?;
-                if !self.is_first() {
-                    return Ok(None);
-                }
-                let others = bodies.iter().enumerate().skip(1);
-                let others = others.map(|(rank, body)| from_json(rank, body));
-                Ok(Some(std::iter::once(Ok(own)).chain(others).collect()))
-            }
+        let (own, body) = self.agree(encoded)?;
+        let bodies = self.all_gather(&body)?;
+        if !self.is_first() {
+            return Ok(None);
         }
+        let others = bodies.iter().enumerate().skip(1);
+        let others = others.map(|(rank, body)| from_json(rank, body));
+        Ok(Some(std::iter::once(Ok(own)).chain(others).collect()))
     }
 
-    /// Sends a failure to the other ranks, which then fail too, and gives it back.
-    fn fail(&self, error: Error) -> Error {
-        let kind = if error.is_input() {
-            FOUND_INPUT_WRONG
-        } else {
-            FAILED
-        };
-        let message = error.to_string();
-        let end = message.floor_char_boundary(MAX_MESSAGE_BYTES);
-        // Where they cannot be reached any more, the error is still this one.
-        let _ = self.send(kind, &message.as_bytes()[..end]);
-        error
-    }
-
-    /// Gathers the bodies of all ranks, unless one has failed.
     fn all_gather(&self, body: &[u8]) -> Result<Vec<Vec<u8>>> {
-        let mut bodies = self.send(DONE, body)?;
-        for (rank, body) in bodies.iter_mut().enumerate() {
-            let rest = body.split_off(body.len().min(1));
-            let kind = std::mem::replace(body, rest).first().copied();
-            if kind != Some(DONE) {
-                return Err(Error::OtherRank {
-                    rank,
-                    message: String::from_utf8_lossy(body).into_owned(),
-                    is_input: kind == Some(FOUND_INPUT_WRONG),
-                });
-            }
-        }
-        Ok(bodies)
-    }
-
-    fn send(&self, kind: u8, body: &[u8]) -> Result<Vec<Vec<u8>>> {
         if self.is_single() {
             return Ok(Vec::new());
         }
-        let bytes = [&[kind], body].concat();
-        self.exchange.gather(&bytes).map_err(Error::Exchange)
+        self.exchange.gather(body).map_err(Error::Exchange)
     }
 }
 

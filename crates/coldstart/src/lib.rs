@@ -30,7 +30,7 @@ mod topology;
 mod trace;
 
 pub use crate::error::{Error, Result};
-pub use crate::exchange::{Exchange, SingleRank};
+pub use crate::exchange::{Exchange, ExchangeError, RankFailure, SingleRank};
 pub use crate::pipeline::synthesize;
 pub use crate::problems::problem_set;
 pub use crate::report::SynthReport;

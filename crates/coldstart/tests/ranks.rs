@@ -12,7 +12,8 @@ use std::path::Path;
 use std::sync::{Barrier, Mutex};
 
 use asyncthink_coldstart::{
-    ColdstartSettings, Error, Exchange, Result, SynthReport, run, run_with,
+    ColdstartSettings, Error, Exchange, ExchangeError, RankFailure, Result, SynthReport, run,
+    run_with,
 };
 use asyncthink_data::SynthFolder;
 
@@ -27,6 +28,7 @@ fn settings(sets: &[&str]) -> ColdstartSettings {
 /// Where threads put what they exchange.
 struct Meeting {
     bytes: Mutex<Vec<Vec<u8>>>,
+    failures: Mutex<Vec<Option<RankFailure>>>,
     barrier: Barrier,
 }
 
@@ -49,15 +51,30 @@ impl Exchange for Thread<'_> {
         self.meeting.bytes.lock().unwrap().len()
     }
 
-    fn gather(
-        &self,
-        bytes: &[u8],
-    ) -> Result<Vec<Vec<u8>>, Box<dyn std::error::Error + Send + Sync>> {
+    fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, ExchangeError> {
         self.meeting.bytes.lock().unwrap()[self.rank] = (self.change)(bytes.to_vec());
         self.meeting.barrier.wait();
         let all = self.meeting.bytes.lock().unwrap().clone();
         self.meeting.barrier.wait();
         Ok(all)
+    }
+
+    fn first_failure(
+        &self,
+        own: Option<&RankFailure>,
+    ) -> Result<Option<(usize, RankFailure)>, ExchangeError> {
+        *self
+            .meeting
+            .failures
+            .lock()
+            .unwrap()
+            .get_mut(self.rank)
+            .unwrap() = own.cloned();
+        self.meeting.barrier.wait();
+        let all = self.meeting.failures.lock().unwrap().clone();
+        self.meeting.barrier.wait();
+        let mut failed = all.into_iter().enumerate();
+        Ok(failed.find_map(|(rank, failure)| Some((rank, failure?))))
     }
 }
 
@@ -69,6 +86,7 @@ fn run_ranks(
 ) -> Vec<Result<SynthReport>> {
     let meeting = Meeting {
         bytes: Mutex::new(vec![Vec::new(); ranks.len()]),
+        failures: Mutex::new(vec![None; ranks.len()]),
         barrier: Barrier::new(ranks.len()),
     };
     std::thread::scope(|scope| {
@@ -212,7 +230,7 @@ fn replaced(bytes: Vec<u8>, from: &str, to: &str) -> Vec<u8> {
     text.replace(from, to).into_bytes()
 }
 
-/// Cuts a list of candidates, behind its first byte, to one.
+/// Cuts a list of candidates to one.
 fn only_the_first(bytes: Vec<u8>) -> Vec<u8> {
     let text = String::from_utf8(bytes).unwrap();
     match text.split_once("},{\"Ok\"") {

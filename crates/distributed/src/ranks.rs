@@ -299,31 +299,43 @@ impl Ranks {
         if self.is_alone() {
             return result;
         }
-        let others = self.failure_among(result.as_ref().err());
-        match (others, result) {
+        let own = result.as_ref().err();
+        let own = own.map(|error| (error.to_string(), error.is_input()));
+        let own = own.as_ref();
+        let first =
+            self.first_failure(own.map(|(message, is_input)| (message.as_str(), *is_input)));
+        match (first, result) {
             (_, Err(own)) => Err(own),
             (Err(lost), Ok(_)) => Err(lost.into()),
-            (Ok(Some(other)), Ok(_)) => Err(other.into()),
             (Ok(None), Ok(value)) => Ok(value),
+            (Ok(Some((rank, message, is_input))), Ok(_)) => Err(Error::OtherRank {
+                rank,
+                message,
+                is_input,
+            }
+            .into()),
         }
     }
 
-    /// The failure of the first rank that has one.
-    fn failure_among<E: SharedFailure>(&self, own: Option<&E>) -> Result<Option<Error>> {
-        let kind = own.map_or(0.0, |error| if error.is_input() { 2.0 } else { 1.0 });
+    /// Failure of the first rank that has one: its rank, its message, and whether it found its input wrong. Every rank brings its own
+    /// message, if it has failed.
+    ///
+    /// # Errors
+    /// When a rank is lost.
+    pub fn first_failure(
+        &self,
+        own: Option<(&str, bool)>,
+    ) -> Result<Option<(usize, String, bool)>> {
+        let kind = own.map_or(0.0, |(_, is_input)| if is_input { 2.0 } else { 1.0 });
         let kinds = self.gather_values(&[kind])?;
         let Some(rank) = kinds.iter().position(|of_rank| of_rank[0] != 0.0) else {
             return Ok(None);
         };
-        let mut message = own.map(E::to_string).unwrap_or_default();
+        let message = own.map_or("", |(message, _)| message);
         let end = message.floor_char_boundary(MAX_MESSAGE_BYTES);
-        message.truncate(end);
-        let messages = self.gather_bytes(message.as_bytes())?;
-        Ok(Some(Error::OtherRank {
-            rank,
-            message: String::from_utf8_lossy(&messages[rank]).into_owned(),
-            is_input: kinds[rank][0] > 1.0,
-        }))
+        let messages = self.gather_bytes(&message.as_bytes()[..end])?;
+        let message = String::from_utf8_lossy(&messages[rank]).into_owned();
+        Ok(Some((rank, message, kinds[rank][0] > 1.0)))
     }
 
     /// Fails on every rank, naming those that differ, unless all bring the same text.

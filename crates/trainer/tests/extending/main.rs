@@ -1,0 +1,208 @@
+//! Losses and a metrics sink that the project does not have, each in a file of its own and registered by one line, train.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod line_counter;
+mod reinforce;
+mod sequence_ratio;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use asyncthink_algorithms::loss::{CrossEntropy, PolicyLossSpec};
+use asyncthink_algorithms::{Aggregation, TokenLoss};
+use asyncthink_data::{EpisodeIndex, TokenId, TrainingRow};
+use asyncthink_distributed::{AdamW, AdamWSettings};
+use asyncthink_gradient::{BatchMetrics, BatchSettings, Weights, accumulate_gradient};
+use asyncthink_metrics::OpenSink;
+use asyncthink_model::{Decoder, ModelConfig, ModelSizes, Parallelism};
+use asyncthink_recipe::{Catalogue, Recipe, Stage};
+use asyncthink_trainer::{GrpoSettings, Registries, RunOptions, RunOutcome, run_grpo};
+use fs_err as fs;
+use tch::{Device, Tensor};
+
+use common::{Watcher, alone, finish};
+use sequence_ratio::SequenceRatio;
+
+const REINFORCE: PolicyLossSpec = reinforce::SPEC;
+const SEQUENCE_RATIO: PolicyLossSpec = sequence_ratio::SPEC;
+const LINE_COUNTER: OpenSink = line_counter::open;
+
+fn registries() -> Registries {
+    let mut registries = Registries::default();
+    registries.losses = registries.losses.with("reinforce", REINFORCE);
+    registries.losses = registries.losses.with("sequence_ratio", SEQUENCE_RATIO);
+    registries.sinks = registries.sinks.with("line_counter", LINE_COUNTER);
+    registries
+}
+
+fn catalogue() -> Catalogue {
+    let mut catalogue = Catalogue::builtin();
+    for (name, loss) in registries().losses.iter() {
+        catalogue = catalogue.with_loss(name, (loss.schema)());
+    }
+    for name in registries().sinks.names() {
+        catalogue = catalogue.with_metrics_sink(name);
+    }
+    catalogue
+}
+
+/// The tiny recipe whose SFT is done in `dir`, with changes for GRPO that the project alone does not know.
+fn recipe(dir: &Path, sets: &[&str]) -> Recipe {
+    let trained = common::recipe(dir, &["sft.num_steps=4"]);
+    finish(&trained, Stage::Sft);
+    let sets: Vec<String> = ["grpo.num_steps=2"]
+        .iter()
+        .chain(sets)
+        .map(ToString::to_string)
+        .collect();
+    Recipe::parse_with(
+        &trained.to_toml(),
+        Path::new("extended.toml"),
+        &sets,
+        &catalogue(),
+    )
+    .unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+fn train(recipe: &Recipe) {
+    let settings = GrpoSettings::with_registries(recipe, &registries()).unwrap();
+    let mut watcher = Watcher::default();
+    let stop = watcher.stop.clone();
+    let outcome = run_grpo(&settings, &RunOptions::default(), &mut watcher, &stop).unwrap();
+    assert!(matches!(outcome, RunOutcome::Finished { num_steps: 2, .. }));
+}
+
+#[test]
+fn a_token_loss_with_an_option_trains_and_reports_its_metric() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = recipe(dir.path(), &["grpo.loss={ reinforce = { scale = 0.5 } }"]);
+    train(&recipe);
+    for line in common::metrics(&recipe, Stage::Grpo) {
+        let metric = line["loss_metrics"]["advantage_abs"].as_f64();
+        assert!(metric.is_some_and(|value| value >= 0.0), "{line}");
+        assert!(line["clip_share"].is_null(), "{line}");
+    }
+}
+
+#[test]
+fn a_sequence_loss_trains_and_a_sink_gets_every_line() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let sets = [
+        "grpo.loss={ sequence_ratio = {} }",
+        "metrics=[\"line_counter\"]",
+    ];
+    let recipe = recipe(dir.path(), &sets);
+    train(&recipe);
+    let lines = common::metrics(&recipe, Stage::Grpo);
+    assert_eq!(lines.len(), 2);
+    assert!(lines[0]["loss"].as_f64().is_some_and(f64::is_finite));
+    let counted = fs::read_to_string(recipe.run_dir.join("grpo/lines.txt")).unwrap();
+    assert_eq!(counted, "step 1\nstep 2\n");
+}
+
+#[test]
+fn names_that_nobody_implements_are_refused_with_those_that_exist() {
+    let text = common::tiny::TINY;
+    for (set, name) in [
+        ("grpo.loss={ renforce = {} }", "reinforce"),
+        ("metrics=[\"line_countr\"]", "line_counter"),
+    ] {
+        let sets = [set.to_owned()];
+        let errors = Recipe::parse_with(text, Path::new("r.toml"), &sets, &catalogue());
+        let message = errors.unwrap_err().to_string();
+        assert!(
+            message.contains(&format!("did you mean `{name}`"))
+                || message.contains(&format!("did you mean `\"{name}\"`")),
+            "{message}"
+        );
+    }
+}
+
+/// Rows whose log-probabilities as sampled differ from the model's, two of them in one episode.
+fn rows() -> Vec<TrainingRow> {
+    (0..5_u32)
+        .map(|index| {
+            let ids: Vec<TokenId> = (0..6 + index)
+                .map(|at| TokenId((index * 7 + at * 3) % 30))
+                .collect();
+            let mask: Vec<bool> = (0..ids.len()).map(|at| at > 1 && at != 3).collect();
+            let logprobs = mask.iter().map(|&on| if on { -3.0 } else { 0.0 }).collect();
+            let advantage = if index % 2 == 0 { 0.5 } else { -0.75 };
+            TrainingRow::policy(ids, mask, logprobs, advantage, EpisodeIndex(index / 2)).unwrap()
+        })
+        .collect()
+}
+
+/// Gradient and metrics of one cutting of the batch.
+fn gradient(loss: Arc<dyn TokenLoss>, micro_batch_tokens: usize) -> (Vec<Tensor>, BatchMetrics) {
+    let config = ModelConfig::new(&ModelSizes {
+        vocab_size: 30,
+        hidden_size: 24,
+        intermediate_size: 40,
+        num_layers: 2,
+        num_heads: 2,
+        num_kv_heads: 1,
+        head_dim: 12,
+        rope_theta: 10_000.0,
+        max_position_embeddings: 64,
+        tie_word_embeddings: true,
+        eos_token_id: 0,
+    });
+    let mut decoder = Decoder::init(&config.unwrap(), Device::Cpu, 3).unwrap();
+    decoder.set_requires_grad(true);
+    let settings = AdamWSettings {
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.0,
+    };
+    let optimizer = AdamW::new(
+        decoder.trained_parameters(),
+        settings,
+        Arc::default(),
+        1 << 20,
+    );
+    let mut optimizer = optimizer.unwrap();
+    optimizer.zero_grad();
+    let weights = Weights::Whole(Box::new(decoder));
+    let batch = BatchSettings {
+        loss,
+        aggregation: Aggregation::TokenMean,
+        measures_policy: true,
+        temperature: 1.0,
+        micro_batch_tokens,
+        activation_checkpointing: false,
+        parallelism: Parallelism::SINGLE,
+    };
+    let metrics = accumulate_gradient(&weights, None, &rows(), &batch, &optimizer, &mut |_, _| {
+        true
+    });
+    let Weights::Whole(decoder) = &weights else {
+        unreachable!("the test made it whole");
+    };
+    let gradients = decoder.named_parameters().iter();
+    let gradients = gradients.map(|(_, parameter)| parameter.grad().copy());
+    (gradients.collect(), metrics.unwrap().unwrap())
+}
+
+#[test]
+fn a_sequence_loss_does_not_depend_on_packing() {
+    let _alone = alone();
+    let (whole, metrics) = gradient(Arc::new(SequenceRatio), 1000);
+    assert!(metrics.loss.abs() > 1e-3, "the test must test something");
+    for micro_batch_tokens in [1, 20] {
+        let (cut, cut_metrics) = gradient(Arc::new(SequenceRatio), micro_batch_tokens);
+        assert!((metrics.loss - cut_metrics.loss).abs() < 1e-6);
+        for (a, b) in whole.iter().zip(&cut) {
+            assert!(a.allclose(b, 1e-5, 1e-7, false));
+        }
+    }
+    // Another loss has another gradient: the scope is not ignored.
+    let (other, _) = gradient(Arc::new(CrossEntropy), 1000);
+    assert!(!whole[0].allclose(&other[0], 1e-3, 1e-5, false));
+}
