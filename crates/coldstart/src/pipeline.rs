@@ -127,7 +127,7 @@ fn short(mut reason: String) -> String {
 /// Writes `num_traces` candidate traces over the problems in turn and returns those that pass the rules, in order. None
 /// asks for a split key of `held_out`, unless a problem does.
 ///
-/// [`crate::run`] does the same with progress, replacements for refused traces, and files.
+/// The stage does the same with progress, replacements for refused traces, and files.
 ///
 /// # Errors
 /// The topologies cannot be counted, or the teacher fails.

@@ -40,7 +40,7 @@ pub trait TaskProblem: Any + Debug + Send + Sync {
         self.largest_number()
     }
 
-    /// The problem as JSON, which [`crate::Task::read_problem`] reads.
+    /// The problem as JSON, which `Task::read_problem` reads.
     ///
     /// # Errors
     /// A value has no JSON.

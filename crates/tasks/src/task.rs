@@ -40,7 +40,7 @@ pub struct ProblemCounts {
 
 /// A kind of problem that agents are trained on.
 ///
-/// An implementation lives in a folder of its own and has one line in [`crate::Registry::builtin`].
+/// An implementation lives in a folder of its own and has one line in `Registry::builtin`.
 pub trait Task: Debug + Send + Sync {
     /// Name as in `[task.<name>]` and `grade --task <name>`.
     fn name(&self) -> &'static str;
@@ -48,10 +48,10 @@ pub trait Task: Debug + Send + Sync {
     /// A few words for `--help`.
     fn title(&self) -> &'static str;
 
-    /// JSON schema of the section `[task.<name>]`; [`crate::schema_of`] makes it of the struct that serde reads.
+    /// JSON schema of the section `[task.<name>]`; `schema_of` makes it of the struct that serde reads.
     fn schema(&self) -> Value;
 
-    /// Placeholders of `prompts.query`; problems fill them by [`crate::TaskProblem::fields`].
+    /// Placeholders of `prompts.query`; problems fill them by `TaskProblem::fields`.
     fn placeholders(&self) -> Placeholders;
 
     /// Rules over several keys of the section. The section's form may be wrong; the schema is checked apart.

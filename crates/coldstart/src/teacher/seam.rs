@@ -15,7 +15,7 @@ use crate::topology::Event;
 
 /// A writer of cold-start traces.
 ///
-/// An implementation lives in a file or folder of its own and has one line in [`super::Registry::builtin`].
+/// An implementation lives in a file or folder of its own and has one line in `teacher::Registry::builtin`.
 pub trait Teacher: Debug + Send + Sync {
     /// Name as in `[synth.teacher.<name>]` and in the provenance of pairs.
     fn name(&self) -> &'static str;

@@ -181,6 +181,9 @@ fn a_teacher_writes_for_its_tasks_only() {
         message.contains("`solver`") && message.contains("`echo`"),
         "{message}"
     );
+    let recipe = small::recipe(&["synth.teacher.parrot={}"]);
+    let error = ColdstartSettings::from_recipe_with(&recipe, &teachers()).unwrap_err();
+    assert!(matches!(error, Error::TaskNotTaught { .. }), "{error}");
     // The registry is a value: without its line the teacher is unknown.
     let error = ColdstartSettings::from_recipe(&loaded(&[])).unwrap_err();
     assert!(

@@ -2,20 +2,20 @@
 //! they speak even where another part of the recipe does not parse; a rule
 //! whose keys are absent or ill-formed says nothing.
 
-mod document;
 mod model;
 mod prompts;
 mod runtime;
 mod saving;
 mod stages;
 mod task;
+mod view;
 
 use asyncthink_tasks::{Registry, Task};
 use serde_json::Value as Json;
 
 use crate::document::Node;
 use crate::error::RecipeError;
-use document::Rules;
+use view::Rules;
 
 /// All contradictions in `root`.
 pub(crate) fn check(root: &Node, schema: &Json, tasks: &Registry) -> Vec<RecipeError> {

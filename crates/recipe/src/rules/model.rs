@@ -1,6 +1,6 @@
 //! Rules for `[model]`.
 
-use super::document::Rules;
+use super::view::Rules;
 use crate::error::ErrorKind;
 
 pub(super) fn model(rules: &mut Rules<'_>) {

@@ -2,7 +2,7 @@
 
 use asyncthink_tasks::Placeholders;
 
-use super::document::Rules;
+use super::view::Rules;
 use crate::error::ErrorKind;
 use crate::nearest::nearest;
 

@@ -1,6 +1,6 @@
 //! Rules for the device, the protocol, sampling and ranks.
 
-use super::document::Rules;
+use super::view::Rules;
 use crate::device::DeviceSpec;
 use crate::error::ErrorKind;
 

@@ -1,6 +1,6 @@
 //! Rules for checkpoints: which stay, and what may differ from them.
 
-use super::document::Rules;
+use super::view::Rules;
 use crate::check::all_paths;
 use crate::document::{Node, Value};
 use crate::error::{ErrorKind, RecipeError};

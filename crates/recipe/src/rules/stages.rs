@@ -1,6 +1,6 @@
 //! Rules for the sections of stages.
 
-use super::document::Rules;
+use super::view::Rules;
 
 /// Most episodes that are sampled together.
 const MAX_EPISODES: f64 = 10_000_000.0;

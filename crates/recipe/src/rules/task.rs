@@ -2,7 +2,7 @@
 
 use asyncthink_tasks::{ConfigView, FaultKind, ProblemCount, Registry, Task};
 
-use super::document::Rules;
+use super::view::Rules;
 use crate::document::Value;
 use crate::error::ErrorKind;
 
