@@ -155,7 +155,9 @@ fn rollout_is_input(error: &asyncthink_rollout::Error) -> bool {
         E::Data(error) => error.is_input(),
         E::Model(error) => model_is_input(error),
         E::Io(error) => error.kind() == std::io::ErrorKind::NotFound,
-        E::PromptTooLong { .. } => true,
+        E::PromptTooLong { .. }
+        | E::CacheMemory(_)
+        | E::Engine(asyncthink_engine::Error::CacheBudget { .. }) => true,
         _ => false,
     }
 }
@@ -165,6 +167,10 @@ fn rollout_hint(error: &asyncthink_rollout::Error) -> Option<String> {
     match error {
         E::Data(error) => data_hint(error),
         E::Model(error) => model_hint(error),
+        E::Engine(asyncthink_engine::Error::CacheBudget { .. }) => Some(
+            "raise `engine.cache_memory`, lower `engine.max_agents`, or shorten the budgets in `[protocol]`"
+                .to_owned(),
+        ),
         _ => None,
     }
 }

@@ -234,6 +234,21 @@ impl BatchedEngine {
         Ok(())
     }
 
+    /// Fails where slots of `num_tokens` tokens would take more than the cache may.
+    fn check_budget(&self, num_tokens: usize) -> Result<()> {
+        let num_slots = self.settings.max_agents;
+        let needed_bytes = self.cache.bytes_of(to_size(num_tokens));
+        match self.settings.max_cache_bytes {
+            Some(budget_bytes) if needed_bytes > budget_bytes => Err(Error::CacheBudget {
+                num_slots,
+                num_tokens,
+                needed_bytes,
+                budget_bytes,
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Makes every slot large enough for the longest running sequence.
     fn make_room(&mut self) -> Result<()> {
         let longest = self
@@ -246,10 +261,15 @@ impl BatchedEngine {
         if to_size(longest) > self.cache.capacity_tokens() {
             // Half as much again: the copies stay a small share of the work however long the sequences get.
             let wanted = longest + longest / 2;
-            let rounded = wanted
-                .next_multiple_of(CAPACITY_STEP_TOKENS)
-                .min(self.max_sequence_tokens().max(longest));
-            self.cache.grow(to_size(rounded))?;
+            let limit = self.max_sequence_tokens().max(longest);
+            let round = |tokens: usize| tokens.next_multiple_of(CAPACITY_STEP_TOKENS).min(limit);
+            // Near the end of a budget the cache grows by what is needed and no more.
+            let capacity = match self.check_budget(round(wanted)) {
+                Ok(()) => round(wanted),
+                Err(_) => round(longest),
+            };
+            self.check_budget(capacity)?;
+            self.cache.grow(to_size(capacity))?;
         }
         Ok(())
     }
@@ -326,5 +346,43 @@ mod tests {
                 assert!((one.logprob - other.logprob).abs() < 1e-5);
             }
         }
+    }
+
+    #[test]
+    fn a_cache_beyond_its_budget_is_refused_with_the_arithmetic() {
+        let config = ModelConfig::new(&ModelSizes {
+            vocab_size: 23,
+            hidden_size: 16,
+            intermediate_size: 24,
+            num_layers: 2,
+            num_heads: 4,
+            num_kv_heads: 2,
+            head_dim: 8,
+            rope_theta: 10_000.0,
+            max_position_embeddings: 256,
+            tie_word_embeddings: true,
+            eos_token_id: 0,
+        })
+        .unwrap();
+        let decoder = Decoder::init(&config, Device::Cpu, 3).unwrap();
+        // Keys and values of 2 layers, 2 heads of 8 values, 4 bytes each: 256 bytes a token.
+        let token_bytes = 2 * 2 * 2 * 8 * 4;
+        let mut settings = EngineSettings::new(2, Temperature::new(1.0).unwrap());
+        settings.max_cache_bytes = Some(2 * 128 * token_bytes);
+        let mut engine = BatchedEngine::new(&config, Device::Cpu, settings).unwrap();
+        let request = |agent, len| Request {
+            agent: AgentId(agent),
+            prompt: vec![TokenId(1); len],
+            seed: agent,
+        };
+        // Half as much again as 100 tokens would be too much; 128 are enough.
+        engine.add(&request(1, 100)).unwrap();
+        engine.step(&decoder).unwrap();
+        engine.add(&request(2, 150)).unwrap();
+        let error = engine.step(&decoder).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "the KV cache of 2 sequences of 192 tokens needs 98304 bytes, more than its budget of 65536"
+        );
     }
 }

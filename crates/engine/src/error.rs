@@ -34,6 +34,21 @@ pub enum Error {
     /// The logits are not finite: the weights are damaged or training diverged.
     #[error("the model returned logits that are not finite for agent {}", .0.0)]
     NonFinite(AgentId),
+    /// The KV cache would outgrow its budget.
+    #[error(
+        "the KV cache of {num_slots} sequences of {num_tokens} tokens needs {needed_bytes} bytes, more than its budget of \
+         {budget_bytes}"
+    )]
+    CacheBudget {
+        /// Sequences held at once.
+        num_slots: usize,
+        /// Tokens of the longest one.
+        num_tokens: usize,
+        /// Bytes that the cache would take.
+        needed_bytes: u64,
+        /// Bytes that it may take.
+        budget_bytes: u64,
+    },
     /// The temperature is not a finite number of at least 0.
     #[error("invalid temperature: {0}")]
     Temperature(f64),

@@ -13,6 +13,8 @@ pub struct EngineSettings {
     pub temperature: Temperature,
     /// Number types; the KV cache has the type that the decoder computes in.
     pub precision: Precision,
+    /// Most bytes that the KV cache may take; `None` for no limit.
+    pub max_cache_bytes: Option<u64>,
 }
 
 impl EngineSettings {
@@ -22,6 +24,7 @@ impl EngineSettings {
             max_agents,
             temperature,
             precision: Precision::F32,
+            max_cache_bytes: None,
         }
     }
 }

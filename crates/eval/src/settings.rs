@@ -1,7 +1,7 @@
 //! The settings of an evaluation, taken from the recipe once.
 
 use asyncthink_model::Precision;
-use asyncthink_recipe::{RecipeData, RulesFrom};
+use asyncthink_recipe::{EngineSection, RecipeData, RulesFrom};
 use asyncthink_rollout::ModelCard;
 
 use crate::error::{Error, Result};
@@ -23,8 +23,8 @@ pub struct EvalSettings {
     pub rules_from: RulesFrom,
     /// Prompts, protocol and budgets of the recipe.
     pub card: ModelCard,
-    /// Agents that decode at a time, per worker; `None` takes the default for the device.
-    pub max_agents: Option<usize>,
+    /// How sampling uses the machine.
+    pub engine: EngineSection,
     /// Number types of the model.
     pub precision: Precision,
     /// Seed of sampling and resampling.
@@ -48,7 +48,7 @@ impl EvalSettings {
             confidence: section.confidence,
             rules_from: section.rules_from,
             card: ModelCard::new(&recipe.prompts, &recipe.protocol),
-            max_agents: recipe.engine.max_agents,
+            engine: recipe.engine.clone(),
             precision: Precision::F32,
             seed: recipe.seed,
             methods: section.methods.clone(),

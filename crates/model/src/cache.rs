@@ -52,6 +52,17 @@ impl KvCache {
         self.num_slots
     }
 
+    /// Bytes that slots of `capacity_tokens` tokens take.
+    pub fn bytes_of(&self, capacity_tokens: i64) -> u64 {
+        let bytes = |(key, value): &(Tensor, Tensor)| {
+            let size = key.size();
+            let per_token: i64 = size[0] * size[1] * size[3];
+            let element_bytes = key.kind().elt_size_in_bytes() + value.kind().elt_size_in_bytes();
+            u64::try_from(per_token * capacity_tokens).unwrap_or(0) * element_bytes as u64
+        };
+        self.layers.iter().map(bytes).sum()
+    }
+
     /// Tokens that fit in one slot.
     pub fn capacity_tokens(&self) -> i64 {
         self.capacity_tokens

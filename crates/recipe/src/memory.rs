@@ -23,6 +23,30 @@ pub enum MemoryBudget {
     Bytes(u64),
 }
 
+impl MemoryBudget {
+    /// Bytes that it allows where `free_bytes` are free; `None` for no limit.
+    ///
+    /// # Errors
+    /// For a share of memory that cannot be told.
+    pub fn limit_bytes(self, free_bytes: Option<u64>) -> Result<Option<u64>, String> {
+        match self {
+            Self::Auto => Ok(None),
+            Self::Bytes(bytes) => Ok(Some(bytes)),
+            Self::Share(share) => {
+                let free = free_bytes.ok_or_else(|| {
+                    format!("`{self}` of the free memory is not known on this device; give bytes")
+                })?;
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "a share of a count of bytes"
+                )]
+                Ok(Some((free as f64 * share) as u64))
+            }
+        }
+    }
+}
+
 impl fmt::Display for MemoryBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
@@ -125,5 +149,14 @@ mod tests {
             let error = text.parse::<MemoryBudget>().unwrap_err();
             assert!(error.contains("`70%`"), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn limits_are_bytes_shares_or_none() {
+        let limit = |text: &str, free| text.parse::<MemoryBudget>().unwrap().limit_bytes(free);
+        assert_eq!(limit("auto", None), Ok(None));
+        assert_eq!(limit("2KiB", None), Ok(Some(2048)));
+        assert_eq!(limit("25%", Some(4096)), Ok(Some(1024)));
+        assert!(limit("25%", None).unwrap_err().contains("`25%`"));
     }
 }

@@ -27,6 +27,9 @@ pub enum Error {
     /// Text could not be tokenised.
     #[error(transparent)]
     Data(#[from] asyncthink_data::Error),
+    /// The budget of the KV cache cannot be applied.
+    #[error("`engine.cache_memory`: {0}")]
+    CacheMemory(String),
     /// The engine cannot hold even one episode.
     #[error("an episode needs {needed} agents at once, the engine holds {available}")]
     TooFewSlots {

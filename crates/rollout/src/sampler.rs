@@ -1,18 +1,20 @@
 //! Sampling episodes from a model, for training and for evaluation.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use asyncthink_data::{PromptTemplates, Tokenizer};
 use asyncthink_engine::{BatchedEngine, EngineSettings, Temperature};
 use asyncthink_model::{Decoder, Parallelism, Precision, run_workers};
+use asyncthink_recipe::MemoryBudget;
 use asyncthink_tasks::Problem;
+use asyncthink_torch::free_bytes;
 use tch::Device;
 
 use crate::backend::engine::EngineBackend;
 use crate::card::ModelCard;
 use crate::driver::{rollout, rollout_observed};
 use crate::episode::Episode;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::observer::{RolloutObserver, RolloutProgress};
 use crate::progress::ProgressBoard;
 use crate::query::{Prompt, Query};
@@ -32,6 +34,8 @@ pub struct EpisodeSampler {
     temperature: Temperature,
     precision: Precision,
     max_agents: Option<usize>,
+    cache_memory: MemoryBudget,
+    cache_limit_bytes: OnceLock<Result<Option<u64>, String>>,
     parallelism: Parallelism,
     engines: Mutex<Vec<BatchedEngine>>,
 }
@@ -48,6 +52,8 @@ impl EpisodeSampler {
             temperature: Temperature::new(temperature)?,
             precision: Precision::F32,
             max_agents: None,
+            cache_memory: MemoryBudget::Auto,
+            cache_limit_bytes: OnceLock::new(),
             parallelism: Parallelism::SINGLE,
             engines: Mutex::default(),
         })
@@ -57,6 +63,13 @@ impl EpisodeSampler {
     #[must_use]
     pub fn with_max_agents(mut self, max_agents: Option<usize>) -> Self {
         self.max_agents = max_agents;
+        self
+    }
+
+    /// Bounds the memory of the KV caches of all workers together; `None` for no limit.
+    #[must_use]
+    pub fn with_cache_memory(mut self, budget: Option<MemoryBudget>) -> Self {
+        self.cache_memory = budget.unwrap_or_default();
         self
     }
 
@@ -236,7 +249,14 @@ impl EpisodeSampler {
             } else {
                 MAX_AGENTS_GPU
             });
+        // Told once: what is free changes while the cache itself grows.
+        let limit_bytes = self.cache_limit_bytes.get_or_init(|| {
+            let free = free_bytes(decoder.device());
+            self.cache_memory.limit_bytes(free)
+        });
+        let limit_bytes = limit_bytes.clone().map_err(Error::CacheMemory)?;
         let settings = EngineSettings {
+            max_cache_bytes: limit_bytes.map(|bytes| bytes / self.parallelism.num_workers() as u64),
             max_agents: (num_episodes * per_episode).clamp(per_episode, limit.max(per_episode)),
             temperature: self.temperature,
             precision: self.precision,

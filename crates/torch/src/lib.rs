@@ -35,7 +35,7 @@ pub use collectives::{
 pub use device::{DeviceSpec, open_device, why_not_cuda};
 pub use error::{Error, Result};
 pub use memory::{
-    MemoryUse, allocated_bytes, empty_cache, keep_freed_memory, memory_use, peak_bytes,
+    MemoryUse, allocated_bytes, empty_cache, free_bytes, keep_freed_memory, memory_use, peak_bytes,
     reset_peak_memory,
 };
 pub use optim::{AdamwSettings, AdamwState, clip_grad_norm_, fused_adamw_, global_norm, scale_};

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use asyncthink_data::Tokenizer;
 use asyncthink_distributed::Ranks;
 use asyncthink_gradient::PolicyModel;
-use asyncthink_model::{LoraConfig, LoraTarget, ModelConfig, ModelSizes};
-use asyncthink_recipe::{LoraSection, ModelInit, ModelSection};
+use asyncthink_model::{ModelConfig, ModelSizes};
+use asyncthink_recipe::{ModelInit, ModelSection};
 use tch::Device;
 
 use crate::error::{Error, Result};
@@ -30,20 +30,6 @@ pub(crate) fn load_for_sft(
             PolicyModel::init(&config, tokenizer, &settings.policy, ranks, device)?
         }
     })
-}
-
-/// Adapters that `[model.lora]` describes.
-pub(crate) fn lora_config(section: &LoraSection) -> LoraConfig {
-    LoraConfig {
-        rank: section.rank,
-        alpha: section.alpha,
-        use_rslora: section.use_rslora,
-        targets: section
-            .target_modules
-            .iter()
-            .filter_map(|module| LoraTarget::from_name(module.name()))
-            .collect(),
-    }
 }
 
 /// The folder of `path`, links followed: the link to a stage's newest checkpoint moves when that stage goes on.

@@ -12,17 +12,16 @@ use asyncthink_data::{Stream, derive_seed};
 use asyncthink_distributed::{AdamWSettings, DeviceSettings};
 use asyncthink_gradient::PolicySettings;
 use asyncthink_metrics::{OpenSink, sinks};
-use asyncthink_model::Precision;
+use asyncthink_model::{LoraConfig, LoraTarget, Precision};
 use asyncthink_recipe::{
-    DistributedSection, GrpoSection, ModelSection, NumberFormat, OptimizerSection,
-    PrecisionSection, Recipe, Registry, SaveInBackground, SftSection, Stage,
+    DistributedSection, EngineSection, GrpoSection, LoraSection, ModelSection, NumberFormat,
+    OptimizerSection, PrecisionSection, Recipe, Registry, SaveInBackground, SftSection, Stage,
 };
 use asyncthink_rollout::ModelCard;
 use asyncthink_tasks::TaskConfig;
 use tch::Kind;
 
 use crate::error::{Error, Result};
-use crate::models::lora_config;
 
 /// Implementations that the recipe's keys of training can name.
 #[derive(Clone, Debug)]
@@ -159,6 +158,20 @@ fn precision(section: PrecisionSection) -> Result<Precision> {
     Ok(Precision::new(kind(compute), kind(master), kind(reduce))?)
 }
 
+/// Adapters that `[model.lora]` describes.
+fn lora_config(section: &LoraSection) -> LoraConfig {
+    LoraConfig {
+        rank: section.rank,
+        alpha: section.alpha,
+        use_rslora: section.use_rslora,
+        targets: section
+            .target_modules
+            .iter()
+            .filter_map(|module| LoraTarget::from_name(module.name()))
+            .collect(),
+    }
+}
+
 /// Keys that the sections of both stages have.
 struct StageSection<'a> {
     num_steps: usize,
@@ -239,8 +252,8 @@ pub struct GrpoSettings {
     pub advantage: Arc<dyn AdvantageEstimator>,
     /// Loss aggregation.
     pub aggregation: Aggregation,
-    /// Most agents that decode at a time, per worker.
-    pub max_agents: Option<usize>,
+    /// How sampling uses the machine.
+    pub engine: EngineSection,
     /// Folder of the model that a new run starts from: the newest checkpoint of `sft`, or the recipe's model where the recipe has no
     /// `[sft]`. It may not exist.
     pub initial_model: PathBuf,
@@ -298,7 +311,7 @@ impl GrpoSettings {
                 key: "grpo.loss_aggregation",
                 reason: "`constant_length_tokens` is missing".to_owned(),
             })?,
-            max_agents: recipe.engine.max_agents,
+            engine: recipe.engine.clone(),
             initial_model,
             run,
             section: section.clone(),

@@ -43,7 +43,8 @@ impl Method for AsyncThink {
             _ => settings.card.clone(),
         };
         let sampler = EpisodeSampler::new(&card, settings.temperature)?
-            .with_max_agents(settings.max_agents)
+            .with_max_agents(settings.engine.max_agents)
+            .with_cache_memory(settings.engine.cache_memory)
             .with_precision(settings.precision);
         let model = PretrainedModel::load(model_dir, device, settings.precision)?;
         let parallelism = Parallelism::for_decoder(&model.decoder);

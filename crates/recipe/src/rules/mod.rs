@@ -26,6 +26,7 @@ pub(crate) fn check(root: &Node, schema: &Json, tasks: &Registry) -> Vec<RecipeE
     };
     let task = task::task_of(&rules, tasks);
     runtime::device(&mut rules);
+    runtime::cache_memory(&mut rules);
     if let Some(task) = task {
         task::task(&mut rules, task);
     }

@@ -3,6 +3,7 @@
 use super::view::Rules;
 use crate::device::DeviceSpec;
 use crate::error::ErrorKind;
+use crate::memory::MemoryBudget;
 
 pub(super) fn protocol(rules: &mut Rules<'_>) {
     if let (Some(total), Some(fragment)) = (
@@ -38,6 +39,18 @@ pub(super) fn engine(rules: &mut Rules<'_>) {
             "engine.max_agents",
             &format!("an episode needs places for `protocol.capacity` = {capacity} agents"),
             "raise it, or leave it out",
+        );
+    }
+}
+
+pub(super) fn cache_memory(rules: &mut Rules<'_>) {
+    let key = "engine.cache_memory";
+    if let Some(Err(reason)) = rules.text(key).map(str::parse::<MemoryBudget>) {
+        rules.push(
+            ErrorKind::OutOfRange,
+            key,
+            &reason,
+            "leave it out for no limit",
         );
     }
 }

@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::memory::MemoryBudget;
+
 /// `[engine]`: how sampling uses the machine. It decides which agents share a
 /// batch, hence the rounding of sums and nothing else, and may change between
 /// a stop and a resume.
@@ -16,4 +18,10 @@ pub struct EngineSection {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65_536))]
     pub max_agents: Option<usize>,
+    /// Most memory for the keys and values of all sampling threads: bytes as
+    /// `24GiB` or `512MiB`, or a share of the free memory as `70%`. A rollout
+    /// that needs more fails with the arithmetic. Absent means no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub cache_memory: Option<MemoryBudget>,
 }

@@ -27,6 +27,22 @@ pub fn memory_use(device: Device) -> Option<MemoryUse> {
     }
 }
 
+/// Bytes that are free on `device` for this process, or `None` where it cannot be told.
+pub fn free_bytes(device: Device) -> Option<u64> {
+    match device {
+        Device::Cpu => available_bytes(&std::fs::read_to_string("/proc/meminfo").ok()?),
+        Device::Cuda(_) | Device::Mps | Device::Vulkan => None,
+    }
+}
+
+fn available_bytes(meminfo: &str) -> Option<u64> {
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}
+
 /// [`MemoryUse::current_bytes`] of `device`.
 pub fn allocated_bytes(device: Device) -> Option<u64> {
     memory_use(device).map(|memory| memory.current_bytes)

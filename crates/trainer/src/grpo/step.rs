@@ -59,7 +59,8 @@ impl<'a> Trainer<'a> {
             order: DataOrder::new(run.seed, problems.len())
                 .ok_or_else(|| Error::stage("ordering the problems", "there are none"))?,
             sampler: EpisodeSampler::new(&run.card, section.temperature)?
-                .with_max_agents(settings.max_agents)
+                .with_max_agents(settings.engine.max_agents)
+                .with_cache_memory(settings.engine.cache_memory)
                 .with_parallelism(parallelism)
                 .with_precision(run.policy.precision),
             reference,
