@@ -6,7 +6,9 @@ mod framer;
 mod group;
 mod logs;
 mod pump;
+mod rank;
 
 pub use console::Console;
-pub(crate) use group::{RankGroup, SpawnContext};
+pub(crate) use group::RankGroup;
 pub(crate) use logs::LogFolder;
+pub(crate) use rank::SpawnContext;
