@@ -1,6 +1,7 @@
 //! Organizer and workers, by the protocol.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use asyncthink_model::{Parallelism, PretrainedModel};
@@ -64,15 +65,16 @@ impl OpenModel {
         let mut queries = Vec::with_capacity(questions.len());
         for question in questions {
             let index = question.problem_index;
-            if !prompts.contains_key(&index) {
-                let tokenizer = &self.model.tokenizer;
-                let prompt = self
-                    .sampler
-                    .problem_prompt(tokenizer, question.problem, index)?;
-                prompts.insert(index, prompt);
-            }
+            let prompt = match prompts.entry(index) {
+                Entry::Occupied(prompt) => prompt.into_mut(),
+                Entry::Vacant(place) => {
+                    let tokenizer = &self.model.tokenizer;
+                    let problem = question.problem;
+                    place.insert(self.sampler.problem_prompt(tokenizer, problem, index)?)
+                }
+            };
             queries.push(Query {
-                prompt: Arc::clone(&prompts[&index]),
+                prompt: Arc::clone(prompt),
                 sample_index: question.sample_index,
                 seed: question.seed,
             });
