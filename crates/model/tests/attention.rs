@@ -93,6 +93,6 @@ fn every_layer_attends_by_the_backend_of_the_decoder() {
         slots: &[0; 4],
         sample_rows: &[3],
     };
-    decoder.step(&batch, &cache).unwrap();
+    let _ = decoder.step(&batch, &cache).unwrap();
     assert_eq!(counting.num_decode.load(Ordering::Relaxed), 3);
 }
