@@ -1,7 +1,7 @@
 //! Cold-start traces: what a model is shown before it learns by itself.
 //!
 //! The paper has a large model write organizer and worker traces (arXiv:2510.26658, section 3.1). Here a [`Teacher`] does: the
-//! built-in one is a solver, so that everything runs with no network. As in the paper, each trace follows a random legal
+//! built-in one asks the solver of the task, so that everything runs with no network. As in the paper, each trace follows a random legal
 //! sequence of Forks and Joins, because models otherwise fall into two shapes; rules filter what was written; and a trace of n
 //! sub-queries becomes n + 1 query-response pairs. Answers need not be right.
 //!

@@ -59,6 +59,7 @@ impl<'a> Pipeline<'a> {
             topologies: Topologies::new(protocol.capacity, settings.max_forks())?,
             assignment: Assignment::new(problems.len(), settings.synth.num_traces, stride),
             writer: settings.teacher.open(TeacherContext {
+                task: settings.task.task(),
                 section: &settings.synth,
                 protocol,
                 templates,

@@ -75,11 +75,11 @@ impl ColdstartSettings {
                 known: known.join(", "),
             }
         })?;
-        let task = recipe.task.task().name();
+        let task = recipe.task.task();
         if !teacher.can_teach(task) {
             return Err(Error::TaskNotTaught {
                 teacher: teacher.name().to_owned(),
-                task: task.to_owned(),
+                task: task.name().to_owned(),
             });
         }
         Ok(Self {

@@ -40,7 +40,7 @@ fn make_tokenizer(
     let mut corpus: Vec<String> = [ANSWER_OPEN, ANSWER_CLOSE, RETURN_OPEN, RETURN_CLOSE]
         .map(str::to_owned)
         .into();
-    corpus.extend(settings.teacher.vocabulary());
+    corpus.extend(settings.teacher.vocabulary(settings.task.task()));
     for id in (1..=settings.max_forks().max(1)).map(SubQueryId) {
         corpus.extend([
             tags.fork_open(id),

@@ -30,7 +30,7 @@ pub use crate::pack::{pack, padding_share};
 pub use crate::row::{EpisodeIndex, TrainingRow};
 pub use crate::seeds::{DataOrder, Draws, Stream, derive_seed, epoch_order};
 pub use crate::task_tokenizer::{TaskTokenizerConfig, task_tokenizer};
-pub use crate::template::{PromptTemplates, PromptText, pad_numbers};
+pub use crate::template::{PromptTemplates, PromptText};
 pub use crate::tokenizer::{TokenId, Tokenizer};
 
 /// The result of this crate's fallible functions.

@@ -1,3 +1,4 @@
+use asyncthink_tasks::pad_numbers;
 use serde::{Deserialize, Serialize};
 
 use crate::{ChatSettings, Error, Result};
@@ -122,24 +123,6 @@ fn split_width(inside: &str) -> (&str, Option<usize>) {
 /// Most digits that a number is padded to.
 const MAX_WIDTH: usize = 18;
 
-/// Pads every whole number in `text` with zeros to `width` digits; longer numbers stay as they are.
-pub fn pad_numbers(text: &str, width: usize) -> String {
-    let mut padded = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(start) = rest.find(|c: char| c.is_ascii_digit()) {
-        padded.push_str(&rest[..start]);
-        rest = &rest[start..];
-        let end = rest
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(rest.len());
-        padded.extend(std::iter::repeat_n('0', width.saturating_sub(end)));
-        padded.push_str(&rest[..end]);
-        rest = &rest[end..];
-    }
-    padded.push_str(rest);
-    padded
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,8 +160,6 @@ mod tests {
         ];
         let templates = PromptTemplates::new(text, 1).unwrap();
         assert_eq!(templates.query(&fields), "03 12 105 = 07 7 {target:0x}");
-        assert_eq!(pad_numbers("9-2=7 no\n", 2), "09-02=07 no\n");
-        assert_eq!(pad_numbers("9-2=7", 0), "9-2=7");
     }
 
     #[test]

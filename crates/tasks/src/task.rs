@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::config::{ConfigFault, ConfigView};
 use crate::error::Error;
 use crate::problem::Problem;
+use crate::solver::Solver;
 
 /// Names in braces that a task fills in `prompts.query`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +78,11 @@ pub trait Task: Debug + Send + Sync {
     /// # Errors
     /// The text is no problem of this task.
     fn read_problem(&self, json: &str) -> serde_json::Result<Problem>;
+
+    /// Writer of cold-start work; `None` where the task has none, and another teacher must write the traces.
+    fn solver(&self) -> Option<&dyn Solver> {
+        None
+    }
 }
 
 /// A part of the problems.

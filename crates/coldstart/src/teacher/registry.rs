@@ -1,10 +1,10 @@
 //! The teachers by name.
 
 use super::seam::Teacher;
-use super::solver::Solver;
+use super::solver::SolverTeacher;
 
 /// Every teacher that comes with the project: one line each.
-const BUILTIN: &[&dyn Teacher] = &[&Solver];
+const BUILTIN: &[&dyn Teacher] = &[&SolverTeacher];
 
 /// A list of teachers with different names.
 #[derive(Debug, Clone)]

@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use asyncthink_data::PromptTemplates;
 use asyncthink_protocol::{Protocol, RawTrace};
 use asyncthink_recipe::SynthSection;
-use asyncthink_tasks::Problem;
+use asyncthink_tasks::{Problem, Task};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
@@ -24,11 +24,11 @@ pub trait Teacher: Debug + Send + Sync {
     fn options_schema(&self) -> Value;
 
     /// Tells whether the teacher can write traces of a task.
-    fn can_teach(&self, task: &str) -> bool;
+    fn can_teach(&self, task: &dyn Task) -> bool;
 
-    /// Texts that hold every word the teacher writes, for a tokenizer made from the task's text. Empty where the teacher
-    /// writes any text.
-    fn vocabulary(&self) -> Vec<String>;
+    /// Texts that hold every word the teacher writes for a task, for a tokenizer made from the task's text. Empty where the
+    /// teacher writes any text.
+    fn vocabulary(&self, task: &dyn Task) -> Vec<String>;
 
     /// Starts a run.
     ///
@@ -40,6 +40,8 @@ pub trait Teacher: Debug + Send + Sync {
 /// Settings that a teacher writes by.
 #[derive(Debug, Clone, Copy)]
 pub struct TeacherContext<'a> {
+    /// The task of the problems.
+    pub task: &'a dyn Task,
     /// The section `[synth]`; `teacher.options` holds the teacher's own table.
     pub section: &'a SynthSection,
     /// Rules of the trace language.

@@ -3,7 +3,7 @@
 use asyncthink_coldstart::teacher::{Draft, Lesson, Teacher, TeacherContext, TraceWriter};
 use asyncthink_coldstart::{Error, Event, Result};
 use asyncthink_protocol::{Protocol, Step, TraceBuilder};
-use asyncthink_tasks::schema_of;
+use asyncthink_tasks::{Task, schema_of};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
@@ -33,11 +33,11 @@ impl Teacher for Parrot {
         schema_of::<ParrotOptions>()
     }
 
-    fn can_teach(&self, task: &str) -> bool {
-        task == "echo"
+    fn can_teach(&self, task: &dyn Task) -> bool {
+        task.name() == "echo"
     }
 
-    fn vocabulary(&self) -> Vec<String> {
+    fn vocabulary(&self, _task: &dyn Task) -> Vec<String> {
         Vec::new()
     }
 

@@ -20,6 +20,7 @@ mod problem;
 mod rational;
 mod rows;
 mod solve;
+mod solver;
 mod subset;
 mod task;
 

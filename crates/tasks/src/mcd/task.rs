@@ -14,10 +14,12 @@ use super::key::DifferenceKey;
 use super::operator::Operator;
 use super::problem::Problem;
 use super::rows::load_rows;
+use super::solver::McdSolver;
 use crate::config::{ConfigFault, ConfigView, schema_of};
 use crate::error::Error;
 use crate::grade::Grade;
 use crate::problem::{Problem as AnyProblem, TaskProblem};
+use crate::solver::Solver;
 use crate::task::{
     ConfiguredTask, InputFile, Placeholders, ProblemCounts, ProblemSet, Split, Task, TaskConfig,
 };
@@ -68,6 +70,10 @@ impl Task for McdTask {
 
     fn read_problem(&self, json: &str) -> serde_json::Result<AnyProblem> {
         serde_json::from_str::<Problem>(json).map(AnyProblem::from)
+    }
+
+    fn solver(&self) -> Option<&dyn Solver> {
+        Some(&McdSolver)
     }
 }
 

@@ -1,8 +1,12 @@
 //! Expressions that a person would try: whole numbers, exact divisions, operands in a fixed order.
 
-use asyncthink_tasks::mcd::{Expr, Operator, Problem};
 use rand::seq::IndexedRandom;
 use rand::{Rng, RngExt};
+
+use crate::mcd::expr::Expr;
+use crate::mcd::operator::Operator;
+use crate::mcd::problem::Problem;
+use crate::mcd::rational::Rational;
 
 /// How often a draw is repeated before anything legal is taken.
 const MAX_DRAWS: usize = 16;
@@ -16,7 +20,7 @@ struct Part {
 /// Draws an expression over some of the problem's numbers that obeys the rules on how many; its value is any.
 ///
 /// All values on the way are whole and not negative. With `last`, the operator applied last is that one where numbers allow it.
-pub(super) fn random_expr(problem: &Problem, last: Option<Operator>, rng: &mut impl Rng) -> Expr {
+pub(super) fn random_expr(problem: &Problem, last: Option<Operator>, rng: &mut dyn Rng) -> Expr {
     let numbers: Vec<i64> = problem
         .available_numbers
         .iter()
@@ -39,7 +43,7 @@ pub(super) fn random_expr(problem: &Problem, last: Option<Operator>, rng: &mut i
 }
 
 /// Joins random parts until one is left; tells whether the last operator is the one asked for.
-fn random_tree(numbers: &[i64], last: Option<Operator>, rng: &mut impl Rng) -> (Expr, bool) {
+fn random_tree(numbers: &[i64], last: Option<Operator>, rng: &mut dyn Rng) -> (Expr, bool) {
     let leaf = |&number: &i64| Part {
         expr: Expr::Number(number),
         value: i128::from(number),
@@ -64,7 +68,7 @@ fn random_step(
     left: Part,
     right: Part,
     wanted: Option<Operator>,
-    rng: &mut impl Rng,
+    rng: &mut dyn Rng,
 ) -> (Part, bool) {
     let mut options = Vec::with_capacity(Operator::ALL.len());
     for operator in Operator::ALL {
@@ -132,7 +136,7 @@ pub(super) fn in_fixed_order(expr: &Expr) -> Expr {
 
 /// The value as text, and whether it is the target. An expression without a value gives `?`.
 pub(super) fn value_text(expr: &Expr, target: i64) -> (String, bool) {
-    match expr.evaluate().map(asyncthink_tasks::mcd::Rational::parts) {
+    match expr.evaluate().map(Rational::parts) {
         Ok((numerator, 1)) => (numerator.to_string(), numerator == i128::from(target)),
         Ok((numerator, denominator)) => (format!("{numerator}/{denominator}"), false),
         Err(_) => ("?".to_owned(), false),
@@ -156,11 +160,12 @@ fn whole(expr: &Expr) -> Option<i128> {
 
 #[cfg(test)]
 mod tests {
-    use asyncthink_tasks::mcd::Rules;
     use proptest::prelude::*;
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
 
     use super::*;
-    use crate::seeds::generator;
+    use crate::mcd::Rules;
 
     #[test]
     fn operands_are_ordered() {
@@ -192,7 +197,7 @@ mod tests {
         fn draws_obey_the_rules(numbers in prop::collection::vec(0_i64..100, 1..9), min in 1_usize..5, more in 0_usize..4, seed: u64) {
             let rules = Rules { min_numbers: min, max_numbers: min + more };
             let problem = Problem::new(15, numbers.clone(), 2, rules).unwrap();
-            let mut rng = generator(seed);
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
             for last in [None, Some(Operator::Multiply), Some(Operator::Divide)] {
                 let expr = random_expr(&problem, last, &mut rng);
                 let (numerator, denominator) = expr.evaluate().unwrap().parts();

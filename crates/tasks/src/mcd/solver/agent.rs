@@ -1,11 +1,15 @@
 //! Attempts of one agent.
 
-use asyncthink_data::pad_numbers;
-use asyncthink_recipe::SynthSection;
-use asyncthink_tasks::mcd::{DifferenceKey, Expr, Operator, Problem, Solution};
 use rand::{Rng, RngExt};
 
 use super::arithmetic::{in_fixed_order, last_operator, random_expr, value_text};
+use crate::mcd::expr::Expr;
+use crate::mcd::key::DifferenceKey;
+use crate::mcd::operator::Operator;
+use crate::mcd::problem::Problem;
+use crate::mcd::solve::Solution;
+use crate::numbers::pad_numbers;
+use crate::solver::SolverSettings;
 
 /// Separates the expressions of a return or an answer.
 const SEPARATOR: &str = ";";
@@ -16,11 +20,11 @@ const NUM_DRAWS: usize = 8;
 /// Blind attempts are at most so many times the target, where the draws allow.
 const MAX_OVERSHOOT: i64 = 3;
 
-/// A problem with what the teacher knows about it.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Solved<'a> {
-    pub(super) problem: &'a Problem,
-    pub(super) solutions: &'a [Solution],
+/// A problem with its solutions.
+#[derive(Debug, Clone)]
+pub(super) struct Solved {
+    pub(super) problem: Problem,
+    pub(super) solutions: Vec<Solution>,
 }
 
 /// Expressions as a return or an answer lists them.
@@ -39,7 +43,7 @@ struct Known {
 
 /// One agent's attempts and knowledge.
 pub(super) struct Agent<'a> {
-    solved: Solved<'a>,
+    solved: &'a Solved,
     hit_rate: f64,
     value_width: usize,
     focus: Option<Operator>,
@@ -50,8 +54,8 @@ pub(super) struct Agent<'a> {
 
 impl<'a> Agent<'a> {
     pub(super) fn new(
-        solved: Solved<'a>,
-        settings: &SynthSection,
+        solved: &'a Solved,
+        settings: &SolverSettings,
         focus: Option<Operator>,
     ) -> Self {
         Self {
@@ -98,7 +102,7 @@ impl<'a> Agent<'a> {
         list(&self.known())
     }
 
-    pub(super) fn attempts(&mut self, count: usize, rng: &mut impl Rng) -> String {
+    pub(super) fn attempts(&mut self, count: usize, rng: &mut dyn Rng) -> String {
         (0..count).map_while(|_| self.attempt(rng)).collect()
     }
 
@@ -106,7 +110,7 @@ impl<'a> Agent<'a> {
         &mut self,
         num_known: usize,
         max_count: usize,
-        rng: &mut impl Rng,
+        rng: &mut dyn Rng,
     ) -> String {
         let mut text = String::new();
         for _ in 0..max_count {
@@ -123,7 +127,7 @@ impl<'a> Agent<'a> {
 
     /// One line; `None` when there is nothing left to try. After a hit stands all that is known: whoever ends copies the
     /// last such list, and need not look for the pieces.
-    fn attempt(&mut self, rng: &mut impl Rng) -> Option<String> {
+    fn attempt(&mut self, rng: &mut dyn Rng) -> Option<String> {
         let expr = self.next_expr(rng)?;
         let (value, is_hit) = value_text(&expr, self.solved.problem.target);
         let written = pad_numbers(&value, self.value_width);
@@ -149,7 +153,7 @@ impl<'a> Agent<'a> {
 
     /// The next expression, in the order of [`rank`]: an agent that only moves on never repeats itself, and needs to look at nothing
     /// but its last line for that.
-    fn next_expr(&self, rng: &mut impl Rng) -> Option<Expr> {
+    fn next_expr(&self, rng: &mut dyn Rng) -> Option<Expr> {
         let last = self.tried.last().map(rank);
         let is_ahead = |expr: &Expr| last.as_ref().is_none_or(|last| rank(expr) > *last);
         if rng.random_bool(self.hit_rate) {
@@ -170,7 +174,7 @@ impl<'a> Agent<'a> {
             }
         }
         let draws: Vec<Expr> = (0..NUM_DRAWS)
-            .map(|_| random_expr(self.solved.problem, self.focus, rng))
+            .map(|_| random_expr(&self.solved.problem, self.focus, rng))
             .filter(is_ahead)
             .collect();
         let near = draws.iter().filter(|expr| self.is_near(expr));
