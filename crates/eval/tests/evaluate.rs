@@ -31,7 +31,7 @@ const SETS: [&str; 6] = [
 
 /// The recipe of a run in `run_dir`.
 fn recipe(run_dir: &Path, sets: &[&str]) -> Recipe {
-    let run_dir = format!("run_dir={run_dir:?}");
+    let run_dir = format!("run_dir={}", run_dir.display());
     let sets = tiny::sets(&[&tiny::TRAINING, &SETS, &[&run_dir], sets]);
     Recipe::parse(tiny::TINY, Path::new("tiny.toml"), &sets).unwrap()
 }

@@ -1,7 +1,5 @@
 //! A family of one's own: a reader of `config.json` and a line in the registry.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
-
 use asyncthink_model::{
     Architecture, Architectures, Biases, Decoder, Fields, ModelConfig, Result, Sizes, Variant,
 };

@@ -1,7 +1,5 @@
 //! An attention backend of one's own: the decoder calls it in every layer, and replicas share it.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
