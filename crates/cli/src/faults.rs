@@ -42,10 +42,9 @@ fn model_is_input(error: &asyncthink_model::Error) -> bool {
     match error {
         E::Io(error) => error.kind() == std::io::ErrorKind::NotFound,
         E::InFile { source, .. } => model_is_input(source),
-        E::Torch(_) => false,
+        E::Torch(_) | E::Panicked { .. } => false,
         E::Shim(error) => device_is_input(error),
         E::Data(error) => error.is_input(),
-        E::Panicked { .. } => false,
         _ => true,
     }
 }

@@ -187,6 +187,9 @@ impl Ranks {
     ///
     /// # Shapes
     /// `input` `[world_size * n]`, `output` `[n]`, f32. Neither may be used before [`Ranks::finish`].
+    ///
+    /// # Errors
+    /// When a rank is lost or does another operation.
     pub fn reduce_scatter(&self, input: &Tensor, output: &Tensor) -> Result<Work<'static>> {
         let mut output = output.shallow_clone();
         let work = self
@@ -199,18 +202,26 @@ impl Ranks {
     ///
     /// # Shapes
     /// `input` `[n]`, `output` `[world_size * n]`. Neither may be used before [`Ranks::finish`].
+    ///
+    /// # Errors
+    /// When a rank is lost or does another operation.
     pub fn all_gather(&self, input: &Tensor, output: &Tensor) -> Result<Work<'static>> {
         let mut output = output.shallow_clone();
         Ok(self.group.all_gather(input, &mut output)?.detached())
     }
 
     /// Waits until an operation is done.
-    #[expect(clippy::unused_self, reason = "reads as part of the group")]
+    ///
+    /// # Errors
+    /// When a rank is lost or does another operation.
     pub fn finish(&self, work: Work<'_>) -> Result<()> {
         Ok(work.wait()?)
     }
 
     /// The values of every rank, in the order of the ranks. All bring equally many.
+    ///
+    /// # Errors
+    /// When a rank is lost or does another operation.
     pub fn gather_values(&self, values: &[f64]) -> Result<Vec<Vec<f64>>> {
         if self.is_alone() || values.is_empty() {
             return Ok(vec![values.to_vec(); self.world_size()]);
@@ -224,6 +235,9 @@ impl Ranks {
     }
 
     /// Sums values over ranks, in the order of the ranks: all get the same bits.
+    ///
+    /// # Errors
+    /// When a rank is lost or does another operation.
     pub fn sum(&self, values: &mut [f64]) -> Result<()> {
         let all = self.gather_values(values)?;
         for (index, value) in values.iter_mut().enumerate() {
@@ -360,7 +374,10 @@ impl Ranks {
         self.check_same("the weights", &sums)
     }
 
-    /// Fails on every rank, naming those that differ, unless all have done the same operations in the same order so far.
+    /// Checks that all have done the same operations in the same order so far.
+    ///
+    /// # Errors
+    /// On every rank, naming those that differ.
     pub fn check_order(&self) -> Result<()> {
         let digest = self.group.order_digest();
         Ok(self.group.check_same("the order of operations", digest)?)

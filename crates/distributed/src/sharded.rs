@@ -197,6 +197,9 @@ impl ShardedDecoder {
     ///
     /// # Shapes
     /// `buffer` f32, at least as long as the unit with its padding.
+    ///
+    /// # Errors
+    /// When the buffer is too short, or a rank is lost.
     pub fn start_gather(&self, unit: usize, buffer: &Tensor) -> Result<Work<'static>> {
         let own = narrow(&self.own_values, &self.cuts.owned(unit))?;
         let whole = narrow(buffer, &(0..self.cuts.padded_elements(unit)))?;
@@ -227,6 +230,9 @@ impl ShardedDecoder {
     }
 
     /// A layer over what was gathered.
+    ///
+    /// # Errors
+    /// When a parameter is not in the unit, or libtorch fails.
     pub fn layer(
         &self,
         index: usize,
@@ -240,6 +246,9 @@ impl ShardedDecoder {
     }
 
     /// Embedding, norm and head over what was gathered.
+    ///
+    /// # Errors
+    /// When a parameter is not in the unit, or libtorch fails.
     pub fn ends(&self, values: &Tensor, gradients: Option<&Tensor>) -> Result<DecoderEnds> {
         let parameters = self.parameters(ROOT, values, gradients)?;
         Ok(DecoderEnds::new(&self.config, &|name| {

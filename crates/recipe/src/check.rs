@@ -97,9 +97,10 @@ impl Checker<'_> {
         for entry in entries {
             let path = join(key, &entry.key);
             match (properties.get(&entry.key), &schema["additionalProperties"]) {
-                (Some(inner), _) => self.value(&entry.node, inner, &path),
+                (Some(inner), _) | (None, inner @ Json::Object(_)) => {
+                    self.value(&entry.node, inner, &path);
+                }
                 (None, Json::Bool(true)) => {}
-                (None, inner @ Json::Object(_)) => self.value(&entry.node, inner, &path),
                 (None, _) => self.unknown_key(entry, properties, key, &path),
             }
         }

@@ -51,7 +51,8 @@ impl fmt::Display for MemoryBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Auto => f.write_str("auto"),
-            Self::Share(share) => write!(f, "{}%", share * 100.0),
+            // Rounded, or 0.29 would come out as 28.999999999999996.
+            Self::Share(share) => write!(f, "{}%", (share * 1e11).round() / 1e9),
             Self::Bytes(bytes) => {
                 let is_whole = |shift: u32| bytes > 0 && bytes.trailing_zeros() >= shift;
                 match UNITS.into_iter().find(|&(_, shift)| is_whole(shift)) {
@@ -129,6 +130,9 @@ mod tests {
         }
         assert_eq!(" 3 GiB".parse(), Ok(MemoryBudget::Bytes(3 << 30)));
         assert_eq!(MemoryBudget::Bytes(1536 << 20).to_string(), "1536MiB");
+        for text in ["29%", "57%", "0.1%", "100%"] {
+            assert_eq!(text.parse::<MemoryBudget>().unwrap().to_string(), text);
+        }
     }
 
     #[test]

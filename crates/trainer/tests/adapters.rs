@@ -131,7 +131,9 @@ fn other_adapters_than_the_recipes_are_refused() {
     assert!(
         matches!(
             error,
-            Error::Model(asyncthink_model::Error::OtherAdapters { .. })
+            Error::Gradient(asyncthink_gradient::Error::Model(
+                asyncthink_model::Error::OtherAdapters { .. }
+            ))
         ),
         "{error}"
     );

@@ -67,7 +67,7 @@ impl TraceWriter for ParrotWriter<'_> {
 
 impl ParrotWriter<'_> {
     fn write_one(&self, lesson: &Lesson<'_>) -> Result<Draft, String> {
-        if lesson.trace_id % self.options.silent_every == 0 {
+        if lesson.trace_id.is_multiple_of(self.options.silent_every) {
             return Err("silent".to_owned());
         }
         let query = self.context.templates.query(&lesson.problem.fields());

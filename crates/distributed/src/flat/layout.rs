@@ -30,6 +30,9 @@ impl ParameterSlot {
     }
 
     /// The parameter as a view of `vector`, in which the element `origin` of all is the first.
+    ///
+    /// # Errors
+    /// When `vector` is too short.
     pub fn view(&self, vector: &Tensor, origin: usize) -> Result<Tensor, TchError> {
         let Range { start, end } = self.elements();
         narrow(vector, &(start - origin..end - origin))?.f_view(self.shape.as_slice())

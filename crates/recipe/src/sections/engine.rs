@@ -20,7 +20,8 @@ pub struct EngineSection {
     pub max_agents: Option<usize>,
     /// Most memory for the keys and values of all sampling threads: bytes as
     /// `24GiB` or `512MiB`, or a share of the free memory as `70%`. A rollout
-    /// that needs more fails with the arithmetic. Absent means no limit.
+    /// that needs more fails with the arithmetic. The memory is kept while the
+    /// weights are updated. Absent means no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub cache_memory: Option<MemoryBudget>,

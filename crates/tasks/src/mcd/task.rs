@@ -97,8 +97,9 @@ struct ConfiguredMcd {
 impl ConfiguredMcd {
     /// Writes the default of a generator's key back, so that the resolved recipe shows it.
     fn new(mut config: McdConfig) -> Result<Self, Error> {
-        let source = match (&config.train_file, &config.test_file) {
-            (Some(train_file), Some(test_file)) => Source::Files([
+        let files = config.train_file.as_ref().zip(config.test_file.as_ref());
+        let source = if let Some((train_file, test_file)) = files {
+            Source::Files([
                 InputFile {
                     key: "train_file",
                     path: train_file.clone(),
@@ -109,16 +110,15 @@ impl ConfiguredMcd {
                     path: test_file.clone(),
                     split: Split::Test,
                 },
-            ]),
-            _ => {
-                config
-                    .test_target_fraction
-                    .get_or_insert(DEFAULT_TEST_TARGET_FRACTION);
-                let generator = generator(&config);
-                Source::Generator(generator.ok_or_else(|| {
-                    Error::config(NAME, &"neither the generator nor two files are complete")
-                })?)
-            }
+            ])
+        } else {
+            config
+                .test_target_fraction
+                .get_or_insert(DEFAULT_TEST_TARGET_FRACTION);
+            let generator = generator(&config);
+            Source::Generator(generator.ok_or_else(|| {
+                Error::config(NAME, &"neither the generator nor two files are complete")
+            })?)
         };
         let table = toml::Table::try_from(&config).map_err(|error| Error::config(NAME, &error))?;
         Ok(Self {

@@ -50,7 +50,7 @@ pub fn alone() -> MutexGuard<'static, ()> {
 /// A recipe whose run lies in `dir`, with problems and pairs made.
 pub fn recipe(dir: &Path, sets: &[&str]) -> Recipe {
     let run_dir = dir.join("run");
-    let run_dir_set = format!("run_dir={run_dir:?}");
+    let run_dir_set = format!("run_dir={}", run_dir.display());
     let sets = tiny::sets(&[&tiny::TRAINING, &SETS, &[&run_dir_set], sets]);
     let recipe = Recipe::parse(tiny::TINY, Path::new("tiny.toml"), &sets).unwrap();
     let coldstart = asyncthink_coldstart::ColdstartSettings::from_recipe(&recipe).unwrap();
