@@ -20,7 +20,8 @@ from rust_modules import is_test_file, read_crate
 ROOT = Path(__file__).resolve().parents[2]
 MAX_LINES = 800
 LONG_LINES = 400
-TASK_NAMES = re.compile(r"\bmcd\b|mcd_|_mcd|Mcd|MCD|countdown", re.IGNORECASE)
+# Names of tasks that are no common words; further ones are their folders in `tasks`, see `task_names`.
+RARE_NAMES = [r"\bmcd\b|mcd_|_mcd", "countdown"]
 
 
 def edges_of(crate):
@@ -132,12 +133,23 @@ def _lengths(root):
     return [(path, path.read_text(encoding="utf-8").count("\n")) for path in paths if path.suffix in kinds]
 
 
+def task_names():
+    """A pattern for what names a task: its folder as a string, a path or the start of a type's name."""
+    patterns = list(RARE_NAMES)
+    for folder in sorted(path.name for path in (ROOT / "crates/tasks/src").glob("*") if path.is_dir()):
+        camel = "".join(part.capitalize() for part in folder.split("_"))
+        # `std::cmp::Reverse` names no task `reverse`: a type of a task has more to its name.
+        patterns += [rf'"{folder}"', rf"\btasks::{folder}\b", rf"(?-i:\b{camel}[A-Z]\w*)"]
+    return re.compile("|".join(patterns), re.IGNORECASE)
+
+
 def check_tasks(crate):
     """Messages about lines that name a task, outside the tests of a crate."""
+    names = task_names()
     messages = []
     for file in crate.files.values():
         for number, text in file.production_lines():
-            if TASK_NAMES.search(text):
+            if names.search(text):
                 messages.append(f"{file.path.relative_to(crate.root.parent)}:{number}: names a task: {text.strip()}")
     return messages
 

@@ -145,6 +145,14 @@ class Command(CrateCase):
     def test_task_names_fail_only_if_asked_for(self):
         self.assertEqual(self.run_in(self.workspace("struct Mcd;\n"), "--tasks")[0], 1)
 
+    def test_a_folder_of_tasks_is_a_name(self):
+        text = 'use std::cmp::Reverse;\nlet a = "reverse";\nstruct ReverseTask;\nv.reverse();\n'
+        root = self.workspace(text)
+        (root / "crates/tasks/src/reverse").mkdir(parents=True)
+        status, _, err = self.run_in(root, "--tasks", "one")
+        self.assertEqual(status, 1)
+        self.assertEqual([line.split(":")[2] for line in err.splitlines() if "names a task" in line], ["2", "3"])
+
     def test_a_crate_that_is_not_there_fails(self):
         status, _, err = self.run_in(self.workspace(""), "two")
         self.assertEqual(status, 1)

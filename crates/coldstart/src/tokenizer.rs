@@ -50,7 +50,7 @@ fn make_tokenizer(
         ]);
     }
     let all = || problems.train.iter().chain(&problems.test);
-    // Problems differ in numbers only, and those are in the vocabulary up to a bound.
+    // The words of the template; what else a problem brings is spelled, and numbers have tokens up to a bound.
     for problem in all().take(1) {
         let query = templates.query(&problem.fields());
         corpus.extend([templates.organizer(&query), templates.worker(&query)]);

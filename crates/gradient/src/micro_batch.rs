@@ -96,6 +96,11 @@ impl MicroBatch {
         self.targets.numel()
     }
 
+    /// Rows.
+    pub(crate) fn num_rows(&self) -> i64 {
+        to_i64(self.segment_lens.len())
+    }
+
     /// All trained tokens, for a loss; `logp` and `logp_reference` f32 `[trained]`.
     pub(crate) fn tokens<'a>(
         &'a self,
@@ -109,6 +114,7 @@ impl MicroBatch {
             advantages: &self.advantages,
             weights: &self.weights,
             rows: &self.rows,
+            num_rows: self.num_rows(),
         }
     }
 

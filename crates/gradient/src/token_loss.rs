@@ -71,6 +71,7 @@ impl<'a> MicroBatchLoss<'a> {
             advantages: &part(&batch.advantages)?,
             weights: &part(&batch.weights)?,
             rows: &part(&batch.rows)?,
+            num_rows: batch.num_rows(),
         })?)
     }
 }

@@ -12,10 +12,10 @@ const MARK: &str = "<!-- Below: made from the schema. Do not edit. -->\n";
 /// The limit that most counts share.
 const MAX_COUNT: f64 = 2_147_483_647.0;
 
-/// Sections in the order of a recipe.
+/// Sections in the order of a recipe; `*` is every section at this place.
 const SECTIONS: [&str; 18] = [
     "",
-    "task.mcd",
+    "task.*",
     "protocol",
     "prompts",
     "prompts.chat",
@@ -33,6 +33,22 @@ const SECTIONS: [&str; 18] = [
     "grpo.reward",
     "eval",
 ];
+
+/// [`SECTIONS`] with the names of this schema.
+fn sections(schema: &Value) -> Vec<String> {
+    let mut all = Vec::new();
+    for path in SECTIONS {
+        match path.strip_suffix(".*") {
+            Some(parent) => {
+                let names = section(schema, parent)["properties"].as_object();
+                let names = names.into_iter().flatten();
+                all.extend(names.map(|(name, _)| format!("{parent}.{name}")));
+            }
+            None => all.push(path.to_owned()),
+        }
+    }
+    all
+}
 
 fn section<'a>(schema: &'a Value, path: &str) -> &'a Value {
     path.split('.')
@@ -87,8 +103,8 @@ fn kind(schema: &Value) -> String {
 
 fn reference(schema: &Value) -> String {
     let mut text = format!("\nCounts without an upper limit here go up to {MAX_COUNT}.\n");
-    for path in SECTIONS {
-        let section = section(schema, path);
+    for path in sections(schema) {
+        let section = section(schema, &path);
         let title = if path.is_empty() {
             "Top level".to_owned()
         } else {

@@ -33,7 +33,7 @@ pub enum Error {
     /// The settings are sound, but too few problems satisfy them.
     #[error(
         "cannot generate {wanted} {split} problems: found {found} after {num_attempts} attempts; \
-         widen `number_range` or `target_range`, ask for fewer problems, or lower `required`"
+         {remedy}"
     )]
     TooFewProblems {
         /// `train` or `test`.
@@ -44,6 +44,8 @@ pub enum Error {
         found: usize,
         /// Candidates tried.
         num_attempts: u64,
+        /// What to change.
+        remedy: &'static str,
     },
 
     /// A line of a file of problems could not be read.

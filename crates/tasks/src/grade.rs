@@ -1,60 +1,25 @@
 //! What every grader returns.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
-/// Why an item of an answer does not count.
+/// Why an item of an answer does not count, as a name in snake case.
 ///
-/// The snake-case names, as serialised and displayed, are frozen: they appear in `grade` output and in metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Reason {
-    /// More bytes than any honest item needs.
-    TooLong,
-    /// A character outside digits, `+ - * / ( )`, `=` and blanks.
-    UnexpectedCharacter,
-    /// The characters are allowed but do not form an expression.
-    Syntax,
-    /// Parentheses nested deeper than the limit.
-    TooDeep,
-    /// Fewer numbers than a solution must use.
-    TooFewNumbers,
-    /// More numbers than a solution may use.
-    TooManyNumbers,
-    /// A number that is not in the pool, or is used more often than it is there.
-    NumberNotAvailable,
-    /// The text after `=` is not the target.
-    WrongTarget,
-    /// A division by zero.
-    DivisionByZero,
-    /// An intermediate value that does not fit the exact arithmetic.
-    Overflow,
-    /// The value is not the target.
-    WrongValue,
-    /// Correct, but not different from an earlier correct item.
-    Duplicate,
-    /// Listed after as many items as were asked for; not looked at.
-    Surplus,
-}
+/// Each task has reasons of its own. Names are frozen once used: they appear in `grade` output and in metrics.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Reason(Cow<'static, str>);
 
 impl Reason {
-    /// The frozen snake-case name.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::TooLong => "too_long",
-            Self::UnexpectedCharacter => "unexpected_character",
-            Self::Syntax => "syntax",
-            Self::TooDeep => "too_deep",
-            Self::TooFewNumbers => "too_few_numbers",
-            Self::TooManyNumbers => "too_many_numbers",
-            Self::NumberNotAvailable => "number_not_available",
-            Self::WrongTarget => "wrong_target",
-            Self::DivisionByZero => "division_by_zero",
-            Self::Overflow => "overflow",
-            Self::WrongValue => "wrong_value",
-            Self::Duplicate => "duplicate",
-            Self::Surplus => "surplus",
-        }
+    /// A reason of this name.
+    pub const fn new(name: &'static str) -> Self {
+        Self(Cow::Borrowed(name))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 

@@ -39,6 +39,7 @@ mod tests {
                 advantages: &zeros,
                 weights: &weights,
                 rows: &zeros.to_kind(Kind::Int64),
+                num_rows: 1,
             })
             .unwrap();
         assert!((loss.double_value(&[]) - 1.125).abs() < 1e-6);

@@ -33,8 +33,10 @@ pub struct TokenBatch<'a> {
     pub advantages: &'a Tensor,
     /// Weight of each token in the sum, f32 `[trained]`; carries the normaliser.
     pub weights: &'a Tensor,
-    /// Row of the micro-batch that each token belongs to, i64 `[trained]`; rows are numbered from 0.
+    /// Row of the micro-batch that each token belongs to, i64 `[trained]`, in `0 .. num_rows`.
     pub rows: &'a Tensor,
+    /// Rows of the micro-batch. One may have no trained token.
+    pub num_rows: i64,
 }
 
 /// Value and gradient of a loss.

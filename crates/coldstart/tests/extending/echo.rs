@@ -107,7 +107,7 @@ impl TaskProblem for EchoProblem {
         let item = Item {
             text: answer.chars().take(64).collect(),
             ok,
-            reason: (!ok).then_some(Reason::WrongValue),
+            reason: (!ok).then_some(Reason::new("wrong_value")),
         };
         Grade::new(usize::from(ok), 1, vec![item])
     }

@@ -1,7 +1,7 @@
 //! The trained parameters as one vector, cut into parts that ranks own.
 //!
 //! The vector is a row of units: what lies before the first layer and after the last, then layer after layer. In a unit,
-//! parameters that decay come first, each at a multiple of [`ALIGNMENT`] elements. Where a parameter lies depends on names and
+//! parameters that decay come first, each at a multiple of `ALIGNMENT` elements. Where a parameter lies depends on names and
 //! shapes alone, not on the number of ranks or on how it is shared out: a checkpoint addresses moments by these slots.
 //!
 //! Shape legend: `flat` = elements of the vector, gaps included; `owned` = elements that one rank owns, padding included.

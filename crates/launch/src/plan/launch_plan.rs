@@ -41,7 +41,7 @@ impl Default for Timing {
 }
 
 /// A launch in which everything fits together; made by
-/// [`LaunchOptions::plan`] only.
+/// `LaunchOptions::plan` only.
 #[derive(Clone, Debug)]
 pub struct LaunchPlan {
     pub(crate) program: Program,

@@ -8,7 +8,7 @@ use std::fmt;
 
 use super::operator::{Operator, OperatorCounts};
 use super::rational::{ArithmeticError, Rational};
-use crate::grade::Reason;
+use super::reason::McdReason;
 
 /// Longest text that is parsed. Six 19-digit numbers with generous blanks and parentheses fit.
 pub(crate) const MAX_EXPRESSION_BYTES: usize = 512;
@@ -50,15 +50,15 @@ impl Expr {
     /// Time is linear in the text, which may have at most 512 bytes; parentheses nest at most 32 deep.
     ///
     /// # Errors
-    /// [`Reason::TooLong`], [`Reason::UnexpectedCharacter`], [`Reason::Syntax`], [`Reason::TooDeep`], or
-    /// [`Reason::NumberNotAvailable`] for a number beyond 64 bits, which no pool holds.
-    pub fn parse(text: &str) -> Result<Self, Reason> {
+    /// [`McdReason::TooLong`], [`McdReason::UnexpectedCharacter`], [`McdReason::Syntax`], [`McdReason::TooDeep`], or
+    /// [`McdReason::NumberNotAvailable`] for a number beyond 64 bits, which no pool holds.
+    pub fn parse(text: &str) -> Result<Self, McdReason> {
         if text.len() > MAX_EXPRESSION_BYTES {
-            return Err(Reason::TooLong);
+            return Err(McdReason::TooLong);
         }
         let is_allowed = |byte: u8| byte.is_ascii_digit() || b" \t()+-*/".contains(&byte);
         if !text.bytes().all(is_allowed) {
-            return Err(Reason::UnexpectedCharacter);
+            return Err(McdReason::UnexpectedCharacter);
         }
         let mut parser = Parser {
             rest: text.as_bytes(),
@@ -66,7 +66,7 @@ impl Expr {
         let expr = parser.sum(0)?;
         match parser.peek() {
             None => Ok(expr),
-            Some(_) => Err(Reason::Syntax),
+            Some(_) => Err(McdReason::Syntax),
         }
     }
 
@@ -176,7 +176,7 @@ impl Parser<'_> {
         Some(operator)
     }
 
-    fn sum(&mut self, depth: usize) -> Result<Expr, Reason> {
+    fn sum(&mut self, depth: usize) -> Result<Expr, McdReason> {
         let mut expr = self.product(depth)?;
         while let Some(operator) = self.operator(false) {
             expr = Expr::binary(operator, expr, self.product(depth)?);
@@ -184,7 +184,7 @@ impl Parser<'_> {
         Ok(expr)
     }
 
-    fn product(&mut self, depth: usize) -> Result<Expr, Reason> {
+    fn product(&mut self, depth: usize) -> Result<Expr, McdReason> {
         let mut expr = self.operand(depth)?;
         while let Some(operator) = self.operator(true) {
             expr = Expr::binary(operator, expr, self.operand(depth)?);
@@ -192,33 +192,33 @@ impl Parser<'_> {
         Ok(expr)
     }
 
-    fn operand(&mut self, depth: usize) -> Result<Expr, Reason> {
+    fn operand(&mut self, depth: usize) -> Result<Expr, McdReason> {
         match self.peek() {
             Some(b'(') => {
                 if depth == MAX_DEPTH {
-                    return Err(Reason::TooDeep);
+                    return Err(McdReason::TooDeep);
                 }
                 self.rest = &self.rest[1..];
                 let expr = self.sum(depth + 1)?;
                 if self.peek() != Some(b')') {
-                    return Err(Reason::Syntax);
+                    return Err(McdReason::Syntax);
                 }
                 self.rest = &self.rest[1..];
                 Ok(expr)
             }
             Some(byte) if byte.is_ascii_digit() => self.number(),
-            _ => Err(Reason::Syntax),
+            _ => Err(McdReason::Syntax),
         }
     }
 
-    fn number(&mut self) -> Result<Expr, Reason> {
+    fn number(&mut self) -> Result<Expr, McdReason> {
         let mut value: i64 = 0;
         while let [digit @ b'0'..=b'9', rest @ ..] = self.rest {
             self.rest = rest;
             value = value
                 .checked_mul(10)
                 .and_then(|value| value.checked_add(i64::from(digit - b'0')))
-                .ok_or(Reason::NumberNotAvailable)?;
+                .ok_or(McdReason::NumberNotAvailable)?;
         }
         Ok(Expr::Number(value))
     }
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn no_other_language_is_spoken() {
-        use Reason::{Syntax, UnexpectedCharacter};
+        use McdReason::{Syntax, UnexpectedCharacter};
         for (text, reason) in [
             ("", Syntax),
             ("2**3", Syntax),
@@ -294,9 +294,9 @@ mod tests {
     fn size_and_depth_are_bounded() {
         let nested = |depth: usize| format!("{}1{}", "(".repeat(depth), ")".repeat(depth));
         assert_eq!(Expr::parse(&nested(32)), Ok(Expr::Number(1)));
-        assert_eq!(Expr::parse(&nested(33)), Err(Reason::TooDeep));
-        assert_eq!(Expr::parse(&"(".repeat(512)), Err(Reason::TooDeep));
-        assert_eq!(Expr::parse(&"(".repeat(513)), Err(Reason::TooLong));
+        assert_eq!(Expr::parse(&nested(33)), Err(McdReason::TooDeep));
+        assert_eq!(Expr::parse(&"(".repeat(512)), Err(McdReason::TooDeep));
+        assert_eq!(Expr::parse(&"(".repeat(513)), Err(McdReason::TooLong));
         let chain = vec!["1"; 256].join("+");
         let chain = Expr::parse(&chain).unwrap();
         assert_eq!(chain.evaluate(), Ok(Rational::from(256)));
@@ -304,7 +304,7 @@ mod tests {
         assert_eq!(chain.operators().count(Operator::Add), 255);
         assert_eq!(
             Expr::parse("9223372036854775808"),
-            Err(Reason::NumberNotAvailable)
+            Err(McdReason::NumberNotAvailable)
         );
     }
 

@@ -47,6 +47,10 @@ pub struct ProblemSet {
 /// Targets beyond this many are refused: the split of the targets is held in memory.
 const MAX_TARGETS: u64 = 1 << 20;
 
+/// What helps where there are too few problems.
+const REMEDY: &str =
+    "widen `number_range` or `target_range`, ask for fewer problems, or lower `required`";
+
 /// Up to this many combinations of pool and target, all are tried in random order, each once.
 const MAX_LISTED_CANDIDATES: u64 = 1 << 20;
 
@@ -218,6 +222,7 @@ impl<'a> Generator<'a> {
                         },
                         found: 0,
                         num_attempts: span(low, high).saturating_mul(NUM_PROBES),
+                        remedy: REMEDY,
                     });
                 }
                 let share = (targets.len() as f64 * config.test_target_fraction).round();
@@ -276,6 +281,7 @@ impl<'a> Generator<'a> {
                 wanted,
                 found: problems.len(),
                 num_attempts: searches.iter().map(|search| search.num_attempts).sum(),
+                remedy: REMEDY,
             });
         }
         Ok(problems)

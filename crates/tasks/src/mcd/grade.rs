@@ -6,7 +6,8 @@ use super::expr::{Expr, MAX_EXPRESSION_BYTES};
 use super::key::DifferenceKey;
 use super::problem::Problem;
 use super::rational::{ArithmeticError, Rational};
-use crate::grade::{Grade, Item, Reason};
+use super::reason::McdReason;
+use crate::grade::{Grade, Item};
 
 /// Items that are listed as surplus before the rest of an answer is left unread.
 const MAX_SURPLUS_ITEMS: usize = 64;
@@ -17,7 +18,7 @@ const MAX_SCORED_ITEMS: usize = 1024;
 /// Grades an answer: one expression per line, or separated by `,` or `;`, each with an optional `= target`.
 ///
 /// Only the first `required` items are scored, right or wrong; each later one is listed with
-/// [`Reason::Surplus`] and never read, so listing guesses cannot raise the expected reward. Blank items are
+/// [`McdReason::Surplus`] and never read, so listing guesses cannot raise the expected reward. Blank items are
 /// skipped. At most 64 surplus items are listed; the text of an item is cut to 512 bytes.
 ///
 /// The time is linear in the answer with a small constant: bytes past the listed items are not looked at.
@@ -29,7 +30,7 @@ pub fn grade(problem: &Problem, answer: &str) -> Grade {
     let mut num_correct = 0;
     for text in split_items(answer).take(num_scored + MAX_SURPLUS_ITEMS) {
         let reason = if items.len() >= num_scored {
-            Some(Reason::Surplus)
+            Some(McdReason::Surplus)
         } else {
             match check_with_pool(problem, &pool, text) {
                 Err(reason) => Some(reason),
@@ -37,13 +38,13 @@ pub fn grade(problem: &Problem, answer: &str) -> Grade {
                     num_correct += 1;
                     None
                 }
-                Ok(_) => Some(Reason::Duplicate),
+                Ok(_) => Some(McdReason::Duplicate),
             }
         };
         items.push(Item {
             text: cut(text).to_owned(),
             ok: reason.is_none(),
-            reason,
+            reason: reason.map(Into::into),
         });
     }
     Grade::new(num_correct, problem.required, items)
@@ -52,14 +53,14 @@ pub fn grade(problem: &Problem, answer: &str) -> Grade {
 /// Checks one item of an answer by itself and gives its expression, whose [`DifferenceKey`] identifies it.
 ///
 /// # Errors
-/// The [`Reason`] why it is no solution; never [`Reason::Duplicate`] or [`Reason::Surplus`], which need a list.
-pub fn check_solution(problem: &Problem, text: &str) -> Result<Expr, Reason> {
+/// The [`McdReason`] why it is no solution; never [`McdReason::Duplicate`] or [`McdReason::Surplus`], which need a list.
+pub fn check_solution(problem: &Problem, text: &str) -> Result<Expr, McdReason> {
     check_with_pool(problem, &Pool::new(&problem.available_numbers), text)
 }
 
-fn check_with_pool(problem: &Problem, pool: &Pool, text: &str) -> Result<Expr, Reason> {
+fn check_with_pool(problem: &Problem, pool: &Pool, text: &str) -> Result<Expr, McdReason> {
     if text.len() > MAX_EXPRESSION_BYTES {
-        return Err(Reason::TooLong);
+        return Err(McdReason::TooLong);
     }
     let (left, right) = match text.split_once('=') {
         Some((left, right)) => (left, Some(right)),
@@ -70,25 +71,25 @@ fn check_with_pool(problem: &Problem, pool: &Pool, text: &str) -> Result<Expr, R
     let numbers = expr.numbers();
     pool.check(&numbers)?;
     if numbers.len() < problem.rules.min_numbers {
-        return Err(Reason::TooFewNumbers);
+        return Err(McdReason::TooFewNumbers);
     }
     if numbers.len() > problem.rules.max_numbers {
-        return Err(Reason::TooManyNumbers);
+        return Err(McdReason::TooManyNumbers);
     }
     if claimed.is_some_and(|claimed| claimed != Some(problem.target)) {
-        return Err(Reason::WrongTarget);
+        return Err(McdReason::WrongTarget);
     }
     match expr.evaluate() {
         Ok(value) if value == Rational::from(problem.target) => Ok(expr),
-        Ok(_) => Err(Reason::WrongValue),
-        Err(ArithmeticError::DivisionByZero) => Err(Reason::DivisionByZero),
-        Err(ArithmeticError::Overflow) => Err(Reason::Overflow),
+        Ok(_) => Err(McdReason::WrongValue),
+        Err(ArithmeticError::DivisionByZero) => Err(McdReason::DivisionByZero),
+        Err(ArithmeticError::Overflow) => Err(McdReason::Overflow),
     }
 }
 
 /// The text after `=`: an integer, which may have a sign because a target may be negative. `None` is an integer
 /// beyond 64 bits.
-fn parse_integer(text: &str) -> Result<Option<i64>, Reason> {
+fn parse_integer(text: &str) -> Result<Option<i64>, McdReason> {
     let text = text.trim_matches([' ', '\t']);
     let digits = text.strip_prefix('-').unwrap_or(text);
     if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -96,9 +97,9 @@ fn parse_integer(text: &str) -> Result<Option<i64>, Reason> {
     }
     let is_allowed = |byte: u8| byte.is_ascii_digit() || b" \t()+-*/=".contains(&byte);
     if text.bytes().all(is_allowed) {
-        Err(Reason::Syntax)
+        Err(McdReason::Syntax)
     } else {
-        Err(Reason::UnexpectedCharacter)
+        Err(McdReason::UnexpectedCharacter)
     }
 }
 
@@ -116,11 +117,11 @@ impl Pool {
         Self { counts }
     }
 
-    fn check(&self, numbers: &[i64]) -> Result<(), Reason> {
+    fn check(&self, numbers: &[i64]) -> Result<(), McdReason> {
         let used = Self::new(numbers);
         for (number, count) in used.counts {
             if self.counts.get(&number).is_none_or(|&have| have < count) {
-                return Err(Reason::NumberNotAvailable);
+                return Err(McdReason::NumberNotAvailable);
             }
         }
         Ok(())
@@ -143,6 +144,7 @@ fn cut(text: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::grade::Reason;
     use crate::mcd::Rules;
     use proptest::prelude::*;
 
@@ -159,12 +161,16 @@ mod tests {
         problem(24, &[2, 3, 4, 6, 8, 8, 12], 3, (2, 4))
     }
 
-    fn reasons(problem: &Problem, answer: &str) -> Vec<Option<Reason>> {
-        let items = grade(problem, answer).items;
-        items.into_iter().map(|item| item.reason).collect()
+    fn is(reason: McdReason) -> Reason {
+        reason.into()
     }
 
-    fn reason(problem: &Problem, text: &str) -> Reason {
+    fn reasons(problem: &Problem, answer: &str) -> Vec<Option<Reason>> {
+        let items = grade(problem, answer).items;
+        items.into_iter().map(|item| item.reason.clone()).collect()
+    }
+
+    fn reason(problem: &Problem, text: &str) -> McdReason {
         check_solution(problem, text).unwrap_err()
     }
 
@@ -204,7 +210,11 @@ mod tests {
         let same = reasons(&twenty_four(), "4*6; 6*4; (6)*4 = 24");
         assert_eq!(
             same,
-            [None, Some(Reason::Duplicate), Some(Reason::Duplicate)]
+            [
+                None,
+                Some(is(McdReason::Duplicate)),
+                Some(is(McdReason::Duplicate))
+            ]
         );
         // Equal as algebra, different in their operators.
         let four = problem(6, &[1, 3, 8], 2, (3, 3));
@@ -212,7 +222,7 @@ mod tests {
         // A wrong twin does not make a right one a duplicate.
         assert_eq!(
             reasons(&problem(5, &[2, 7], 2, (2, 2)), "2-7; 7-2"),
-            [Some(Reason::WrongValue), None]
+            [Some(is(McdReason::WrongValue)), None]
         );
     }
 
@@ -221,14 +231,18 @@ mod tests {
         let two = problem(24, &[2, 3, 4, 6, 8, 12], 2, (2, 2));
         let graded = grade(&two, "2+3, 4*6, 3*8, 2*12");
         assert_eq!(graded.num_correct, 1);
-        let reasons: Vec<_> = graded.items.iter().map(|item| item.reason).collect();
+        let reasons: Vec<_> = graded
+            .items
+            .iter()
+            .map(|item| item.reason.clone())
+            .collect();
         assert_eq!(
             reasons,
             [
-                Some(Reason::WrongValue),
+                Some(is(McdReason::WrongValue)),
                 None,
-                Some(Reason::Surplus),
-                Some(Reason::Surplus)
+                Some(is(McdReason::Surplus)),
+                Some(is(McdReason::Surplus))
             ]
         );
     }
@@ -238,49 +252,52 @@ mod tests {
     #[test]
     fn powers_and_floor_division_are_no_operators() {
         let eight = problem(8, &[2, 3, 9, 17], 1, (2, 3));
-        assert_eq!(reason(&eight, "2**3"), Reason::Syntax);
-        assert_eq!(reason(&eight, "17//2"), Reason::Syntax);
-        assert_eq!(reason(&eight, "9**9**9"), Reason::Syntax);
+        assert_eq!(reason(&eight, "2**3"), McdReason::Syntax);
+        assert_eq!(reason(&eight, "17//2"), McdReason::Syntax);
+        assert_eq!(reason(&eight, "9**9**9"), McdReason::Syntax);
     }
 
     #[test]
     fn a_decimal_is_not_two_numbers() {
         let problem = problem(3, &[1, 5, 2], 1, (2, 3));
-        assert_eq!(reason(&problem, "1.5*2"), Reason::UnexpectedCharacter);
+        assert_eq!(reason(&problem, "1.5*2"), McdReason::UnexpectedCharacter);
     }
 
     #[test]
     fn close_is_not_equal() {
         // 999 + 1/300 passes with a relative tolerance of 1e-5, 998.9999... with 1e-4.
         let near = problem(999, &[999, 1, 300, 1000], 1, (2, 4));
-        assert_eq!(reason(&near, "999+1/300"), Reason::WrongValue);
-        assert_eq!(reason(&near, "1000-300/300"), Reason::NumberNotAvailable);
+        assert_eq!(reason(&near, "999+1/300"), McdReason::WrongValue);
+        assert_eq!(reason(&near, "1000-300/300"), McdReason::NumberNotAvailable);
         assert!(check_solution(&near, "1000-1").is_ok());
     }
 
     #[test]
     fn repeated_numbers_are_counted() {
         let ones = problem(81, &[1, 81, 1, 1], 1, (4, 4));
-        assert_eq!(reason(&ones, "81*1"), Reason::TooFewNumbers);
+        assert_eq!(reason(&ones, "81*1"), McdReason::TooFewNumbers);
         assert!(check_solution(&ones, "81*1*1*1").is_ok());
         let eights = twenty_four();
         assert!(check_solution(&eights, "8+8+2*4").is_ok());
-        assert_eq!(reason(&eights, "8+8+8"), Reason::NumberNotAvailable);
+        assert_eq!(reason(&eights, "8+8+8"), McdReason::NumberNotAvailable);
     }
 
     #[test]
     fn values_are_not_truncated() {
         let three = problem(3, &[7, 2], 1, (2, 2));
-        assert_eq!(reason(&three, "7/2"), Reason::WrongValue);
-        assert_eq!(reason(&three, "7/2 = 3"), Reason::WrongValue);
+        assert_eq!(reason(&three, "7/2"), McdReason::WrongValue);
+        assert_eq!(reason(&three, "7/2 = 3"), McdReason::WrongValue);
     }
 
     #[test]
     fn foreign_numbers_are_refused() {
-        assert_eq!(reason(&twenty_four(), "5*5-1"), Reason::NumberNotAvailable);
+        assert_eq!(
+            reason(&twenty_four(), "5*5-1"),
+            McdReason::NumberNotAvailable
+        );
         assert_eq!(
             reason(&twenty_four(), "99999999999999999999*0"),
-            Reason::NumberNotAvailable
+            McdReason::NumberNotAvailable
         );
     }
 
@@ -292,7 +309,7 @@ mod tests {
             "4*6 if 1 else 0",
             "4*6\u{0}",
         ] {
-            assert_eq!(reason(&twenty_four(), text), Reason::UnexpectedCharacter);
+            assert_eq!(reason(&twenty_four(), text), McdReason::UnexpectedCharacter);
         }
     }
 
@@ -304,12 +321,12 @@ mod tests {
 
     #[test]
     fn division_by_zero_and_overflow_are_wrong_solutions() {
-        assert_eq!(reason(&twenty_four(), "2/(8-8)"), Reason::DivisionByZero);
+        assert_eq!(reason(&twenty_four(), "2/(8-8)"), McdReason::DivisionByZero);
         let big = i64::MAX;
         let huge = problem(1, &[big, big, big, big], 1, (2, 4));
         assert_eq!(
             reason(&huge, &format!("{big}*{big}*{big}*{big}")),
-            Reason::Overflow
+            McdReason::Overflow
         );
         assert!(check_solution(&huge, &format!("{big}*{big}/{big}/{big}")).is_ok());
     }
@@ -318,25 +335,28 @@ mod tests {
     fn counts_of_numbers_are_bounded() {
         assert_eq!(
             reason(&problem(24, &[24], 1, (2, 2)), "24"),
-            Reason::TooFewNumbers
+            McdReason::TooFewNumbers
         );
-        assert_eq!(reason(&twenty_four(), "2+3+4+6+8"), Reason::TooManyNumbers);
+        assert_eq!(
+            reason(&twenty_four(), "2+3+4+6+8"),
+            McdReason::TooManyNumbers
+        );
     }
 
     #[test]
     fn the_claimed_target_must_be_the_target() {
         let problem = twenty_four();
-        assert_eq!(reason(&problem, "4*6=25"), Reason::WrongTarget);
-        assert_eq!(reason(&problem, "4*6=-24"), Reason::WrongTarget);
+        assert_eq!(reason(&problem, "4*6=25"), McdReason::WrongTarget);
+        assert_eq!(reason(&problem, "4*6=-24"), McdReason::WrongTarget);
         assert_eq!(
             reason(&problem, "4*6=99999999999999999999"),
-            Reason::WrongTarget
+            McdReason::WrongTarget
         );
-        assert_eq!(reason(&problem, "4*6=3*8"), Reason::Syntax);
-        assert_eq!(reason(&problem, "4*6="), Reason::Syntax);
-        assert_eq!(reason(&problem, "4*6=24=24"), Reason::Syntax);
-        assert_eq!(reason(&problem, "24=4*6"), Reason::Syntax);
-        assert_eq!(reason(&problem, "4*6=24.0"), Reason::UnexpectedCharacter);
+        assert_eq!(reason(&problem, "4*6=3*8"), McdReason::Syntax);
+        assert_eq!(reason(&problem, "4*6="), McdReason::Syntax);
+        assert_eq!(reason(&problem, "4*6=24=24"), McdReason::Syntax);
+        assert_eq!(reason(&problem, "24=4*6"), McdReason::Syntax);
+        assert_eq!(reason(&problem, "4*6=24.0"), McdReason::UnexpectedCharacter);
         let negative = super::tests::problem(-5, &[2, 7], 1, (2, 2));
         assert!(check_solution(&negative, "2-7 = -5").is_ok());
     }
@@ -346,7 +366,7 @@ mod tests {
         let graded = grade(&twenty_four(), &"1,".repeat(10_000));
         assert_eq!(graded.items.len(), 3 + MAX_SURPLUS_ITEMS);
         let graded = grade(&twenty_four(), &"\u{e9}".repeat(10_000));
-        assert_eq!(graded.items[0].reason, Some(Reason::TooLong));
+        assert_eq!(graded.items[0].reason, Some(is(McdReason::TooLong)));
         assert_eq!(graded.items[0].text.len(), MAX_EXPRESSION_BYTES);
     }
 

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::grade::check_solution;
 use super::key::DifferenceKey;
 use super::problem::{Problem, Rules};
+use super::reason::McdReason;
 use crate::error::Error;
-use crate::grade::Reason;
 
 /// A row of the public data set `CZWin32768/multi-solution-countdown`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,14 +41,14 @@ impl Row {
         let problem = self.problem(1, rules)?;
         let mut keys = Vec::new();
         for text in &self.solutions {
-            let wrong = |reason| Error::WrongStoredSolution {
+            let wrong = |reason: McdReason| Error::WrongStoredSolution {
                 index: self.index,
                 text: text.chars().take(64).collect(),
-                reason,
+                reason: reason.into(),
             };
             let key = DifferenceKey::of(&check_solution(&problem, text).map_err(wrong)?);
             if keys.contains(&key) {
-                return Err(wrong(Reason::Duplicate));
+                return Err(wrong(McdReason::Duplicate));
             }
             keys.push(key);
         }

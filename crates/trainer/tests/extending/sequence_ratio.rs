@@ -19,11 +19,10 @@ impl TokenLoss for SequenceRatio {
     fn gradient(&self, tokens: &TokenBatch<'_>) -> Result<TokenGradient, TchError> {
         differentiate(tokens.logp, |logp| {
             let log_ratio = logp.f_sub(tokens.logp_old)?;
-            // `[rows]`: sums and counts of each row's tokens.
-            let num_rows = tokens.rows.f_max()?.f_int64_value(&[])? + 1;
+            // `[num_rows]`: sums and counts of each row's tokens.
             let zeros = log_ratio
                 .f_detach()?
-                .f_new_zeros([num_rows], (Kind::Float, logp.device()))?;
+                .f_new_zeros([tokens.num_rows], (Kind::Float, logp.device()))?;
             let sums = zeros.f_index_add(0, tokens.rows, &log_ratio)?;
             let counts =
                 zeros.f_index_add(0, tokens.rows, &log_ratio.f_detach()?.f_ones_like()?)?;
