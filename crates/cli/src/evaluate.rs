@@ -47,7 +47,7 @@ struct Inputs {
     /// reading them through would take longer than most evaluations.
     files: Vec<(PathBuf, u64, u64)>,
     /// The parts of the recipe that evaluation reads.
-    recipe: String,
+    recipe: serde_json::Value,
 }
 
 pub(crate) fn run(
@@ -321,10 +321,14 @@ fn inputs(recipe: &Recipe, layout: &RunLayout, model: &Path) -> Result<Inputs, F
     Ok(Inputs {
         model: model.to_owned(),
         files: stamps,
-        recipe: format!(
-            "{:?} {:?} {:?} {} {}",
-            recipe.eval, recipe.protocol, recipe.prompts, recipe.seed, recipe.device
-        ),
+        recipe: serde_json::json!({
+            "eval": recipe.eval,
+            "protocol": recipe.protocol,
+            "prompts": recipe.prompts,
+            "precision": recipe.precision,
+            "seed": recipe.seed,
+            "device": recipe.device,
+        }),
     })
 }
 
