@@ -19,7 +19,7 @@ pub enum Aggregation {
     },
 }
 
-/// What a normaliser is made of: counts over the global batch, that is over all ranks.
+/// Counts over the global batch, summed over all ranks; the loss normaliser is computed from them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BatchTotals {
     /// Trained tokens of all rows.
@@ -29,7 +29,7 @@ pub struct BatchTotals {
 }
 
 impl BatchTotals {
-    /// Counts `rows`; no episode may have rows elsewhere too.
+    /// Counts `rows`, which hold every row of their episodes.
     pub fn of(rows: &[RowCount]) -> Self {
         let episodes: std::collections::BTreeSet<u32> =
             rows.iter().map(|row| row.episode).collect();
@@ -40,12 +40,12 @@ impl BatchTotals {
     }
 }
 
-/// What a row contributes to the normaliser.
+/// Counts of a row for the loss normaliser.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowCount {
     /// The episode that the row belongs to.
     pub episode: u32,
-    /// Its trained tokens.
+    /// Trained tokens of the row.
     pub num_trained: usize,
 }
 

@@ -1,4 +1,4 @@
-//! What can go wrong with checkpoints and the folder of a run.
+//! Errors of checkpoints and of the run folder.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -24,7 +24,7 @@ pub enum Error {
         dir: PathBuf,
         /// The file inside it.
         file: String,
-        /// What is wrong with it.
+        /// Reason it is damaged.
         reason: String,
     },
     /// Checkpoints exist and none of them can be read.
@@ -86,7 +86,7 @@ pub enum Error {
     /// A step of the work failed.
     #[error("{context}: {source}")]
     Stage {
-        /// What was being done.
+        /// Operation that failed.
         context: String,
         /// Why it failed.
         source: Box<dyn std::error::Error + Send + Sync>,

@@ -7,7 +7,7 @@ pub struct Retention {
     pub num_newest: usize,
     /// So many of the best as well.
     pub num_best: usize,
-    /// What they are compared by: a key of [`TrainerState::figures`](crate::TrainerState::figures).
+    /// Metric that ranks them: a key of [`TrainerState::figures`](crate::TrainerState::figures).
     pub metric: &'static str,
     /// Whether the smallest figure is the best one.
     pub less_is_better: bool,

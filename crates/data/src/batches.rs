@@ -6,7 +6,7 @@ use crate::seeds::DataOrder;
 /// Rows of one step.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// Its rows.
+    /// Rows of the batch.
     pub rows: Vec<TrainingRow>,
     /// Their indices among all rows.
     indices: Vec<usize>,

@@ -55,7 +55,7 @@ pub enum Error {
     ChatTemplate {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Reason it is invalid.
         message: String,
     },
     /// A chat template fails on a conversation.
@@ -126,7 +126,7 @@ pub enum Error {
         path: PathBuf,
         /// The column.
         column: &'static str,
-        /// What is wrong with it.
+        /// Reason it is invalid.
         problem: &'static str,
     },
     /// A row of a Parquet file holds a value that makes no sense.

@@ -1,4 +1,4 @@
-//! What can go wrong between ranks.
+//! Errors between ranks.
 
 use std::io;
 
@@ -21,9 +21,9 @@ pub enum Error {
     /// Another rank has failed; this one is well.
     #[error("rank {rank} failed: {message}")]
     OtherRank {
-        /// The rank.
+        /// Rank that failed.
         rank: usize,
-        /// Its message.
+        /// Error message of that rank.
         message: String,
         /// Whether it found its input wrong.
         is_input: bool,
@@ -39,9 +39,9 @@ pub enum Error {
     /// A step of the work failed.
     #[error("{context}: {source}")]
     Stage {
-        /// What was being done.
+        /// Operation that failed.
         context: String,
-        /// Why it failed.
+        /// Reason of the failure.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
@@ -60,7 +60,7 @@ impl Error {
         }
     }
 
-    /// What the user can do about it.
+    /// Remedy for the user.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
             Self::OtherRank { .. } => "what that rank said itself tells more, and what to do",

@@ -21,12 +21,12 @@ const MAX_MESSAGE_BYTES: usize = 4096;
 /// Most bytes that a rank may bring to an exchange.
 const MAX_GATHERED_BYTES: usize = 1 << 30;
 
-/// What joining the ranks of a run needs to know.
+/// Settings for joining the process group.
 #[derive(Clone, Debug)]
 pub struct RankSettings {
     /// Device and threads.
     pub device: DeviceSettings,
-    /// How long ranks wait for each other before the run fails.
+    /// Timeout of a collective before the run fails.
     pub timeout: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! What can go wrong while decoding.
+//! Errors of decoding.
 
 use crate::request::AgentId;
 

@@ -1,4 +1,4 @@
-//! What goes into an engine and what comes out.
+//! Requests to an engine, and its outputs.
 
 use asyncthink_data::TokenId;
 
@@ -9,7 +9,7 @@ pub struct AgentId(pub u64);
 /// A new sequence.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Its name.
+    /// Id of the agent.
     pub agent: AgentId,
     /// Ids to condition on; at least one.
     pub prompt: Vec<TokenId>,

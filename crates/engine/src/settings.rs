@@ -4,7 +4,7 @@ use asyncthink_model::Precision;
 
 use crate::sampler::Temperature;
 
-/// How an engine is set up.
+/// Settings of an engine.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EngineSettings {
     /// Agents held at once.

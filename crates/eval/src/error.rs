@@ -1,4 +1,4 @@
-//! What can go wrong while measuring.
+//! Errors of evaluation.
 
 use asyncthink_distributed::SharedFailure;
 

@@ -6,7 +6,7 @@ use asyncthink_rollout::ModelCard;
 
 use crate::error::{Error, Result};
 
-/// How models are measured.
+/// Evaluation settings.
 #[derive(Clone, Debug)]
 pub struct EvalSettings {
     /// The first so many held-out problems; `None` takes all.
@@ -23,7 +23,7 @@ pub struct EvalSettings {
     pub rules_from: RulesFrom,
     /// Prompts, protocol and budgets of the recipe.
     pub card: ModelCard,
-    /// How sampling uses the machine.
+    /// Settings of the sampling engine.
     pub engine: EngineSection,
     /// Number types of the model.
     pub precision: Precision,

@@ -1,4 +1,4 @@
-//! What can go wrong while a gradient is computed.
+//! Errors of gradients and scores.
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -19,9 +19,9 @@ pub enum Error {
     /// A step of the work failed.
     #[error("{context}: {reason}")]
     Stage {
-        /// What was being done.
+        /// Operation that failed.
         context: &'static str,
-        /// Why it failed.
+        /// Reason of the failure.
         reason: String,
     },
 }

@@ -18,12 +18,12 @@ use tch::Device;
 use crate::error::{Error, Result};
 use crate::weights::Weights;
 
-/// How a model is loaded and held.
+/// Settings for loading and sharding a model.
 #[derive(Clone, Debug)]
 pub struct PolicySettings {
     /// Number types.
     pub precision: Precision,
-    /// What ranks share out.
+    /// Sharding across ranks.
     pub shard: Shard,
     /// With sharded weights: micro-batches that a gathered layer is used for.
     pub micro_batches_per_gather: usize,
@@ -34,7 +34,7 @@ pub struct PolicySettings {
 }
 
 impl PolicySettings {
-    /// How the ranks shard weights; `None` if each holds all of them.
+    /// Weight sharding; `None` if every rank holds all weights.
     fn sharding(&self, ranks: &Arc<Ranks>, device: Device) -> Option<Sharding> {
         (self.shard == Shard::Full).then(|| Sharding {
             ranks: Arc::clone(ranks),
@@ -48,7 +48,7 @@ impl PolicySettings {
 #[derive(Debug)]
 pub struct PolicyModel {
     weights: Weights,
-    /// Its tokenizer.
+    /// Tokenizer of the model.
     pub tokenizer: Tokenizer,
     ranks: Arc<Ranks>,
     /// What episodes are sampled from where it is not the trained decoder itself: that with its adapters added, which is kept
@@ -315,7 +315,7 @@ impl PolicyModel {
         }))
     }
 
-    /// How threads work on its batches.
+    /// Thread parallelism of a batch.
     pub fn parallelism(&self) -> Parallelism {
         match &self.weights {
             Weights::Whole(decoder) => Parallelism::for_decoder(decoder),

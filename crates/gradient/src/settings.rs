@@ -9,12 +9,12 @@ use asyncthink_model::Parallelism;
 use crate::head::{HeadSettings, chunk_tokens};
 use crate::layerwise::Keep;
 
-/// How a batch is cut and weighed, and the loss that is minimised over it.
+/// Micro-batching, loss and loss aggregation of a batch.
 #[derive(Clone, Debug)]
 pub struct BatchSettings {
     /// The loss.
     pub loss: Arc<dyn TokenLoss>,
-    /// How per-token losses become one number.
+    /// Loss aggregation.
     pub aggregation: Aggregation,
     /// Whether rows were sampled from a policy, whose entropy, KL and mismatch with the sampler are then measured.
     pub measures_policy: bool,
@@ -24,7 +24,7 @@ pub struct BatchSettings {
     pub micro_batch_tokens: usize,
     /// Whether layers are recomputed in the backward pass, so that only their inputs are kept.
     pub activation_checkpointing: bool,
-    /// How the threads of this process share a batch.
+    /// Thread parallelism of a batch.
     pub parallelism: Parallelism,
 }
 

@@ -1,4 +1,4 @@
-//! What can go wrong with metrics.
+//! Errors of metrics sinks.
 
 use std::path::PathBuf;
 

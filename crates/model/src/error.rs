@@ -1,4 +1,4 @@
-//! What can go wrong while a model is described, built, loaded or saved.
+//! Errors of describing, building, loading and saving a model.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -90,7 +90,7 @@ pub enum Error {
     OtherAdapters {
         /// The adapter folder.
         dir: PathBuf,
-        /// Its adapters.
+        /// Adapters in the folder.
         found: String,
         /// The recipe's.
         wanted: String,
@@ -101,7 +101,7 @@ pub enum Error {
     /// A thread that worked on a replica panicked.
     #[error("{work}: a thread panicked")]
     Panicked {
-        /// What it was doing.
+        /// Operation that failed.
         work: &'static str,
     },
     /// libtorch refused an operation.

@@ -18,7 +18,7 @@ use crate::precision::Precision;
 pub struct PretrainedModel {
     /// The decoder.
     pub decoder: Decoder,
-    /// Its tokenizer.
+    /// Tokenizer of the model.
     pub tokenizer: Tokenizer,
 }
 

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 /// Below this many parameters, threads work on parts of the batch instead of sharing every operation.
 const SMALL_MODEL_PARAMETERS: i64 = 50_000_000;
 
-/// How the threads of this process are put to work.
+/// Thread parallelism of this process.
 ///
 /// Operations of a large model are large: all threads share each of them. In the operations of a small model on the CPU threads
 /// would mostly wait for each other, so that each thread gets a part of the batch and a replica of the decoder.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// Units of a budget in bytes, the largest first.
 const UNITS: [(&str, u32); 4] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
 
-/// How much memory a part of the program may take.
+/// Memory budget of a part of the program.
 ///
 /// As text: `auto`, a share of the free memory as `70%`, or bytes as `24GiB`, `512MiB` or `4096`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -1,4 +1,4 @@
-//! What can go wrong while episodes run. Format errors are no errors here: they are outcomes.
+//! Errors of rollouts. Format errors are outcomes of an episode, not errors.
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -19,7 +19,7 @@ pub enum Error {
     /// A model card is not one.
     #[error("{context}: {source}")]
     Card {
-        /// What was being done.
+        /// Operation that failed.
         context: String,
         /// Why it failed.
         source: serde_json::Error,

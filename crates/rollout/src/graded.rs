@@ -9,7 +9,7 @@ use crate::episode::Episode;
 /// An episode and what it is worth. It is written and read as a whole, so that ranks can exchange it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GradedEpisode {
-    /// What organizer and workers did.
+    /// Episode of organizer and workers.
     pub episode: Episode,
     /// Different correct items of the answer; 0 for a format error.
     pub num_correct: usize,

@@ -60,7 +60,7 @@ pub struct RolloutEvent<'a> {
     pub event: AgentEvent<'a>,
 }
 
-/// How far a rollout has come.
+/// Progress of a rollout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RolloutProgress {
     /// Episodes that ended.

@@ -1,4 +1,4 @@
-//! What an episode begins with.
+//! Prompts and queries of episodes.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ pub struct Prompt {
     pub index: usize,
     /// The query as the organizer's prompt template takes it.
     pub query: String,
-    /// What the organizer's context begins with.
+    /// Prompt tokens of the organizer.
     pub ids: Vec<TokenId>,
 }
 

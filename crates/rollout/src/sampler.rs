@@ -26,7 +26,7 @@ const MAX_AGENTS_CPU: usize = 256;
 /// Agents decoding at a time on a GPU, whose steps are bound by memory traffic for the weights.
 const MAX_AGENTS_GPU: usize = 1024;
 
-/// How a model is prompted and driven. It keeps its engines, one per worker, from run to run.
+/// Sampler of episodes. Keeps its engines, one per worker thread, across rollouts.
 #[derive(Debug)]
 pub struct EpisodeSampler {
     templates: PromptTemplates,

@@ -126,7 +126,7 @@ impl<'a> StepSource<'a> {
         }
     }
 
-    /// What was decoded after the agent was stopped, or before text was put there, is void.
+    /// Tokens decoded after the agent was stopped, or before text was injected, are discarded.
     fn set_running(&mut self, agent: AgentId, is_running: bool) {
         let arrival = self.by_id.get(&agent);
         if let Some(agent) = arrival.and_then(|arrival| self.agents.get_mut(arrival)) {

@@ -22,7 +22,7 @@ pub struct ConfigFault {
     pub key: &'static str,
     /// Why it is wrong.
     pub reason: String,
-    /// What to do about it.
+    /// Remedy for the user.
     pub hint: String,
 }
 

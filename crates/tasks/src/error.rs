@@ -13,7 +13,7 @@ pub enum Error {
     InvalidProblem {
         /// Name of the field in JSON.
         field: &'static str,
-        /// What is wrong with it.
+        /// Reason it is invalid.
         reason: &'static str,
         /// The value as given.
         value: String,
@@ -24,7 +24,7 @@ pub enum Error {
     InvalidGenerator {
         /// Name of the setting.
         field: &'static str,
-        /// What is wrong with it.
+        /// Reason it is invalid.
         reason: String,
         /// The value as given.
         value: String,
@@ -44,7 +44,7 @@ pub enum Error {
         found: usize,
         /// Candidates tried.
         num_attempts: u64,
-        /// What to change.
+        /// Remedy for the user.
         remedy: &'static str,
     },
 
@@ -115,7 +115,7 @@ pub enum Error {
     Config {
         /// The task.
         task: &'static str,
-        /// What is wrong with it.
+        /// Reason it is invalid.
         reason: String,
     },
 }
@@ -137,7 +137,7 @@ impl Error {
         }
     }
 
-    /// What to do about it, where the message does not say.
+    /// Remedy for the user, where the message has none.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::ProblemFile { line_form, .. } | Self::NoProblems { line_form, .. } => {

@@ -21,7 +21,7 @@ pub trait TaskProblem: Any + Debug + Send + Sync {
     /// Grades the text of an answer. Every text has a grade, and the time is bounded.
     fn grade(&self, answer: &str) -> Grade;
 
-    /// How many different correct items earn the full reward.
+    /// Number of distinct correct items that earn the full reward.
     fn required(&self) -> usize;
 
     /// Key that no training problem shares with a test problem, such as a target number.
@@ -74,7 +74,7 @@ impl Problem {
         self.0.grade(answer)
     }
 
-    /// How many different correct items earn the full reward.
+    /// Number of distinct correct items that earn the full reward.
     pub fn required(&self) -> usize {
         self.0.required()
     }

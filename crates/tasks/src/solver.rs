@@ -9,7 +9,7 @@ use rand::Rng;
 
 use crate::problem::Problem;
 
-/// How a solver writes; rates are probabilities.
+/// Settings of a solver; rates are probabilities.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SolverSettings {
     /// Most attempts that the organizer writes between two of its moves.

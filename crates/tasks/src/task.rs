@@ -30,7 +30,7 @@ pub struct ProblemCount {
     pub count: f64,
 }
 
-/// How many problems a section makes, where it says so.
+/// Number of problems a section defines, where known from the recipe alone.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct ProblemCounts {
     /// Training problems.

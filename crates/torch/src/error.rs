@@ -1,4 +1,4 @@
-//! What can go wrong between Rust and libtorch.
+//! Errors of the boundary between Rust and libtorch.
 
 use std::path::PathBuf;
 

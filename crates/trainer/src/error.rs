@@ -1,4 +1,4 @@
-//! What can go wrong while training.
+//! Errors of training.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -115,14 +115,14 @@ pub enum Error {
     /// A part of the pipeline outside this crate failed.
     #[error("{context}: {source}")]
     Stage {
-        /// What was being done.
+        /// Operation that failed.
         context: String,
         /// Why it failed.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
-/// What an engine finds that is no number; each rank samples episodes of its own.
+/// Non-finite value found by an engine; each rank samples episodes of its own.
 const SAMPLED_LOGIT: &str = "a logit of the model";
 
 /// Shorthand for results of this crate.

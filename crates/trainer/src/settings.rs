@@ -72,9 +72,9 @@ pub struct RunSettings {
     pub layout: RunLayout,
     /// Device and threads.
     pub device: DeviceSettings,
-    /// How the model is loaded and held.
+    /// Settings for loading and sharding the model.
     pub policy: PolicySettings,
-    /// How ranks share the work.
+    /// Settings of ranks and sharding.
     pub distributed: DistributedSection,
     /// The recipe's model.
     pub model: ModelSection,
@@ -84,7 +84,7 @@ pub struct RunSettings {
     pub save: SaveSettings,
     /// Steps between lines of the metrics.
     pub log_every_steps: u64,
-    /// What may differ from the checkpoint that the run resumes from.
+    /// Recipe keys that may differ from the resumed checkpoint.
     pub allow_changed: Vec<String>,
     /// Metrics sinks besides `metrics.jsonl`.
     pub sinks: Vec<OpenSink>,
@@ -252,7 +252,7 @@ pub struct GrpoSettings {
     pub advantage: Arc<dyn AdvantageEstimator>,
     /// Loss aggregation.
     pub aggregation: Aggregation,
-    /// How sampling uses the machine.
+    /// Settings of the sampling engine.
     pub engine: EngineSection,
     /// Folder of the model that a new run starts from: the newest checkpoint of `sft`, or the recipe's model where the recipe has no
     /// `[sft]`. It may not exist.

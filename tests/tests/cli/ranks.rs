@@ -134,6 +134,28 @@ fn two_ranks(workspace: &Workspace, first: &[&str], second: &[&str]) -> [Output;
     ranks.map(|rank| rank.wait_with_output().expect("the program ends"))
 }
 
+/// The second rank refuses its input with `reason` and what follows it; the first one ends with that message.
+fn refused_by_both(workspace: &Workspace, outputs: [Output; 2], reason: &str, after: &str) {
+    let [first, second] = outputs.map(|output| (output.status.code(), workspace.show(&output)));
+    assert_eq!(
+        (first.0, second.0),
+        (Some(2), Some(2)),
+        "{}{}",
+        first.1,
+        second.1
+    );
+    assert!(
+        second.1.contains(&format!("error: {reason}{after}")),
+        "{}",
+        second.1
+    );
+    assert!(
+        first.1.contains(&format!("error: rank 1 failed: {reason}")),
+        "{}",
+        first.1
+    );
+}
+
 #[test]
 fn a_rank_that_fails_ends_all_with_its_message() {
     let workspace = Workspace::new();
@@ -150,49 +172,23 @@ fn a_rank_that_fails_ends_all_with_its_message() {
     workspace.done(&["sft", "tiny.toml"]);
     let eval = ["eval", "tiny.toml", "--set", "distributed.timeout_secs=60"];
     let elsewhere = [&eval[..], &["--set", "run_dir=elsewhere"]].concat();
-    let outputs = two_ranks(&workspace, &eval, &elsewhere);
-    let [first, second] = outputs.map(|output| (output.status.code(), workspace.show(&output)));
     let reason = "nothing to train on: `elsewhere/synth/test_problems.parquet` is missing or empty";
-    assert_eq!(
-        (first.0, second.0),
-        (Some(2), Some(2)),
-        "{}{}",
-        first.1,
-        second.1
-    );
-    assert!(
-        second.1.contains(&format!("error: {reason}")),
-        "{}",
-        second.1
-    );
-    assert!(
-        first.1.contains(&format!("error: rank 1 failed: {reason}")),
-        "{}",
-        first.1
+    refused_by_both(
+        &workspace,
+        two_ranks(&workspace, &eval, &elsewhere),
+        reason,
+        "",
     );
     assert!(!workspace.path().join("run/eval/results.json").exists());
 
     let synth = ["synth", "tiny.toml", "--resume", "never"];
     let other = [&synth[..], &["--set", "seed=2"]].concat();
-    let outputs = two_ranks(&workspace, &synth, &other);
-    let [first, second] = outputs.map(|output| (output.status.code(), workspace.show(&output)));
     let reason = "this rank has another recipe or other files than the first rank";
-    assert_eq!(
-        (first.0, second.0),
-        (Some(2), Some(2)),
-        "{}{}",
-        first.1,
-        second.1
-    );
-    assert!(
-        second.1.contains(&format!("error: {reason}\n\nhint: ")),
-        "{}",
-        second.1
-    );
-    assert!(
-        first.1.contains(&format!("error: rank 1 failed: {reason}")),
-        "{}",
-        first.1
+    refused_by_both(
+        &workspace,
+        two_ranks(&workspace, &synth, &other),
+        reason,
+        "\n\nhint: ",
     );
 }
 

@@ -11,16 +11,16 @@ use crate::decay::is_decayed;
 /// Where a parameter lies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ParameterSlot {
-    /// Its Hugging Face name.
+    /// Hugging Face name.
     pub name: String,
-    /// Its shape.
+    /// Shape of the parameter.
     pub shape: Vec<i64>,
-    /// Its first element.
+    /// Index of the first element.
     pub start: usize,
 }
 
 impl ParameterSlot {
-    /// Its elements.
+    /// Range of elements.
     pub fn elements(&self) -> Range<usize> {
         let sizes = self.shape.iter();
         let num_elements: usize = sizes
@@ -42,11 +42,11 @@ impl ParameterSlot {
 /// Parameters that are computed with together: a layer, or what lies before and after the layers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unit {
-    /// Its elements.
+    /// Range of elements.
     pub elements: Range<usize>,
     /// Weight decay applies to the elements before this one.
     pub(super) decay_end: usize,
-    /// Its slots among those of the layout.
+    /// Range of slots in the layout.
     slots: Range<usize>,
 }
 

@@ -173,7 +173,7 @@ pub struct Segment {
     pub decays: bool,
 }
 
-/// What a rank owns, cut where weight decay ends.
+/// Elements owned by a rank, split at the end of the decayed parameters.
 pub fn segments(layout: &FlatLayout, pieces: &[Piece]) -> Vec<Segment> {
     let mut segments: Vec<Segment> = Vec::new();
     for piece in pieces {

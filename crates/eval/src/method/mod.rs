@@ -30,11 +30,11 @@ pub trait Method: std::fmt::Debug + Sync {
 /// A model to measure.
 #[derive(Clone, Copy, Debug)]
 pub struct Target<'a> {
-    /// Its folder.
+    /// Model folder.
     pub model_dir: &'a Path,
     /// Where it runs.
     pub device: Device,
-    /// How it is measured.
+    /// Evaluation settings.
     pub settings: &'a EvalSettings,
 }
 
@@ -43,7 +43,7 @@ pub struct Target<'a> {
 pub struct Question<'a> {
     /// The problem.
     pub problem: &'a Problem,
-    /// Its position among those evaluated.
+    /// Index among the evaluated problems.
     pub problem_index: usize,
     /// Which of its samples this is.
     pub sample_index: usize,
@@ -51,7 +51,7 @@ pub struct Question<'a> {
     pub seed: u64,
 }
 
-/// How far an evaluation has come.
+/// Progress of an evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EvalProgress {
     /// Episodes of this rank that ended.

@@ -9,7 +9,7 @@ use tch::Tensor;
 
 use crate::error::Result;
 
-/// How layers attend. Shapes: `query` `[tokens, heads, head_dim]`, `key` and `value` `[tokens, kv_heads, head_dim]`; the
+/// Attention kernels of the decoder layers. Shapes: `query` `[tokens, heads, head_dim]`, `key` and `value` `[tokens, kv_heads, head_dim]`; the
 /// result is `[tokens, heads, head_dim]`. Query head `h` uses key-value head `h / (heads / kv_heads)`.
 pub trait Attention: std::fmt::Debug + Send + Sync {
     /// The name under which the backend is chosen.

@@ -9,7 +9,7 @@ use crate::graded::GradedEpisode;
 /// A graded episode with its reward.
 #[derive(Clone, Debug)]
 pub struct RewardedEpisode {
-    /// What organizer and workers did, and its grade.
+    /// Graded episode.
     pub graded: GradedEpisode,
     /// `eta / c` as rewarded, which may leave out workers that nobody joined; `None` for a format error.
     pub rewarded_eta_ratio: Option<f64>,

@@ -47,7 +47,7 @@ pub struct ProblemSet {
 /// Targets beyond this many are refused: the split of the targets is held in memory.
 const MAX_TARGETS: u64 = 1 << 20;
 
-/// What helps where there are too few problems.
+/// Remedy when too few problems exist.
 const REMEDY: &str =
     "widen `number_range` or `target_range`, ask for fewer problems, or lower `required`";
 

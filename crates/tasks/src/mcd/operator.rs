@@ -53,12 +53,12 @@ impl Operator {
     }
 }
 
-/// How often each operator is used, in the order of [`Operator::ALL`].
+/// Uses of each operator, in the order of [`Operator::ALL`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct OperatorCounts([u8; 4]);
 
 impl OperatorCounts {
-    /// How often `operator` is used.
+    /// Number of uses of `operator`.
     pub fn count(self, operator: Operator) -> usize {
         usize::from(self.0[operator as usize])
     }

@@ -18,9 +18,9 @@ pub enum Backend {
 pub struct GroupOptions {
     /// This rank, from 0.
     pub rank: usize,
-    /// How many ranks there are.
+    /// World size.
     pub world_size: usize,
-    /// How long making the group, and each of its operations, may take.
+    /// Timeout of group creation and of each collective.
     pub timeout: Duration,
     /// Keeps groups on one store apart. After a restart on the same store, name or store's prefix must be new.
     pub name: String,

@@ -1,4 +1,4 @@
-//! How to run a stage, and how a run ended.
+//! Run options and outcomes.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ pub enum Resume {
     From(PathBuf),
 }
 
-/// How to run a stage.
+/// Options of a run.
 #[derive(Clone, Debug, Default)]
 pub struct RunOptions {
     /// Where the run begins.
@@ -33,9 +33,9 @@ pub struct RunOptions {
 /// One of the attempts of a launch, which starts its ranks again when one fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
-    /// The same for all attempts of a launch.
+    /// Id shared by all attempts of a launch.
     pub launch: String,
-    /// How many came before.
+    /// Number of earlier attempts.
     pub num_before: u32,
 }
 
@@ -52,7 +52,7 @@ impl Attempt {
     }
 }
 
-/// How a run ended.
+/// Outcome of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RunOutcome {
     /// All steps are done.
