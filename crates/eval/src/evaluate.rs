@@ -53,8 +53,9 @@ pub fn evaluate(
     let Some(episodes) = all else {
         return Ok(None);
     };
+    let keys: Vec<String> = problems.iter().map(Problem::split_key).collect();
     let bootstrap = Bootstrap::new(
-        problems.len(),
+        &keys,
         settings.bootstrap_samples,
         settings.confidence,
         settings.seed,
@@ -62,6 +63,7 @@ pub fn evaluate(
     let evaluation = Evaluation {
         model: target.model_dir.display().to_string(),
         num_problems: problems.len(),
+        num_split_keys: bootstrap.num_clusters(),
         samples_per_problem: settings.samples_per_problem,
         temperature: settings.temperature,
         confidence: settings.confidence,

@@ -13,6 +13,8 @@ pub struct Evaluation {
     pub model: String,
     /// Held-out problems.
     pub num_problems: usize,
+    /// Different split keys of the problems, such as targets: the clusters that intervals resample.
+    pub num_split_keys: usize,
     /// Episodes per problem.
     pub samples_per_problem: usize,
     /// Sampling temperature.
@@ -51,7 +53,10 @@ impl Evaluation {
 }
 
 /// Numerator and denominator that one episode adds to a metric; `None` adds nothing.
-type Part<'a> = Box<dyn Fn(&GradedEpisode) -> Option<f64> + 'a>;
+type Part<'a> = Box<dyn Fn(&GradedEpisode) -> Option<(f64, f64)> + 'a>;
+
+/// Key, label, whether it is a share, and what an episode adds.
+type Definition = (String, String, bool, Part<'static>);
 
 /// Computes every metric of `episodes`, which belong to problems `0..num_problems`.
 pub fn summarise(
@@ -64,10 +69,10 @@ pub fn summarise(
         .map(|(key, label, is_share, part)| {
             let mut parts = vec![(0.0, 0.0); num_problems];
             for graded in episodes {
-                if let Some(value) = part(graded) {
+                if let Some((numerator, denominator)) = part(graded) {
                     let sums: &mut (f64, f64) = &mut parts[graded.episode.prompt_index];
-                    sums.0 += value;
-                    sums.1 += 1.0;
+                    sums.0 += numerator;
+                    sums.1 += denominator;
                 }
             }
             Metric {
@@ -80,20 +85,30 @@ pub fn summarise(
         .collect()
 }
 
-/// A count of a valid episode; one that ended at its first error has not made all of its own.
-fn valid(episode: &Episode, count: usize) -> Option<f64> {
-    episode.format_error().is_none().then_some(count as f64)
+/// A value that counts once.
+fn one(value: f64) -> Option<(f64, f64)> {
+    Some((value, 1.0))
 }
 
-fn definitions(episodes: &[GradedEpisode]) -> Vec<(String, String, bool, Part<'static>)> {
-    let indicator = |holds: bool| Some(f64::from(u8::from(holds)));
-    let max_required = episodes
-        .iter()
-        .map(|graded| graded.num_required)
-        .max()
-        .unwrap_or(0);
-    let mut definitions: Vec<(String, String, bool, Part<'static>)> = Vec::new();
-    for count in 1..=max_required {
+fn indicator(holds: bool) -> Option<(f64, f64)> {
+    one(f64::from(u8::from(holds)))
+}
+
+/// A count of a valid episode; one that ended at its first error has not made all of its own.
+fn valid(episode: &Episode, count: usize) -> Option<(f64, f64)> {
+    share(episode, count, 1)
+}
+
+/// A part of a count, of a valid episode.
+fn share(episode: &Episode, count: usize, of: usize) -> Option<(f64, f64)> {
+    let is_valid = episode.format_error().is_none();
+    is_valid.then_some((count as f64, of as f64))
+}
+
+fn definitions(episodes: &[GradedEpisode]) -> Vec<Definition> {
+    let max_required = episodes.iter().map(|graded| graded.num_required).max();
+    let mut definitions: Vec<Definition> = Vec::new();
+    for count in 1..=max_required.unwrap_or(0) {
         definitions.push((
             format!("at_least_{count}_correct"),
             format!(">= {count} correct"),
@@ -101,81 +116,131 @@ fn definitions(episodes: &[GradedEpisode]) -> Vec<(String, String, bool, Part<'s
             Box::new(move |graded| indicator(graded.num_correct >= count)),
         ));
     }
-    let mut add = |key: &str, label: &str, is_share, part: Part<'static>| {
-        definitions.push((key.to_owned(), label.to_owned(), is_share, part));
-    };
-    add(
-        "all_correct",
-        "all correct",
-        true,
-        Box::new(move |graded| indicator(graded.is_complete())),
-    );
-    add(
-        "accuracy",
-        "mean accuracy",
-        true,
-        Box::new(|graded| Some(graded.accuracy)),
-    );
-    add(
-        "latency_tokens",
-        "latency, tokens",
-        false,
-        Box::new(|graded| graded.concurrency.map(|one| one.latency_tokens as f64)),
-    );
-    add(
-        "eta_ratio",
-        "concurrency eta/c",
-        true,
-        Box::new(|graded| graded.concurrency.map(|one| one.eta_ratio)),
-    );
-    add(
-        "forks_per_query",
-        "Forks per query",
-        false,
-        Box::new(|graded| valid(&graded.episode, graded.episode.num_forks())),
-    );
-    add(
-        "empty_returns_per_query",
-        "empty returns per query",
-        false,
-        Box::new(|graded| valid(&graded.episode, graded.episode.num_empty_returns())),
-    );
-    add(
-        "cancelled_workers_per_query",
-        "cancelled workers per query",
-        false,
-        Box::new(|graded| valid(&graded.episode, graded.episode.num_cancelled_workers())),
-    );
-    add(
-        "decoded_tokens_per_query",
-        "tokens per query",
-        false,
-        Box::new(|graded| valid(&graded.episode, graded.episode.decoded_tokens())),
-    );
-    add(
-        "format_errors",
-        "format errors",
-        true,
-        Box::new(move |graded| indicator(graded.episode.format_error().is_some())),
-    );
+    for (key, label, is_share, part) in FIXED {
+        definitions.push((key.to_owned(), label.to_owned(), is_share, Box::new(part)));
+    }
     for code in FormatError::CODES {
-        add(
-            &format!("format_errors.{code}"),
-            &format!("  {code}"),
+        definitions.push((
+            format!("format_errors.{code}"),
+            format!("  {code}"),
             true,
             Box::new(move |graded| {
                 let error = graded.episode.format_error();
                 indicator(error.is_some_and(|error| error.code() == code))
             }),
-        );
+        ));
     }
     definitions
 }
+
+/// What an episode adds to a metric.
+type FixedPart = fn(&GradedEpisode) -> Option<(f64, f64)>;
+
+/// Metrics that every task has, in the order of the table.
+const FIXED: [(&str, &str, bool, FixedPart); 15] = [
+    ("all_correct", "all correct", true, |graded| {
+        indicator(graded.is_complete())
+    }),
+    ("accuracy", "mean accuracy", true, |graded| {
+        one(graded.accuracy)
+    }),
+    ("latency_tokens", "latency, tokens", false, |graded| {
+        one(graded.concurrency?.latency_tokens as f64)
+    }),
+    ("eta_ratio", "concurrency eta/c", true, |graded| {
+        one(graded.concurrency?.eta_ratio)
+    }),
+    (
+        "join_wait_share",
+        "organizer waits at Joins",
+        true,
+        |graded| one(graded.episode.join_wait_share()?),
+    ),
+    ("forks_per_query", "Forks per query", false, |graded| {
+        valid(&graded.episode, graded.episode.num_forks())
+    }),
+    (
+        "copied_sub_queries",
+        "sub-queries that copy the query",
+        true,
+        |GradedEpisode { episode, .. }| {
+            share(
+                episode,
+                episode.num_copied_sub_queries(),
+                episode.num_forks(),
+            )
+        },
+    ),
+    (
+        "repeated_attempts",
+        "attempts repeated by another agent",
+        true,
+        |graded| {
+            let attempts = graded.attempts?;
+            share(
+                &graded.episode,
+                attempts.num_repeated,
+                attempts.num_attempts,
+            )
+        },
+    ),
+    (
+        "empty_returns_per_query",
+        "empty returns per query",
+        false,
+        |graded| valid(&graded.episode, graded.episode.num_empty_returns()),
+    ),
+    (
+        "idle_workers_per_query",
+        "idle workers per query",
+        false,
+        |graded| valid(&graded.episode, graded.episode.num_idle_workers()),
+    ),
+    (
+        "unread_workers_per_query",
+        "unread workers per query",
+        false,
+        |graded| valid(&graded.episode, graded.episode.num_unread_workers()),
+    ),
+    (
+        "cancelled_workers_per_query",
+        "cancelled workers per query",
+        false,
+        |graded| valid(&graded.episode, graded.episode.num_cancelled_workers()),
+    ),
+    (
+        "decoded_tokens_per_query",
+        "tokens per query",
+        false,
+        |graded| valid(&graded.episode, graded.episode.decoded_tokens()),
+    ),
+    (
+        "missing_eos",
+        "end of sequence missing",
+        true,
+        |GradedEpisode { episode, .. }| {
+            share(
+                episode,
+                episode.num_missing_eos(),
+                episode.num_completed_agents(),
+            )
+        },
+    ),
+    ("format_errors", "format errors", true, |graded| {
+        indicator(graded.episode.format_error().is_some())
+    }),
+];
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::graded;
+
+    /// Every problem has a split key of its own.
+    fn bootstrap(num_problems: usize) -> Bootstrap {
+        let keys: Vec<String> = (0..num_problems).map(|index| index.to_string()).collect();
+        Bootstrap::new(&keys, 100, 0.95, 1)
+    }
 
     #[test]
     fn errors_count_as_wrong_and_stay_out_of_latency_and_concurrency() {
@@ -185,7 +250,7 @@ mod tests {
             graded(1, 0, true),
             graded(1, 0, false),
         ];
-        let metrics = summarise(&episodes, 2, &Bootstrap::new(2, 100, 0.95, 1));
+        let metrics = summarise(&episodes, 2, &bootstrap(2));
         let value = |key: &str| {
             metrics
                 .iter()
@@ -206,6 +271,11 @@ mod tests {
             ("forks_per_query", 5.0 / 3.0),
             ("empty_returns_per_query", 1.0 / 3.0),
             ("cancelled_workers_per_query", 1.0),
+            ("idle_workers_per_query", 1.0 / 3.0),
+            ("unread_workers_per_query", 5.0 / 3.0),
+            ("copied_sub_queries", 0.0),
+            // Only episodes of the second problem know their attempts; one of them is valid.
+            ("repeated_attempts", 0.25),
             ("decoded_tokens_per_query", 50.0),
             ("format_errors", 0.25),
             ("format_errors.no_answer", 0.25),
@@ -223,7 +293,7 @@ mod tests {
     #[test]
     fn without_a_valid_episode_latency_has_no_value() {
         let episodes = [graded(0, 0, true)];
-        let metrics = summarise(&episodes, 1, &Bootstrap::new(1, 10, 0.95, 1));
+        let metrics = summarise(&episodes, 1, &bootstrap(1));
         let latency = metrics
             .iter()
             .find(|metric| metric.key == "latency_tokens")

@@ -61,12 +61,13 @@ pub fn table(columns: &[(&str, &Evaluation)]) -> String {
     if let Some((_, first)) = columns.first() {
         let _ = writeln!(
             text,
-            "{} problems x {} samples, temperature {}; intervals of {} % from {} resamples of the problems",
+            "{} problems x {} samples, temperature {}; intervals of {} % from {} resamples of the {} split keys",
             first.num_problems,
             first.samples_per_problem,
             first.temperature,
             round(first.confidence * 100.0),
             first.bootstrap_samples,
+            first.num_split_keys,
         );
     }
     text
@@ -112,6 +113,7 @@ mod tests {
         Evaluation {
             model: "m".into(),
             num_problems: 20,
+            num_split_keys: 7,
             samples_per_problem: 2,
             temperature: 1.0,
             confidence: 0.95,
@@ -136,7 +138,7 @@ mod tests {
 metric                    before               after
 all correct      12.5 % [6.2, 12.5]  50.0 % [25.0, 50.0]
 latency, tokens                   -       0.5 [0.2, 0.5]
-20 problems x 2 samples, temperature 1; intervals of 95 % from 1000 resamples of the problems
+20 problems x 2 samples, temperature 1; intervals of 95 % from 1000 resamples of the 7 split keys
 ";
         let got = table(&[("before", &before), ("after", &after)]);
         let squeeze = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");

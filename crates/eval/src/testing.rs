@@ -2,7 +2,9 @@
 
 use asyncthink_data::TokenId;
 use asyncthink_protocol::{Concurrency, FormatError, SubQueryId};
-use asyncthink_rollout::{AgentRecord, Episode, GradedEpisode, Outcome, WorkerEnd, WorkerRecord};
+use asyncthink_rollout::{
+    AgentRecord, AttemptCounts, Episode, GradedEpisode, Outcome, WorkerEnd, WorkerRecord,
+};
 
 /// An episode of 50 decoded tokens that asks for two items. Of problem `n` there are `2 n + 1` workers: one is cancelled, `n`
 /// return nothing.
@@ -43,6 +45,10 @@ pub(crate) fn graded(problem: usize, num_correct: usize, has_error: bool) -> Gra
             latency_tokens: 100 + 20 * problem as u64,
             eta: 1.0,
             eta_ratio: 0.5,
+        }),
+        attempts: (problem > 0).then_some(AttemptCounts {
+            num_attempts: 4,
+            num_repeated: 1,
         }),
     }
 }

@@ -11,6 +11,7 @@ pub struct AgentRecord {
     #[serde(with = "nan_as_null")]
     logprobs: Vec<f32>,
     prompt_tokens: usize,
+    ends_with_eos: bool,
 }
 
 impl AgentRecord {
@@ -22,6 +23,7 @@ impl AgentRecord {
             logprobs: vec![0.0; prompt_tokens],
             ids: prompt,
             prompt_tokens,
+            ends_with_eos: false,
         }
     }
 
@@ -31,6 +33,16 @@ impl AgentRecord {
         self.ids.push(token);
         self.decoded.push(true);
         self.logprobs.push(logprob);
+    }
+
+    /// Notes that the last id is an end of sequence.
+    pub fn end_with_eos(&mut self) {
+        self.ends_with_eos = true;
+    }
+
+    /// Whether the agent ended its sequence itself.
+    pub fn ends_with_eos(&self) -> bool {
+        self.ends_with_eos
     }
 
     /// Appends ids that were given to the agent.
@@ -58,6 +70,14 @@ impl AgentRecord {
     /// Length of the prompt.
     pub fn prompt_tokens(&self) -> usize {
         self.prompt_tokens
+    }
+
+    /// The ids that the agent decoded, in order.
+    pub fn decoded_ids(&self) -> Vec<TokenId> {
+        let ids = self.ids.iter().zip(&self.decoded);
+        ids.filter(|&(_, &decoded)| decoded)
+            .map(|(&id, _)| id)
+            .collect()
     }
 
     /// Number of decoded ids.

@@ -110,6 +110,59 @@ impl Episode {
             .count()
     }
 
+    /// Workers that the organizer never joined: whatever they wrote was not read.
+    pub fn num_unread_workers(&self) -> usize {
+        self.workers.len().saturating_sub(self.num_joins)
+    }
+
+    /// Workers that handed over nothing: without a complete RETURN, or with a blank one.
+    pub fn num_idle_workers(&self) -> usize {
+        let is_idle = |worker: &&WorkerRecord| match &worker.end {
+            WorkerEnd::Returned(text) => text.trim().is_empty(),
+            WorkerEnd::Empty => true,
+            WorkerEnd::Cancelled => false,
+        };
+        self.workers.iter().filter(is_idle).count()
+    }
+
+    /// Sub-queries that repeat the query word for word.
+    pub fn num_copied_sub_queries(&self) -> usize {
+        let is_copy = |worker: &&WorkerRecord| {
+            let words = worker.sub_query.split_whitespace();
+            words.eq(self.query.split_whitespace())
+        };
+        self.workers.iter().filter(is_copy).count()
+    }
+
+    /// Share of the critical path that the organizer spends waiting at Joins, in `[0, 1)`; `None` for a format error.
+    pub fn join_wait_share(&self) -> Option<f64> {
+        let timeline = self.timeline.as_ref()?;
+        let latency = timeline.latency();
+        let waiting = latency.saturating_sub(timeline.organizer_tokens());
+        Some(waiting as f64 / latency.max(1) as f64)
+    }
+
+    /// Agents that completed their ANSWER or RETURN within their budget.
+    pub fn num_completed_agents(&self) -> usize {
+        self.completed_agents().count()
+    }
+
+    /// Completed agents whose sequence was not ended by themselves.
+    pub fn num_missing_eos(&self) -> usize {
+        self.completed_agents()
+            .filter(|record| !record.ends_with_eos())
+            .count()
+    }
+
+    fn completed_agents(&self) -> impl Iterator<Item = &AgentRecord> {
+        let organizer = self.answer().map(|_| &self.organizer);
+        let has_returned = |worker: &&WorkerRecord| matches!(worker.end, WorkerEnd::Returned(_));
+        let workers = self.workers.iter().filter(has_returned);
+        organizer
+            .into_iter()
+            .chain(workers.map(|worker| &worker.record))
+    }
+
     /// The records of all agents, the organizer first.
     pub fn agents(&self) -> impl Iterator<Item = &AgentRecord> {
         let workers = self.workers.iter().map(|worker| &worker.record);

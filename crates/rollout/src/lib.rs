@@ -36,7 +36,7 @@ pub use card::{MODEL_CARD_FILE, ModelCard};
 pub use driver::{rollout, rollout_observed};
 pub use episode::{Episode, Outcome, WorkerEnd, WorkerRecord};
 pub use error::{Error, Result};
-pub use graded::GradedEpisode;
+pub use graded::{AttemptCounts, GradedEpisode};
 pub use observer::{Agent, AgentEvent, RolloutEvent, RolloutObserver, RolloutProgress};
 pub use query::{Prompt, Query};
 pub use sampler::EpisodeSampler;

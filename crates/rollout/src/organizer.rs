@@ -25,6 +25,18 @@ pub(crate) struct Shared<'a> {
     pub(crate) settings: &'a RolloutSettings,
 }
 
+impl Shared<'_> {
+    /// After its ANSWER or RETURN an agent decodes one token more, which should end the sequence: it is trained like the
+    /// rest, as the paper's episodes end with it. A vocabulary without such a token has nothing to decode.
+    fn has_eos(&self) -> bool {
+        !self.tokenizer.eos_ids().is_empty()
+    }
+
+    fn is_eos(&self, token: TokenId) -> bool {
+        self.tokenizer.eos_ids().contains(&token)
+    }
+}
+
 pub(crate) struct RunningEpisode {
     index: u64,
     query: Query,
@@ -33,6 +45,8 @@ pub(crate) struct RunningEpisode {
     /// Actions behind a Join that is not served yet; only a token that runs past a Join tag can hold any.
     deferred: VecDeque<Action>,
     waiting_for: Option<(WorkerIndex, SubQueryId)>,
+    /// The complete Answer, while the end of sequence is decoded.
+    answer: Option<String>,
     workers: Vec<RunningWorker>,
     queued: VecDeque<WorkerIndex>,
     fragments: Vec<Fragment>,
@@ -45,6 +59,8 @@ struct RunningWorker {
     sub_query: String,
     record: AgentRecord,
     machine: WorkerMachine,
+    /// The content of its RETURN, while the end of sequence is decoded.
+    returned: Option<String>,
     state: WorkerState,
 }
 
@@ -84,6 +100,7 @@ impl RunningEpisode {
             machine: OrganizerMachine::new(shared.settings.protocol),
             deferred: VecDeque::new(),
             waiting_for: None,
+            answer: None,
             workers: Vec::new(),
             queued: VecDeque::new(),
             fragments: Vec::new(),
@@ -128,7 +145,14 @@ impl RunningEpisode {
         self.organizer.push_decoded(token, logprob);
         self.fragment.num_tokens += 1;
         self.tokens_since_join += 1;
-        if shared.tokenizer.eos_ids().contains(&token) {
+        let is_eos = shared.is_eos(token);
+        if is_eos {
+            self.organizer.end_with_eos();
+        }
+        if let Some(answer) = self.answer.take() {
+            return Ok(Some(Outcome::Answered(answer)));
+        }
+        if is_eos {
             return Ok(Some(self.cut()));
         }
         match self.machine.push(bytes) {
@@ -156,18 +180,27 @@ impl RunningEpisode {
             return Ok(None);
         };
         running.record.push_decoded(token, logprob);
-        let returned = running.machine.push(bytes);
+        let is_eos = shared.is_eos(token);
+        if is_eos {
+            running.record.end_with_eos();
+        }
+        let had_returned = running.returned.is_some();
+        if let Some(text) = running.machine.push(bytes) {
+            running.returned = Some(text);
+        }
         let num_ids = running.record.ids().len();
-        let end = if let Some(text) = returned {
-            WorkerEnd::Returned(text)
-        } else if shared.tokenizer.eos_ids().contains(&token)
+        let is_over = is_eos
+            || had_returned
+            || (running.returned.is_some() && !shared.has_eos())
             || num_ids - running.record.prompt_tokens() >= shared.settings.worker_max_tokens
-            || num_ids >= source.max_sequence_tokens()
-        {
-            WorkerEnd::Empty
-        } else {
+            || num_ids >= source.max_sequence_tokens();
+        if !is_over {
             return Ok(None);
-        };
+        }
+        let end = running
+            .returned
+            .take()
+            .map_or(WorkerEnd::Empty, WorkerEnd::Returned);
         self.end_worker(worker, end, observer);
         source.cancel(agent)?;
         if let Some(next) = self.queued.pop_front() {
@@ -217,11 +250,15 @@ impl RunningEpisode {
                         return Ok(Some(outcome));
                     }
                 }
-                Action::Answer { text, .. } => return Ok(Some(Outcome::Answered(text))),
+                Action::Answer { text, .. } if !shared.has_eos() => {
+                    return Ok(Some(Outcome::Answered(text)));
+                }
+                Action::Answer { text, .. } => self.answer = Some(text),
             }
         }
         if self.waiting_for.is_none() && self.budget_is_spent(shared.settings, source) {
-            return Ok(Some(self.cut()));
+            let answered = self.answer.take().map(Outcome::Answered);
+            return Ok(Some(answered.unwrap_or_else(|| self.cut())));
         }
         Ok(None)
     }
@@ -272,6 +309,7 @@ impl RunningEpisode {
             sub_query,
             record: AgentRecord::new(prompt.unwrap_or_default()),
             machine: WorkerMachine::new(),
+            returned: None,
             state: WorkerState::Queued,
         });
         if !fits {

@@ -85,17 +85,21 @@ fn the_organizer_goes_on_while_its_worker_runs_and_waits_at_the_join() {
         "a<FORK1> one</FORK1> b b<JOIN1>{12}{</JOIN1>} c<ANSWER>7</ANSWER>"
     );
     let timeline = episode.timeline.as_ref().unwrap();
-    // Fork complete at 4, the worker decodes 9, so the Join (at 7) is served at 13; then 4 tokens more.
-    assert_eq!(timeline.latency(), 17);
-    assert_eq!(num_steps, 17);
-    assert_eq!(episode.decoded_tokens(), 11 + 9);
+    // Fork complete at 4, the worker decodes 10 with its end of sequence, so the Join (at 7) is served at 14; then 5 tokens
+    // more.
+    assert_eq!(timeline.latency(), 19);
+    assert_eq!(num_steps, 19);
+    assert_eq!(episode.decoded_tokens(), 12 + 10);
     let concurrency = timeline.concurrency(true);
-    assert!((concurrency.eta - 20.0 / 17.0).abs() < 1e-12);
+    assert!((concurrency.eta - 22.0 / 19.0).abs() < 1e-12);
+    assert!((episode.join_wait_share().unwrap() - 7.0 / 19.0).abs() < 1e-12);
+    assert_eq!(episode.num_completed_agents(), 2);
+    assert_eq!(episode.num_missing_eos(), 0);
     assert_eq!(episode.workers[0].end, WorkerEnd::Returned("12".into()));
     let record = &episode.workers[0].record;
     assert_eq!(
         record.logprobs()[record.prompt_tokens()..],
-        (1..=9).map(|n| -(n as f32)).collect::<Vec<_>>()
+        (1..=10).map(|n| -(n as f32)).collect::<Vec<_>>()
     );
 }
 
@@ -127,11 +131,65 @@ fn unjoined_workers_are_cancelled_at_the_organizers_last_step() {
     assert_eq!(episode.workers[0].end, WorkerEnd::Cancelled);
     assert_eq!(
         episode.workers[0].record.num_decoded(),
-        4,
+        5,
         "it decodes while the organizer does"
     );
     let concurrency = episode.timeline.unwrap().concurrency(true);
-    assert!((concurrency.eta - 11.0 / 7.0).abs() < 1e-12);
+    assert!((concurrency.eta - 13.0 / 8.0).abs() < 1e-12);
+}
+
+#[test]
+fn one_token_follows_an_answer_and_a_return_whatever_it_is() {
+    let scripts = [
+        ("main 0", "<FORK1>a</FORK1><JOIN1><ANSWER>1</ANSWER> b b"),
+        ("sub a", "<RETURN>1</RETURN> c c"),
+    ];
+    let episode = run_one(&scripts, &settings(2, Overflow::Error));
+    assert_eq!(episode.answer(), Some("1"));
+    assert_eq!(
+        marked(&episode),
+        "<FORK1>a</FORK1><JOIN1>{1}{</JOIN1>}<ANSWER>1</ANSWER> b"
+    );
+    assert_eq!(episode.workers[0].end, WorkerEnd::Returned("1".into()));
+    assert_eq!(episode.workers[0].record.num_decoded(), 4);
+    assert_eq!(
+        (episode.num_missing_eos(), episode.num_completed_agents()),
+        (2, 2)
+    );
+}
+
+#[test]
+fn an_answer_or_return_that_uses_up_its_budget_is_whole_without_an_end_of_sequence() {
+    let mut settings = settings(2, Overflow::Error);
+    settings.worker_max_tokens = 3;
+    settings.organizer_max_tokens = 4;
+    let scripts = [
+        ("main 0", "<FORK1>a</FORK1><JOIN1> b<ANSWER>1</ANSWER> b"),
+        ("sub a", "<RETURN>1</RETURN> c c"),
+    ];
+    let episode = run_one(&scripts, &settings);
+    assert_eq!(episode.answer(), Some("1"));
+    assert_eq!(episode.organizer.num_decoded(), 8);
+    assert_eq!(episode.workers[0].record.num_decoded(), 3);
+    assert_eq!(episode.num_missing_eos(), 2);
+}
+
+#[test]
+fn copied_sub_queries_and_workers_that_add_nothing_are_counted() {
+    let scripts = [
+        (
+            "main 0",
+            "<FORK1>0</FORK1><FORK2>a</FORK2><JOIN1><JOIN2><FORK1> 0 </FORK1><ANSWER>1</ANSWER>",
+        ),
+        ("sub 0", "<RETURN> </RETURN>"),
+        ("sub  0 ", "<RETURN>1</RETURN>"),
+        ("sub a", " c"),
+    ];
+    let episode = run_one(&scripts, &settings(3, Overflow::Error));
+    assert_eq!(episode.num_forks(), 3);
+    assert_eq!(episode.num_copied_sub_queries(), 2);
+    assert_eq!(episode.num_idle_workers(), 2);
+    assert_eq!(episode.num_unread_workers(), 1);
 }
 
 #[test]
@@ -224,9 +282,10 @@ fn queued_workers_wait_for_a_slot() {
         "<FORK1>a</FORK1><FORK2>b</FORK2><JOIN2>{2}{</JOIN2>}<JOIN1>{1}{</JOIN1>}<ANSWER>1</ANSWER>"
     );
     let timeline = episode.timeline.unwrap();
-    // Worker 1 runs steps 4 to 12, worker 2 steps 13 to 16; the second Join is one token later, the Answer three.
-    assert_eq!(timeline.latency(), 20);
-    assert_eq!(num_steps, 20);
+    // Worker 1 runs steps 4 to 13, worker 2 steps 14 to 18; the second Join is one token later, the Answer three, and its end
+    // of sequence one.
+    assert_eq!(timeline.latency(), 23);
+    assert_eq!(num_steps, 23);
 }
 
 #[test]

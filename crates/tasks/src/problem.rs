@@ -30,6 +30,13 @@ pub trait TaskProblem: Any + Debug + Send + Sync {
     /// Key that two items of answers share where they count as one solution; `None` for an item that is none.
     fn vote_key(&self, item: &str) -> Option<String>;
 
+    /// Keys of the attempts at an item in what an agent wrote, in its order; two that try the same thing share a key. `None`
+    /// where the task cannot tell an attempt from other text.
+    fn attempts(&self, text: &str) -> Option<Vec<String>> {
+        let _ = text;
+        None
+    }
+
     /// Largest whole number that the problem shows. A tokenizer made for the task has a token for each number up to it.
     fn largest_number(&self) -> u64 {
         0
@@ -87,6 +94,11 @@ impl Problem {
     /// Key that two items of answers share where they count as one solution; `None` for an item that is none.
     pub fn vote_key(&self, item: &str) -> Option<String> {
         self.0.vote_key(item)
+    }
+
+    /// Keys of the attempts at an item in what an agent wrote, in its order; `None` where the task cannot tell.
+    pub fn attempts(&self, text: &str) -> Option<Vec<String>> {
+        self.0.attempts(text)
     }
 
     /// Largest whole number that the problem shows.

@@ -193,7 +193,7 @@ fn decoded_tokens_are_trained_and_given_ones_are_not() {
             ("sub 4*2", "8<RETURN>4*2</RETURN>"),
         ],
     );
-    let mut graded = [reward_episode(episode, &problem(), &RULE, true)];
+    let mut graded = [reward_episode(episode, &problem(), &tokenizer, &RULE, true)];
     graded[0].advantage = 0.75;
     let rows = training_rows(&graded).unwrap();
     assert_eq!(rows.len(), 2, "the organizer and its worker");
@@ -260,7 +260,15 @@ fn one_advantage_covers_all_rows_of_an_episode_and_format_errors_stay_in_their_g
     ];
     let mut graded: Vec<_> = [&right[..], &half, &broken]
         .iter()
-        .map(|scripts| reward_episode(episode(&tokenizer, scripts), &problem(), &RULE, true))
+        .map(|scripts| {
+            reward_episode(
+                episode(&tokenizer, scripts),
+                &problem(),
+                &tokenizer,
+                &RULE,
+                true,
+            )
+        })
         .collect();
     assert_eq!(assign_advantages(&mut graded, 3, &MeanCentred), 0);
     let rewards: Vec<f64> = graded.iter().map(|episode| episode.reward.total).collect();
@@ -333,7 +341,13 @@ fn workers_that_nobody_joins_count_in_the_figures_and_by_option_in_the_reward() 
         ("main ask", "<FORK1>4*2</FORK1><JOIN1><ANSWER>3+5</ANSWER>"),
         ("sub 4*2", "8"),
     ];
-    let graded = reward_episode(episode(&tokenizer, &empty), &problem(), &RULE, true);
+    let graded = reward_episode(
+        episode(&tokenizer, &empty),
+        &problem(),
+        &tokenizer,
+        &RULE,
+        true,
+    );
     let figures = EpisodeMetrics::of(&[graded]).unwrap();
     assert_eq!(figures.empty_returns_per_query, Some(1.0));
 }

@@ -113,7 +113,10 @@ impl OpenMethod for OpenModel {
         let graded = episodes
             .into_iter()
             .zip(questions)
-            .map(|(episode, question)| GradedEpisode::new(episode, question.problem));
+            .map(|(episode, question)| {
+                let graded = GradedEpisode::new(episode, question.problem);
+                graded.with_attempts(question.problem, tokenizer)
+            });
         Ok(Some(graded.collect()))
     }
 

@@ -33,6 +33,18 @@ pub struct EpisodeMetrics {
     pub empty_returns_per_query: Option<f64>,
     /// Mean number of workers that were still at work when the organizer ended, of valid episodes.
     pub cancelled_workers_per_query: Option<f64>,
+    /// Mean number of workers that were never joined, of valid episodes: what they wrote was not read.
+    pub unread_workers_per_query: Option<f64>,
+    /// Mean number of workers that handed over nothing, of valid episodes.
+    pub idle_workers_per_query: Option<f64>,
+    /// Mean share of the critical path that the organizer waits at Joins, of valid episodes.
+    pub join_wait_share: Option<f64>,
+    /// Share of the sub-queries of valid episodes that repeat the query word for word.
+    pub copied_sub_queries: Option<f64>,
+    /// Share of the attempts in valid episodes that another agent of the episode made too; null where the task cannot tell.
+    pub repeated_attempts: Option<f64>,
+    /// Share of the agents that completed an ANSWER or a RETURN and did not end their sequence after it.
+    pub missing_eos: Option<f64>,
     /// Mean tokens that all agents of a valid episode decoded.
     pub decoded_tokens_per_query: Option<f64>,
     /// Mean negative log-probability of all decoded tokens as sampled, in nats: an estimate of the policy's entropy that
@@ -66,6 +78,15 @@ impl EpisodeMetrics {
             let sum: f64 = valid.iter().map(|summary| value(summary)).sum();
             (!valid.is_empty()).then(|| sum / valid.len() as f64)
         };
+        let share_of_valid =
+            |numerator: &dyn Fn(&EpisodeSummary) -> f64,
+             denominator: &dyn Fn(&EpisodeSummary) -> f64| {
+                let sum = |value: &dyn Fn(&EpisodeSummary) -> f64| -> f64 {
+                    valid.iter().map(|summary| value(summary)).sum()
+                };
+                let whole = sum(denominator);
+                (whole > 0.0).then(|| sum(numerator) / whole)
+            };
         // Every code is listed, so that lines of all steps have the same keys.
         let format_errors = FormatError::CODES
             .into_iter()
@@ -90,6 +111,18 @@ impl EpisodeMetrics {
             joins_per_query: mean_valid(&|one| one.num_joins),
             empty_returns_per_query: mean_valid(&|one| one.num_empty_returns),
             cancelled_workers_per_query: mean_valid(&|one| one.num_cancelled_workers),
+            unread_workers_per_query: mean_valid(&|one| one.num_unread_workers),
+            idle_workers_per_query: mean_valid(&|one| one.num_idle_workers),
+            join_wait_share: mean_valid(&|one| one.join_wait_share),
+            copied_sub_queries: share_of_valid(&|one| one.num_copied_sub_queries, &|one| {
+                one.num_forks
+            }),
+            repeated_attempts: share_of_valid(&|one| one.num_repeated_attempts, &|one| {
+                one.num_attempts
+            }),
+            missing_eos: share_of_valid(&|one| one.num_missing_eos, &|one| {
+                one.num_completed_agents
+            }),
             decoded_tokens_per_query: mean_valid(&|one| one.decoded_tokens as f64),
             sampled_nll_nats: -logprobs / decoded_tokens.max(1) as f64,
             format_errors,
@@ -116,6 +149,14 @@ pub struct EpisodeSummary {
     num_joins: f64,
     num_empty_returns: f64,
     num_cancelled_workers: f64,
+    num_unread_workers: f64,
+    num_idle_workers: f64,
+    join_wait_share: f64,
+    num_copied_sub_queries: f64,
+    num_attempts: f64,
+    num_repeated_attempts: f64,
+    num_completed_agents: f64,
+    num_missing_eos: f64,
     decoded_tokens: usize,
     sum_of_logprobs: f64,
 }
@@ -130,6 +171,7 @@ impl EpisodeSummary {
         let RewardedEpisode { graded, reward, .. } = rewarded;
         let episode = &graded.episode;
         let concurrency = graded.concurrency;
+        let attempts = graded.attempts.unwrap_or_default();
         Self {
             is_valid: concurrency.is_some(),
             is_complete: graded.is_complete(),
@@ -145,6 +187,14 @@ impl EpisodeSummary {
             num_joins: episode.num_joins as f64,
             num_empty_returns: episode.num_empty_returns() as f64,
             num_cancelled_workers: episode.num_cancelled_workers() as f64,
+            num_unread_workers: episode.num_unread_workers() as f64,
+            num_idle_workers: episode.num_idle_workers() as f64,
+            join_wait_share: episode.join_wait_share().unwrap_or_default(),
+            num_copied_sub_queries: episode.num_copied_sub_queries() as f64,
+            num_attempts: attempts.num_attempts as f64,
+            num_repeated_attempts: attempts.num_repeated as f64,
+            num_completed_agents: episode.num_completed_agents() as f64,
+            num_missing_eos: episode.num_missing_eos() as f64,
             decoded_tokens: episode.decoded_tokens(),
             sum_of_logprobs: sum_of_logprobs(episode),
         }

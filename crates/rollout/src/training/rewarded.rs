@@ -1,6 +1,7 @@
 //! An episode with its reward.
 
 use asyncthink_algorithms::{EpisodeScore, RewardParts, RewardRule};
+use asyncthink_data::Tokenizer;
 use asyncthink_tasks::Problem;
 
 use crate::episode::Episode;
@@ -24,10 +25,11 @@ pub struct RewardedEpisode {
 pub fn reward_episode(
     episode: Episode,
     problem: &Problem,
+    tokenizer: &Tokenizer,
     rule: &RewardRule,
     count_unjoined: bool,
 ) -> RewardedEpisode {
-    let graded = GradedEpisode::new(episode, problem);
+    let graded = GradedEpisode::new(episode, problem).with_attempts(problem, tokenizer);
     let rewarded_eta_ratio = graded
         .episode
         .timeline

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use asyncthink_data::Tokenizer;
-use asyncthink_protocol::{Overflow, RawTrace, TokenCounter, Trace, TraceError};
+use asyncthink_protocol::{Overflow, RawTrace, Timeline, TokenCounter, Trace, TraceError};
 use asyncthink_rollout::{
     Agent, AgentEvent, Episode, RolloutEvent, RolloutObserver, RolloutProgress, RolloutSettings,
     rollout_observed,
@@ -102,15 +102,18 @@ organizer waits for 0
 worker 0 | <RETURN>
 worker 0 | 12
 worker 0 | </RETURN>
+worker 0 | 
 worker 0 ends returned
 organizer is given by 0: 12</JOIN1>
 organizer | <ANSWER>
 organizer | 7
 organizer | </ANSWER>
+organizer | 
 organizer ends Answered(\"7\")
 ";
     assert_eq!(log.lines, expected);
-    assert_eq!(log.num_steps, 12);
+    // The end of sequence of each of the two takes a step.
+    assert_eq!(log.num_steps, 14);
 }
 
 #[test]
@@ -163,6 +166,19 @@ fn checked(
     let raw = episode.raw_trace(tokenizer, protocol);
     let verdict = Trace::check(&raw, protocol.tags, protocol.overflow, &Counter(tokenizer));
     (raw, verdict)
+}
+
+/// The timeline of the text, in which no end of sequence stands.
+fn without_eos(episode: &Episode, timeline: &Timeline) -> Timeline {
+    let mut fragments = timeline.fragments().to_vec();
+    let last = fragments.last_mut().unwrap();
+    last.num_tokens -= u64::from(episode.organizer.ends_with_eos());
+    let workers = timeline.worker_tokens().iter().zip(&episode.workers);
+    let worker_tokens =
+        workers.map(|(num_tokens, worker)| num_tokens - u64::from(worker.record.ends_with_eos()));
+    let worker_tokens = worker_tokens.collect();
+    let (capacity, overflow) = (timeline.capacity(), timeline.overflow());
+    Timeline::new(capacity, overflow, fragments, worker_tokens).unwrap()
 }
 
 #[test]
@@ -271,7 +287,7 @@ proptest! {
             (Ok(trace), None) => {
                 let timeline = episode.timeline.as_ref().unwrap();
                 prop_assert_eq!(Some(trace.answer()), episode.answer());
-                prop_assert_eq!(trace.timeline(), timeline);
+                prop_assert_eq!(trace.timeline(), &without_eos(&episode, timeline));
             }
             (Err(TraceError::Format(found)), Some(error)) => prop_assert_eq!(&found, error),
             (verdict, error) => prop_assert!(false, "{verdict:?} for {error:?}"),

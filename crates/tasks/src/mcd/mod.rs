@@ -10,6 +10,7 @@
 //! is not part of the language; a division by zero makes an item wrong and nothing worse; only the first
 //! `required` items of an answer are scored ([`grade`]).
 
+mod attempts;
 mod config;
 mod expr;
 mod generate;

@@ -6,6 +6,7 @@ use std::path::Path;
 use fs_err as fs;
 use serde_json::Value;
 
+use super::attempts::attempts;
 use super::config::{self, DEFAULT_TEST_TARGET_FRACTION, McdConfig};
 use super::expr::Expr;
 use super::generate::{self, GeneratorConfig};
@@ -204,6 +205,14 @@ impl ConfiguredTask for ConfiguredMcd {
     }
 }
 
+fn key_text(key: &DifferenceKey) -> String {
+    let operators = Operator::ALL.map(|operator| {
+        let count = key.operators().count(operator);
+        format!("{}{count}", operator.symbol())
+    });
+    format!("{:?} {}", key.numbers(), operators.join(" "))
+}
+
 impl From<Problem> for AnyProblem {
     fn from(problem: Problem) -> Self {
         Self::new(problem)
@@ -247,12 +256,11 @@ impl TaskProblem for Problem {
     /// Numbers and operators of the expression, whatever its value.
     fn vote_key(&self, item: &str) -> Option<String> {
         let expr = item.split_once('=').map_or(item, |(expr, _)| expr);
-        let key = DifferenceKey::of(&Expr::parse(expr).ok()?);
-        let operators = Operator::ALL.map(|operator| {
-            let count = key.operators().count(operator);
-            format!("{}{count}", operator.symbol())
-        });
-        Some(format!("{:?} {}", key.numbers(), operators.join(" ")))
+        Some(key_text(&DifferenceKey::of(&Expr::parse(expr).ok()?)))
+    }
+
+    fn attempts(&self, text: &str) -> Option<Vec<String>> {
+        Some(attempts(text).iter().map(key_text).collect())
     }
 
     fn largest_number(&self) -> u64 {

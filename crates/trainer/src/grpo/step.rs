@@ -108,7 +108,7 @@ impl<'a> Trainer<'a> {
         };
         let lambda = self.lambda.at(done);
         let started = Instant::now();
-        let mut episodes = self.grade(episodes, lambda);
+        let mut episodes = self.grade(episodes, lambda, &model.tokenizer);
         // Groups are whole on every rank.
         let constant_groups =
             assign_advantages(&mut episodes, self.section.group_size, &*self.advantage);
@@ -256,14 +256,19 @@ impl<'a> Trainer<'a> {
         Ok((num_cut_short[0] == 0.0).then_some(episodes))
     }
 
-    fn grade(&self, episodes: Vec<Episode>, lambda: f64) -> Vec<RewardedEpisode> {
+    fn grade(
+        &self,
+        episodes: Vec<Episode>,
+        lambda: f64,
+        tokenizer: &Tokenizer,
+    ) -> Vec<RewardedEpisode> {
         let reward = &self.section.reward;
         let rule = RewardRule::of(reward, lambda);
         episodes
             .into_iter()
             .map(|episode| {
                 let problem = &self.problems[episode.prompt_index];
-                reward_episode(episode, problem, &rule, reward.count_unjoined)
+                reward_episode(episode, problem, tokenizer, &rule, reward.count_unjoined)
             })
             .collect()
     }
