@@ -23,6 +23,23 @@ fn recipes(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
+fn the_papers_recipes_have_the_papers_reward() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes/paper");
+    let found = recipes(&root.canonicalize().expect("the recipes"));
+    assert!(!found.is_empty());
+    for path in found {
+        let recipe = Recipe::load(&path, &[]).unwrap_or_else(|errors| panic!("{errors}"));
+        let grpo = recipe.grpo.as_ref().expect("a section");
+        assert!(!grpo.reward.gate_concurrency && grpo.reward.count_unjoined);
+        assert_eq!(grpo.reward.lambda_final, None);
+        assert!(
+            grpo.kl_beta.abs() < f64::EPSILON,
+            "the paper names no reference"
+        );
+    }
+}
+
+#[test]
 fn every_recipe_is_accepted() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes");
     let found = recipes(&root.canonicalize().expect("the recipes"));

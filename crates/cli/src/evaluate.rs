@@ -8,10 +8,10 @@ use asyncthink_checkpoint::{RunLayout, StageLock};
 use asyncthink_distributed::{DeviceSettings, RankSettings, Ranks};
 use asyncthink_eval::{EpisodeLine, EvalSettings, Evaluation, Methods, Target, evaluate, table};
 use asyncthink_launch::World;
-use asyncthink_recipe::{ModelSection, Recipe, Stage};
+use asyncthink_recipe::{EvalSplit, ModelSection, Recipe, Stage};
 use asyncthink_rollout::MODEL_CARD_FILE;
 use asyncthink_tasks::Problem;
-use asyncthink_trainer::{StopFlag, test_problems};
+use asyncthink_trainer::{StopFlag, test_problems, validation_problems};
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
@@ -96,6 +96,7 @@ fn unknown(report: Option<&Report>, ranks: &Ranks) -> Result<Vec<Wanted>, Failur
 /// What the first rank alone has: the run's folder, and the table.
 struct Report {
     layout: RunLayout,
+    split: EvalSplit,
     file: PathBuf,
     columns: Vec<Column>,
     _lock: StageLock,
@@ -116,12 +117,15 @@ impl Report {
         let models = models(recipe, &layout)?;
         let lock = StageLock::acquire(&layout, Stage::Eval)?;
         layout.write_recipe(&recipe.to_toml())?;
-        let file = layout.stage(Stage::Eval).join("results.json");
+        let settings = EvalSettings::from_recipe(recipe)?;
+        let file = layout
+            .stage(Stage::Eval)
+            .join(format!("{}.json", file_stem("results", settings.split)));
         let earlier = match resume {
             ResumeArg::Auto => read_results(&file),
             _ => Results::default(),
         };
-        let methods = EvalSettings::from_recipe(recipe)?.methods;
+        let methods = settings.methods;
         let mut columns = Vec::with_capacity(models.len() * methods.len());
         for (model_name, model) in models {
             let inputs = inputs(recipe, &layout, &model)?;
@@ -141,6 +145,7 @@ impl Report {
         }
         Ok(Self {
             layout,
+            split: settings.split,
             file,
             columns,
             _lock: lock,
@@ -168,7 +173,7 @@ impl Report {
         evaluation: &Evaluation,
         episodes: &[EpisodeLine],
     ) -> Result<(), Failure> {
-        write_episodes(&self.layout, name, episodes)?;
+        write_episodes(&self.layout, self.split, name, episodes)?;
         for column in self.columns.iter_mut().filter(|column| column.name == name) {
             column.evaluation = Some(evaluation.clone());
         }
@@ -246,7 +251,11 @@ fn open(recipe: &Recipe, ranks: &Ranks) -> Result<(EvalSettings, Vec<Problem>, D
     ranks.set_phase("eval: loading the problems");
     let open = || -> Result<_, Failure> {
         let settings = EvalSettings::from_recipe(recipe)?;
-        let problems = test_problems(&RunLayout::new(&recipe.run_dir), &recipe.task)?;
+        let layout = RunLayout::new(&recipe.run_dir);
+        let problems = match settings.split {
+            EvalSplit::Test => test_problems(&layout, &recipe.task)?,
+            EvalSplit::Validation => validation_problems(&layout, &recipe.task)?,
+        };
         Ok((
             settings,
             problems,
@@ -296,7 +305,11 @@ fn measure(
 }
 
 fn inputs(recipe: &Recipe, layout: &RunLayout, model: &Path) -> Result<Inputs, Failure> {
-    let mut files = vec![layout.synth().test_problems()];
+    let synth = layout.synth();
+    let mut files = vec![match EvalSettings::from_recipe(recipe)?.split {
+        EvalSplit::Test => synth.test_problems(),
+        EvalSplit::Validation => synth.validation_problems(),
+    }];
     for name in [
         "model.safetensors",
         "model.safetensors.index.json",
@@ -332,6 +345,14 @@ fn inputs(recipe: &Recipe, layout: &RunLayout, model: &Path) -> Result<Inputs, F
     })
 }
 
+/// Results of the two splits lie side by side.
+fn file_stem(name: &str, split: EvalSplit) -> String {
+    match split {
+        EvalSplit::Test => name.to_owned(),
+        EvalSplit::Validation => format!("{name}_{}", split.name()),
+    }
+}
+
 /// Results of an earlier call; a file that cannot be read is none.
 fn read_results(file: &Path) -> Results {
     fs_err::read(file)
@@ -341,7 +362,12 @@ fn read_results(file: &Path) -> Results {
 }
 
 /// What the model wrote, to be read and for `asyncthink-train trace`: figures alone do not say why they are as they are.
-fn write_episodes(layout: &RunLayout, name: &str, episodes: &[EpisodeLine]) -> Result<(), Failure> {
+fn write_episodes(
+    layout: &RunLayout,
+    split: EvalSplit,
+    name: &str,
+    episodes: &[EpisodeLine],
+) -> Result<(), Failure> {
     let mut lines = Vec::new();
     for episode in episodes {
         serde_json::to_writer(&mut lines, episode)
@@ -351,7 +377,7 @@ fn write_episodes(layout: &RunLayout, name: &str, episodes: &[EpisodeLine]) -> R
     let name = name.to_lowercase().replace(", ", "_").replace(' ', "_");
     let file = layout
         .stage(Stage::Eval)
-        .join(format!("episodes_{name}.jsonl"));
+        .join(format!("{}_{name}.jsonl", file_stem("episodes", split)));
     asyncthink_data::write_bytes_atomic(&file, &lines)?;
     Ok(())
 }

@@ -94,7 +94,12 @@ pub(crate) fn reusable(folder: &SynthFolder, inputs: &Value) -> Option<SynthRepo
 
 /// Removes the mark of completeness before files are replaced.
 pub(crate) fn invalidate(folder: &SynthFolder) -> Result<()> {
-    match fs::remove_file(folder.manifest()) {
+    remove_if_there(&folder.manifest())
+}
+
+/// Removes a file; one that is not there is no error.
+pub(crate) fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
     }
@@ -103,12 +108,16 @@ pub(crate) fn invalidate(folder: &SynthFolder) -> Result<()> {
 /// Vouches for the files that were just written.
 pub(crate) fn write(folder: &SynthFolder, inputs: Value, report: &SynthReport) -> Result<()> {
     let mut files = BTreeMap::new();
-    for name in [
+    let mut names = vec![
         "train_problems.parquet",
         "test_problems.parquet",
         "pairs.parquet",
         "tokenizer/tokenizer.json",
-    ] {
+    ];
+    if report.num_validation_problems > 0 {
+        names.push("validation_problems.parquet");
+    }
+    for name in names {
         files.insert(name.to_owned(), mark(&folder.root().join(name))?);
     }
     let manifest = Manifest {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use asyncthink_recipe::EvalSplit;
 use asyncthink_tasks::{Problem, ProblemSet, Split, Task};
 use serde::{Deserialize, Serialize};
 
@@ -25,9 +26,15 @@ pub fn problem_set(settings: &ColdstartSettings) -> Result<ProblemSet> {
         ),
         (
             "eval.num_problems",
-            settings.min_test_problems,
-            set.test.len(),
-            Split::Test,
+            settings.min_eval_problems,
+            match settings.eval_split {
+                EvalSplit::Validation => set.validation.len(),
+                EvalSplit::Test => set.test.len(),
+            },
+            match settings.eval_split {
+                EvalSplit::Validation => Split::Validation,
+                EvalSplit::Test => Split::Test,
+            },
         ),
     ];
     for (key, wanted, found, split) in needs {
@@ -52,14 +59,17 @@ fn origin(settings: &ColdstartSettings, split: Split) -> String {
     }
 }
 
-/// Split keys of the test problems.
+/// Split keys of the problems that traces must not show: those for validation and for testing.
 pub(crate) fn held_out_keys(set: &ProblemSet) -> BTreeSet<String> {
-    set.test.iter().map(Problem::split_key).collect()
+    let held_out = set.validation.iter().chain(&set.test);
+    held_out.map(Problem::split_key).collect()
 }
 
-/// Number of test problems whose split key a training problem has too: none of generated ones, any number of given ones.
+/// Number of test problems whose split key a training or validation problem has too: none of generated ones, any number of
+/// given ones.
 pub(crate) fn num_seen(set: &ProblemSet) -> usize {
-    let seen: BTreeSet<String> = set.train.iter().map(Problem::split_key).collect();
+    let others = set.train.iter().chain(&set.validation);
+    let seen: BTreeSet<String> = others.map(Problem::split_key).collect();
     let test = set.test.iter().map(Problem::split_key);
     test.filter(|key| seen.contains(key)).count()
 }
@@ -68,6 +78,7 @@ pub(crate) fn num_seen(set: &ProblemSet) -> usize {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ProblemTexts {
     train: Vec<String>,
+    validation: Vec<String>,
     test: Vec<String>,
 }
 
@@ -79,6 +90,7 @@ impl ProblemTexts {
         };
         Ok(Self {
             train: json(texts(&set.train))?,
+            validation: json(texts(&set.validation))?,
             test: json(texts(&set.test))?,
         })
     }
@@ -92,6 +104,7 @@ impl ProblemTexts {
         };
         Ok(ProblemSet {
             train: read(&self.train)?,
+            validation: read(&self.validation)?,
             test: read(&self.test)?,
         })
     }

@@ -15,6 +15,9 @@ pub struct SynthReport {
     pub is_reused: bool,
     /// Training problems.
     pub num_train_problems: usize,
+    /// Problems to choose settings by.
+    #[serde(default)]
+    pub num_validation_problems: usize,
     /// Held-out problems.
     pub num_test_problems: usize,
     /// Held-out problems whose split key, such as the target, a training problem has too. Generated problems have none; those of given files

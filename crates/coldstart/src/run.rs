@@ -111,6 +111,7 @@ pub fn run_with(
     let assignment = pipeline.assignment();
     let report = SynthReport {
         num_train_problems: problems.train.len(),
+        num_validation_problems: problems.validation.len(),
         num_test_problems: problems.test.len(),
         num_seen_targets: num_seen(&problems),
         vocab_size: tokenizer.vocab_size(),
@@ -142,6 +143,12 @@ pub fn run_with(
         tell(SynthStage::Files, 0, 1);
         manifest::invalidate(&folder)?;
         write_problems(&folder.train_problems(), &problems.train)?;
+        if problems.validation.is_empty() {
+            // One of an earlier recipe would pass for this one's.
+            manifest::remove_if_there(&folder.validation_problems())?;
+        } else {
+            write_problems(&folder.validation_problems(), &problems.validation)?;
+        }
         write_problems(&folder.test_problems(), &problems.test)?;
         write_sft_pairs(&folder.pairs(), &selection.pairs)?;
         tokenizer.save(&folder.tokenizer())?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use asyncthink_data::{ChatSettings, PromptTemplates, PromptText};
 use asyncthink_protocol::Protocol;
 use asyncthink_recipe::{
-    ModelSection, NumberTokens, PromptsSection, ProtocolSection, Recipe, SynthSection,
+    EvalSplit, ModelSection, NumberTokens, PromptsSection, ProtocolSection, Recipe, SynthSection,
 };
 use asyncthink_tasks::TaskConfig;
 
@@ -43,8 +43,10 @@ pub struct ColdstartSettings {
     pub tokenizer: TokenizerSource,
     /// Training problems that `grpo.prompts_per_step` needs.
     pub min_train_problems: Option<usize>,
-    /// Test problems that `eval.num_problems` needs.
-    pub min_test_problems: Option<usize>,
+    /// Problems that `eval.num_problems` needs.
+    pub min_eval_problems: Option<usize>,
+    /// The split that they are of.
+    pub eval_split: EvalSplit,
     /// The teacher.
     pub(crate) teacher: &'static dyn Teacher,
 }
@@ -96,7 +98,11 @@ impl ColdstartSettings {
                 },
             },
             min_train_problems: recipe.grpo.as_ref().map(|grpo| grpo.prompts_per_step),
-            min_test_problems: recipe.eval.as_ref().and_then(|eval| eval.num_problems),
+            min_eval_problems: recipe.eval.as_ref().and_then(|eval| eval.num_problems),
+            eval_split: recipe
+                .eval
+                .as_ref()
+                .map_or(EvalSplit::Test, |eval| eval.split),
             teacher,
         })
     }

@@ -49,7 +49,10 @@ fn make_tokenizer(
             tags.join_close(id),
         ]);
     }
-    let all = || problems.train.iter().chain(&problems.test);
+    let all = || {
+        let train = problems.train.iter();
+        train.chain(&problems.validation).chain(&problems.test)
+    };
     // The words of the template; what else a problem brings is spelled, and numbers have tokens up to a bound.
     for problem in all().take(1) {
         let query = templates.query(&problem.fields());

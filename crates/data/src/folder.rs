@@ -24,6 +24,11 @@ impl SynthFolder {
         self.root.join("train_problems.parquet")
     }
 
+    /// Problems to choose settings by; absent where the recipe asks for none.
+    pub fn validation_problems(&self) -> PathBuf {
+        self.root.join("validation_problems.parquet")
+    }
+
     /// Held-out problems, whose targets no training problem has.
     pub fn test_problems(&self) -> PathBuf {
         self.root.join("test_problems.parquet")

@@ -62,6 +62,7 @@ pub fn evaluate(
     );
     let evaluation = Evaluation {
         model: target.model_dir.display().to_string(),
+        split: settings.split,
         num_problems: problems.len(),
         num_split_keys: bootstrap.num_clusters(),
         samples_per_problem: settings.samples_per_problem,

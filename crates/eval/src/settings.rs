@@ -1,7 +1,7 @@
 //! The settings of an evaluation, taken from the recipe once.
 
 use asyncthink_model::Precision;
-use asyncthink_recipe::{EngineSection, RecipeData, RulesFrom};
+use asyncthink_recipe::{EngineSection, EvalSplit, RecipeData, RulesFrom};
 use asyncthink_rollout::ModelCard;
 
 use crate::error::{Error, Result};
@@ -9,6 +9,8 @@ use crate::error::{Error, Result};
 /// Evaluation settings.
 #[derive(Clone, Debug)]
 pub struct EvalSettings {
+    /// Problems that are measured on.
+    pub split: EvalSplit,
     /// The first so many held-out problems; `None` takes all.
     pub num_problems: Option<usize>,
     /// Episodes per problem.
@@ -41,6 +43,7 @@ impl EvalSettings {
     pub fn from_recipe(recipe: &RecipeData) -> Result<Self> {
         let section = recipe.eval.as_ref().ok_or(Error::MissingSection)?;
         Ok(Self {
+            split: section.split,
             num_problems: section.num_problems,
             samples_per_problem: section.samples_per_problem,
             temperature: section.temperature,

@@ -1,6 +1,7 @@
 //! From episodes to metrics with intervals.
 
 use asyncthink_protocol::FormatError;
+use asyncthink_recipe::EvalSplit;
 use asyncthink_rollout::{Episode, GradedEpisode};
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +12,9 @@ use crate::bootstrap::{Bootstrap, Interval};
 pub struct Evaluation {
     /// The model's folder.
     pub model: String,
+    /// Split of the problems.
+    #[serde(default)]
+    pub split: EvalSplit,
     /// Held-out problems.
     pub num_problems: usize,
     /// Different split keys of the problems, such as targets: the clusters that intervals resample.

@@ -61,8 +61,9 @@ pub fn table(columns: &[(&str, &Evaluation)]) -> String {
     if let Some((_, first)) = columns.first() {
         let _ = writeln!(
             text,
-            "{} problems x {} samples, temperature {}; intervals of {} % from {} resamples of the {} split keys",
+            "{} {} problems x {} samples, temperature {}; intervals of {} % from {} resamples of the {} split keys",
             first.num_problems,
+            first.split.name(),
             first.samples_per_problem,
             first.temperature,
             round(first.confidence * 100.0),
@@ -97,6 +98,7 @@ fn round(value: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use asyncthink_recipe::EvalSplit;
 
     fn evaluation(value: f64) -> Evaluation {
         let metric = |key: &str, label: &str, is_share, interval| Metric {
@@ -112,6 +114,7 @@ mod tests {
         });
         Evaluation {
             model: "m".into(),
+            split: EvalSplit::Validation,
             num_problems: 20,
             num_split_keys: 7,
             samples_per_problem: 2,
@@ -138,7 +141,7 @@ mod tests {
 metric                    before               after
 all correct      12.5 % [6.2, 12.5]  50.0 % [25.0, 50.0]
 latency, tokens                   -       0.5 [0.2, 0.5]
-20 problems x 2 samples, temperature 1; intervals of 95 % from 1000 resamples of the 7 split keys
+20 validation problems x 2 samples, temperature 1; intervals of 95 % from 1000 resamples of the 7 split keys
 ";
         let got = table(&[("before", &before), ("after", &after)]);
         let squeeze = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -64,6 +64,9 @@ pub(crate) const fn lambda() -> f64 {
 pub(crate) const fn tau() -> f64 {
     0.9
 }
+pub(crate) const fn format_error() -> f64 {
+    -0.2
+}
 pub(crate) const fn confidence() -> f64 {
     0.95
 }

@@ -56,7 +56,7 @@ pub use registry::Registry;
 pub use saving::{CHANGEABLE_INPUTS, GrpoMetric, SaveInBackground, SftMetric};
 pub use schema::schema;
 pub use sections::{
-    Advantage, ChatSection, DistributedSection, EngineSection, EvalSection, GrpoSection,
+    Advantage, ChatSection, DistributedSection, EngineSection, EvalSection, EvalSplit, GrpoSection,
     LoraModule, LoraSection, LossAggregation, ModelInit, ModelSection, NamedTable, NumberFormat,
     NumberTokens, OptimizerSection, PrecisionSection, PromptsSection, ProtocolSection,
     RewardSection, RulesFrom, Schedule, SftSection, Shard, SynthSection,

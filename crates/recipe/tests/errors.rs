@@ -190,6 +190,38 @@ fn a_rule_sees_the_default_of_an_absent_key() {
 }
 
 #[test]
+fn a_gated_reward_must_punish_format_errors() {
+    for value in ["0", "0.1"] {
+        let format_error = format!("grpo.reward.format_error={value}");
+        let errors = refused(GOOD, &[&format_error]);
+        assert_eq!(
+            kinds(&errors),
+            [(ErrorKind::Conflict, "grpo.reward.format_error")]
+        );
+        load(GOOD, &[&format_error, "grpo.reward.gate_concurrency=false"]).expect("not gated");
+    }
+    let recipe = load(GOOD, &[]).expect("the defaults agree");
+    let reward = &recipe.grpo.as_ref().expect("a section").reward;
+    assert!(reward.gate_concurrency && reward.format_error < 0.0);
+}
+
+#[test]
+fn validation_needs_problems_of_its_own() {
+    let errors = refused(GOOD, &["eval.split=validation"]);
+    assert_eq!(kinds(&errors), [(ErrorKind::Conflict, "eval.split")]);
+    let made = "task.mcd.num_validation_problems=9";
+    let errors = refused(GOOD, &["eval.split=validation", made]);
+    assert_eq!(kinds(&errors), [(ErrorKind::Conflict, "eval.num_problems")]);
+    let made = "task.mcd.num_validation_problems=10";
+    load(GOOD, &["eval.split=validation", made]).expect("as many as are measured");
+    let errors = refused(GOOD, &["task.mcd.validation_target_fraction=0.1"]);
+    assert_eq!(
+        kinds(&errors),
+        [(ErrorKind::Conflict, "task.mcd.validation_target_fraction")]
+    );
+}
+
+#[test]
 fn tau_has_no_say_where_nothing_is_paid() {
     load(
         GOOD,

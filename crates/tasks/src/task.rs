@@ -35,6 +35,8 @@ pub struct ProblemCount {
 pub struct ProblemCounts {
     /// Training problems.
     pub train: Option<ProblemCount>,
+    /// Validation problems; a count of 0 where it is known that there are none.
+    pub validation: Option<ProblemCount>,
     /// Test problems.
     pub test: Option<ProblemCount>,
 }
@@ -90,6 +92,8 @@ pub trait Task: Debug + Send + Sync {
 pub enum Split {
     /// Problems to train on.
     Train,
+    /// Problems to choose settings by.
+    Validation,
     /// Problems to test on.
     Test,
 }
@@ -105,11 +109,13 @@ pub struct InputFile {
     pub split: Split,
 }
 
-/// Problems to train on and problems to test on.
-#[derive(Debug, Clone, PartialEq)]
+/// The problems of a run. No split key is in two of the lists where the task generates them.
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct ProblemSet {
     /// Training problems.
     pub train: Vec<Problem>,
+    /// Problems to choose settings by, so that test problems are looked at once; empty where the recipe asks for none.
+    pub validation: Vec<Problem>,
     /// Test problems.
     pub test: Vec<Problem>,
 }

@@ -18,7 +18,9 @@ const CONFIG: GeneratorConfig = GeneratorConfig {
     },
     required: 4,
     num_train: 0,
+    num_validation: 0,
     num_test: 64,
+    validation_target_fraction: 0.1,
     test_target_fraction: 0.1,
     seed: 1,
 };

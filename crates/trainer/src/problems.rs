@@ -24,6 +24,14 @@ pub fn test_problems(layout: &RunLayout, task: &TaskConfig) -> Result<Vec<Proble
     read(layout, task, &layout.synth().test_problems())
 }
 
+/// Problems to choose settings by; their targets are those of no other problem where the task generates them.
+///
+/// # Errors
+/// When the file is missing, damaged or empty.
+pub fn validation_problems(layout: &RunLayout, task: &TaskConfig) -> Result<Vec<Problem>> {
+    read(layout, task, &layout.synth().validation_problems())
+}
+
 /// Fails while the files of `synth` may be of two runs: it writes its manifest last, and removes it first.
 pub(crate) fn check_synth_is_complete(layout: &RunLayout) -> Result<()> {
     let manifest = layout.synth().manifest();

@@ -326,6 +326,7 @@ fn workers_that_nobody_joins_count_in_the_figures_and_by_option_in_the_reward() 
         reward_episode(
             episode(&tokenizer, &scripts),
             &problem(),
+            &tokenizer,
             &RULE,
             count_unjoined,
         )

@@ -84,6 +84,7 @@ impl ConfiguredTask for ConfiguredEcho {
         Ok(ProblemSet {
             train: (0..count).map(|index| problem("a", index)).collect(),
             test: (0..count).map(|index| problem("b", index)).collect(),
+            ..ProblemSet::default()
         })
     }
 }

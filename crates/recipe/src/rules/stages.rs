@@ -54,10 +54,29 @@ fn episodes(rules: &mut Rules<'_>, per_problem: &str, problems: &str) {
     }
 }
 
+/// Without a difference, a group in which no answer is right teaches nothing about the format.
+fn format_error(rules: &mut Rules<'_>) {
+    let (Some(format_error), Some(is_gated)) = (
+        rules.number("grpo.reward.format_error"),
+        rules.flag("grpo.reward.gate_concurrency"),
+    ) else {
+        return;
+    };
+    if is_gated && format_error >= 0.0 {
+        rules.conflict(
+            "grpo.reward.format_error",
+            "with `gate_concurrency` a valid wrong episode earns 0, so a broken one must earn less: otherwise groups without a \
+             right answer teach no format",
+            "set `format_error = -0.2`, the default, or `gate_concurrency = false`",
+        );
+    }
+}
+
 pub(super) fn reward(rules: &mut Rules<'_>) {
     if !rules.has("grpo") {
         return;
     }
+    format_error(rules);
     let (Some(capacity), Some(tau)) = (
         rules.number("protocol.capacity"),
         rules.number("grpo.reward.tau"),

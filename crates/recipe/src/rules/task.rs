@@ -34,7 +34,6 @@ pub(super) fn task(rules: &mut Rules<'_>, task: &dyn Task) {
         rules.push(kind, &key, &fault.reason, &fault.hint);
     }
     let counts = task.problem_counts(&config);
-    offered(rules, "eval.num_problems", counts.test, "test", &section);
     offered(
         rules,
         "grpo.prompts_per_step",
@@ -42,6 +41,25 @@ pub(super) fn task(rules: &mut Rules<'_>, task: &dyn Task) {
         "training",
         &section,
     );
+    if rules.text("eval.split") == Some("validation") {
+        if let Some(none) = counts.validation.filter(|offered| offered.count == 0.0) {
+            rules.conflict(
+                "eval.split",
+                "there are no validation problems",
+                &format!("add `{section}.{}`, or measure on `test`", none.key),
+            );
+            return;
+        }
+        offered(
+            rules,
+            "eval.num_problems",
+            counts.validation,
+            "validation",
+            &section,
+        );
+    } else {
+        offered(rules, "eval.num_problems", counts.test, "test", &section);
+    }
 }
 
 fn offered(

@@ -55,6 +55,15 @@ impl Rules<'_> {
         }
     }
 
+    /// A truth value as written or by default.
+    pub(super) fn flag(&self, key: &str) -> Option<bool> {
+        match self.root.locate(key).1 {
+            Some(Value::Boolean(flag)) => Some(*flag),
+            Some(_) => None,
+            None => self.default(key)?.as_bool(),
+        }
+    }
+
     /// A text as written or by default.
     pub(super) fn text(&self, key: &str) -> Option<&str> {
         match self.root.locate(key).1 {

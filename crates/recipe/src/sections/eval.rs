@@ -9,6 +9,11 @@ use crate::defaults::{MAX_ITEMS, count, one};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EvalSection {
+    /// Problems that are measured on. Default `test`, whose targets occur
+    /// nowhere in training. Settings are chosen on `validation`, whose targets
+    /// are a third part, so that test targets are looked at once.
+    #[serde(default, skip_serializing_if = "EvalSplit::is_test")]
+    pub split: EvalSplit,
     /// Held-out problems to use; absent means all.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = MAX_ITEMS))]
@@ -52,6 +57,32 @@ fn asyncthink() -> Vec<String> {
 
 fn is_asyncthink(methods: &Vec<String>) -> bool {
     *methods == asyncthink()
+}
+
+/// Problems that an evaluation measures on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EvalSplit {
+    /// Test problems.
+    #[default]
+    Test,
+    /// Validation problems.
+    Validation,
+}
+
+impl EvalSplit {
+    /// The name in the recipe.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Test => "test",
+            Self::Validation => "validation",
+        }
+    }
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+    fn is_test(&self) -> bool {
+        *self == Self::Test
+    }
 }
 
 /// Whose prompts, protocol and budgets an evaluation uses.

@@ -20,7 +20,7 @@ mod synth;
 
 pub use distributed::{DistributedSection, Shard};
 pub use engine::EngineSection;
-pub use eval::{EvalSection, RulesFrom};
+pub use eval::{EvalSection, EvalSplit, RulesFrom};
 pub use grpo::{Advantage, GrpoSection, LossAggregation};
 pub(crate) use model::ModelTable;
 pub use model::{LoraModule, LoraSection, ModelInit, ModelSection, NumberTokens};

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::defaults::{yes, zero};
+use crate::defaults::yes;
 
 /// `[grpo.reward]`: accuracy plus `lambda` times `min(eta/c, tau) / tau`, or
 /// `format_error` where the episode breaks the protocol.
@@ -23,16 +23,20 @@ pub struct RewardSection {
     #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
     pub tau: f64,
     /// Reward of an episode with a format error. The paper gives no number.
-    /// Default 0: no better than a valid wrong answer, and not so low that
+    /// Must be below what the least valid episode earns: 0 with
+    /// `gate_concurrency`. Default -0.2: below a valid wrong answer, so that
+    /// groups without a right answer teach the format, and not so low that
     /// the model stops forking.
-    #[serde(default = "zero")]
+    #[serde(default = "crate::defaults::format_error")]
     pub format_error: f64,
     /// Pay the concurrency reward only where accuracy is above 0. Default
     /// true: otherwise fast wrong answers are what is learnt first.
     #[serde(default = "yes")]
     pub gate_concurrency: bool,
-    /// Count the tokens of workers that are never joined. Default true, the
-    /// paper's measure; false takes away the gain of idle Forks.
+    /// Count the tokens of workers that are never joined in the rewarded
+    /// eta/c. Default true, the paper's measure: a Fork that is never joined
+    /// then raises it for nothing. `false`, as in the quickstart, takes that
+    /// gain away.
     #[serde(default = "yes")]
     pub count_unjoined: bool,
     /// Weight of the concurrency reward at the last step; between, it moves
@@ -47,7 +51,7 @@ impl Default for RewardSection {
         Self {
             lambda: crate::defaults::lambda(),
             tau: crate::defaults::tau(),
-            format_error: zero(),
+            format_error: crate::defaults::format_error(),
             gate_concurrency: yes(),
             count_unjoined: yes(),
             lambda_final: None,

@@ -18,6 +18,16 @@ const MAX_NUMBER: i64 = 1_000_000_000;
 /// Share of the targets kept for evaluation where the recipe does not say.
 pub(super) const DEFAULT_TEST_TARGET_FRACTION: f64 = 0.1;
 
+/// Share of the targets kept for validation where the recipe does not say.
+pub(super) const DEFAULT_VALIDATION_TARGET_FRACTION: f64 = 0.1;
+
+/// Keys of the problem generator that may be absent.
+const OPTIONAL_GENERATOR_KEYS: [&str; 3] = [
+    "test_target_fraction",
+    "num_validation_problems",
+    "validation_target_fraction",
+];
+
 /// Keys that the problem generator needs.
 const GENERATOR_KEYS: [&str; 5] = [
     "num_numbers",
@@ -63,6 +73,17 @@ pub(super) struct McdConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = MAX_PROBLEMS))]
     pub(super) num_train_problems: Option<usize>,
+    /// Problems to generate for choosing settings by, which
+    /// `eval.split = "validation"` measures on. Absent means none. Their
+    /// targets are taken from those for training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MAX_PROBLEMS))]
+    pub(super) num_validation_problems: Option<usize>,
+    /// Share of the targets kept for validation. Default 0.1, where there are
+    /// validation problems.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
+    pub(super) validation_target_fraction: Option<f64>,
     /// Problems to generate for evaluation.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = MAX_PROBLEMS))]
@@ -77,6 +98,10 @@ pub(super) struct McdConfig {
     /// are. Relative to the folder that the command runs in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) train_file: Option<PathBuf>,
+    /// Problems to choose settings by, in the same form as `train_file`.
+    /// Absent means none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) validation_file: Option<PathBuf>,
     /// Evaluation problems, in the same form as `train_file`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) test_file: Option<PathBuf>,
@@ -119,14 +144,43 @@ pub(super) fn problem_counts(config: &ConfigView<'_>) -> ProblemCounts {
     };
     ProblemCounts {
         train: count("num_train_problems"),
+        validation: validation_count(config),
         test: count("num_test_problems"),
     }
+}
+
+fn validation_count(config: &ConfigView<'_>) -> Option<ProblemCount> {
+    let (key, count) = if config.has("train_file") {
+        // How many a file holds is known when it is read.
+        ("validation_file", None)
+    } else {
+        let key = "num_validation_problems";
+        (key, config.number(key))
+    };
+    if !config.has(key) {
+        return Some(ProblemCount { key, count: 0.0 });
+    }
+    count.map(|count| ProblemCount { key, count })
 }
 
 /// Problems come from the generator or from two files.
 fn check_source(config: &ConfigView<'_>, faults: &mut Vec<ConfigFault>) {
     let files = ["train_file", "test_file"];
     if !files.iter().any(|key| config.has(key)) {
+        if config.has("validation_file") {
+            faults.push(ConfigFault::conflict(
+                "validation_file",
+                "the problems come from the generator, so the file has no effect",
+                "set `num_validation_problems`, or give `train_file` and `test_file` too",
+            ));
+        }
+        if config.has("validation_target_fraction") && !config.has("num_validation_problems") {
+            faults.push(ConfigFault::conflict(
+                "validation_target_fraction",
+                "has no effect without `num_validation_problems`",
+                "add `num_validation_problems`, or remove it",
+            ));
+        }
         let absent = GENERATOR_KEYS.into_iter().filter(|key| !config.has(key));
         faults.extend(absent.map(|key| {
             ConfigFault::missing(
@@ -145,7 +199,7 @@ fn check_source(config: &ConfigView<'_>, faults: &mut Vec<ConfigFault>) {
             "add it; the released rows have one file for each",
         )
     }));
-    let idle = GENERATOR_KEYS.into_iter().chain(["test_target_fraction"]);
+    let idle = GENERATOR_KEYS.into_iter().chain(OPTIONAL_GENERATOR_KEYS);
     faults.extend(idle.filter(|key| config.has(key)).map(|key| {
         ConfigFault::conflict(
             key,

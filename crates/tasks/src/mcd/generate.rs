@@ -27,8 +27,12 @@ pub struct GeneratorConfig {
     pub required: usize,
     /// Problems to train on.
     pub num_train: usize,
+    /// Problems to choose settings by.
+    pub num_validation: usize,
     /// Problems to test on.
     pub num_test: usize,
+    /// Share of the targets kept for validation; no training or test problem has one of them.
+    pub validation_target_fraction: f64,
     /// Share of the targets kept for testing; no training problem has one of them.
     pub test_target_fraction: f64,
     /// The seed; equal settings give equal problems on any machine and any number of threads.
@@ -40,7 +44,9 @@ pub struct GeneratorConfig {
 pub struct ProblemSet {
     /// Problems to train on.
     pub train: Vec<Problem>,
-    /// Problems to test on; their targets occur nowhere in `train`.
+    /// Problems to choose settings by; their targets occur nowhere else.
+    pub validation: Vec<Problem>,
+    /// Problems to test on; their targets occur nowhere else.
     pub test: Vec<Problem>,
 }
 
@@ -63,11 +69,12 @@ const MAX_UNSETTLED_PROBES: usize = 64;
 /// Steps of the solver per candidate: few of those that are not settled by then have enough solutions.
 const MAX_CERTIFY_STEPS: u64 = 100_000;
 
-/// Which half of the targets; also the high bits of the random stream.
+/// Which part of the targets; also the high bits of the random stream, of which 3 and 4 have other uses.
 #[derive(Clone, Copy)]
 enum Split {
     Train = 1,
     Test = 2,
+    Validation = 5,
 }
 
 impl Split {
@@ -75,6 +82,7 @@ impl Split {
         match self {
             Self::Train => "train",
             Self::Test => "test",
+            Self::Validation => "validation",
         }
     }
 }
@@ -82,7 +90,8 @@ impl Split {
 /// Makes different problems with at least `required` different solutions each.
 ///
 /// Targets that no probed pool can reach are left out, the rest is parted at random: `test_target_fraction` of
-/// them (at least one if there are test problems) for testing, the others for training. Within a half every target has
+/// them (at least one if there are test problems) for testing, `validation_target_fraction` for validation, the others for
+/// training. Test problems do not depend on whether there is a validation split. Within a part every target has
 /// as many problems as every other, as far as there are pools for it: left to chance, a few easy targets would be most of
 /// them.
 ///
@@ -91,10 +100,16 @@ impl Split {
 /// finds fewer problems than asked for.
 pub fn generate(config: &GeneratorConfig) -> Result<ProblemSet, Error> {
     let generator = Generator::new(config)?;
-    let (train_targets, test_targets) = generator.split_targets()?;
+    let targets = generator.split_targets()?;
+    let problems = |split, targets: &[i64], wanted| generator.problems(split, targets, wanted);
     Ok(ProblemSet {
-        train: generator.problems(Split::Train, &train_targets, config.num_train)?,
-        test: generator.problems(Split::Test, &test_targets, config.num_test)?,
+        train: problems(Split::Train, &targets.train, config.num_train)?,
+        validation: problems(
+            Split::Validation,
+            &targets.validation,
+            config.num_validation,
+        )?,
+        test: problems(Split::Test, &targets.test, config.num_test)?,
     })
 }
 
@@ -106,6 +121,13 @@ enum Verdict {
     Refused,
     /// The solver ran out of steps.
     Unsettled,
+}
+
+/// The targets of each split.
+struct Targets {
+    train: Vec<i64>,
+    validation: Vec<i64>,
+    test: Vec<i64>,
 }
 
 /// Checked settings.
@@ -199,45 +221,65 @@ impl<'a> Generator<'a> {
         false
     }
 
-    /// Targets to train on and to test on.
-    fn split_targets(&self) -> Result<(Vec<i64>, Vec<i64>), Error> {
+    /// The targets of each split: those for testing first, so that they do not depend on the rest.
+    fn split_targets(&self) -> Result<Targets, Error> {
         let config = self.config;
         let (low, high) = config.target_range;
-        let mut targets: Vec<i64> = (low..=high)
+        let mut train: Vec<i64> = (low..=high)
             .into_par_iter()
             .filter(|&target| self.is_reachable(target))
             .collect();
-        targets.shuffle(&mut self.rng(4, 0));
-        let num_test = match (config.num_train, config.num_test) {
-            (_, 0) => 0,
-            (0, _) => targets.len(),
-            _ => {
-                if targets.len() < 2 {
-                    return Err(Error::TooFewProblems {
-                        split: if targets.is_empty() { "train" } else { "test" },
-                        wanted: if targets.is_empty() {
-                            config.num_train
-                        } else {
-                            config.num_test
-                        },
-                        found: 0,
-                        num_attempts: span(low, high).saturating_mul(NUM_PROBES),
-                        remedy: REMEDY,
-                    });
-                }
-                let share = (targets.len() as f64 * config.test_target_fraction).round();
-                // In range: the share is between 0 and the length.
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    clippy::cast_sign_loss,
-                    reason = "a rounded share of a length"
-                )]
-                let share = share as usize;
-                share.clamp(1, targets.len() - 1)
-            }
+        train.shuffle(&mut self.rng(4, 0));
+        let parts = [
+            (Split::Train, config.num_train, 0.0),
+            (Split::Test, config.num_test, config.test_target_fraction),
+            (
+                Split::Validation,
+                config.num_validation,
+                config.validation_target_fraction,
+            ),
+        ];
+        let wanted = || parts.iter().filter(|(_, wanted, _)| *wanted > 0);
+        // A target for each, or the last ones named get none.
+        let num_parts = wanted().count();
+        if num_parts > 1
+            && let Some(&(split, wanted, _)) = wanted().nth(train.len())
+        {
+            return Err(Error::TooFewProblems {
+                split: split.name(),
+                wanted,
+                found: 0,
+                num_attempts: span(low, high).saturating_mul(NUM_PROBES),
+                remedy: REMEDY,
+            });
+        }
+        let num_targets = train.len();
+        let mut take = |wanted: usize, fraction: f64, num_others: usize| {
+            let count = match (wanted, num_others) {
+                (0, _) => 0,
+                (_, 0) => train.len(),
+                _ => rounded(num_targets as f64 * fraction).clamp(1, train.len() - num_others),
+            };
+            let rest = train.split_off(count);
+            std::mem::replace(&mut train, rest)
         };
-        let train = targets.split_off(num_test);
-        Ok((train, targets))
+        let used = |count: usize| usize::from(count > 0);
+        let (num_train, num_validation) = (used(config.num_train), used(config.num_validation));
+        let test = take(
+            config.num_test,
+            config.test_target_fraction,
+            num_train + num_validation,
+        );
+        let validation = take(
+            config.num_validation,
+            config.validation_target_fraction,
+            num_train,
+        );
+        Ok(Targets {
+            train,
+            validation,
+            test,
+        })
     }
 
     /// As many problems of each target as there are, up to what is needed to have `wanted` in all.
@@ -397,13 +439,16 @@ fn check(config: &GeneratorConfig) -> Result<(), Error> {
     if config.required == 0 {
         return invalid("required", "must be at least 1", "0".to_owned());
     }
-    let fraction = config.test_target_fraction;
-    if !(0.0..=1.0).contains(&fraction) {
-        return invalid(
-            "test_target_fraction",
-            "must be between 0 and 1",
-            fraction.to_string(),
-        );
+    for (field, fraction) in [
+        ("test_target_fraction", config.test_target_fraction),
+        (
+            "validation_target_fraction",
+            config.validation_target_fraction,
+        ),
+    ] {
+        if !(0.0..=1.0).contains(&fraction) {
+            return invalid(field, "must be between 0 and 1", fraction.to_string());
+        }
     }
     // What is left is what a problem itself demands.
     Problem::new(
@@ -413,6 +458,16 @@ fn check(config: &GeneratorConfig) -> Result<(), Error> {
         config.rules,
     )
     .map(|_| ())
+}
+
+/// The nearest whole number of a share of a length.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a share of a length is no longer than it, and not negative"
+)]
+fn rounded(share: f64) -> usize {
+    share.round() as usize
 }
 
 /// Integers in `low..=high`.
@@ -449,7 +504,9 @@ mod tests {
             },
             required: 2,
             num_train: 300,
+            num_validation: 0,
             num_test: 60,
+            validation_target_fraction: 0.1,
             test_target_fraction: 0.2,
             seed: 7,
         }
@@ -463,7 +520,9 @@ mod tests {
             rules: Rules::default(),
             required: 4,
             num_train: 40,
+            num_validation: 10,
             num_test: 10,
+            validation_target_fraction: 0.1,
             test_target_fraction: 0.1,
             seed: 7,
         }
@@ -476,9 +535,13 @@ mod tests {
         let targets = |problems: &[Problem]| -> BTreeSet<i64> {
             problems.iter().map(|problem| problem.target).collect()
         };
-        assert!(targets(&set.train).is_disjoint(&targets(&set.test)));
+        assert_eq!(set.validation.len(), config.num_validation);
+        let (train, validation) = (targets(&set.train), targets(&set.validation));
+        let test = targets(&set.test);
+        assert!(train.is_disjoint(&test) && train.is_disjoint(&validation));
+        assert!(validation.is_disjoint(&test));
         let mut seen = BTreeSet::new();
-        for problem in set.train.iter().chain(&set.test) {
+        for problem in set.train.iter().chain(&set.validation).chain(&set.test) {
             let pool = &problem.available_numbers;
             assert!(seen.insert((problem.target, pool.clone())));
             assert_eq!(pool.len(), config.num_numbers);
@@ -497,6 +560,31 @@ mod tests {
     #[test]
     fn tiny_problems_keep_every_promise() {
         check_promises(&tiny(), &generate(&tiny()).unwrap());
+    }
+
+    #[test]
+    fn a_validation_split_leaves_the_test_problems_as_they_are() {
+        let config = GeneratorConfig {
+            num_validation: 40,
+            ..tiny()
+        };
+        let set = generate(&config).unwrap();
+        check_promises(&config, &set);
+        assert_eq!(set.test, generate(&tiny()).unwrap().test);
+    }
+
+    #[test]
+    fn every_split_needs_a_target() {
+        let config = GeneratorConfig {
+            target_range: (13, 14),
+            num_validation: 5,
+            ..tiny()
+        };
+        let error = generate(&config).unwrap_err();
+        let Error::TooFewProblems { split, found, .. } = error else {
+            panic!("{error}");
+        };
+        assert_eq!((split, found), ("validation", 0));
     }
 
     #[test]

@@ -7,7 +7,9 @@ use fs_err as fs;
 use serde_json::Value;
 
 use super::attempts::attempts;
-use super::config::{self, DEFAULT_TEST_TARGET_FRACTION, McdConfig};
+use super::config::{
+    self, DEFAULT_TEST_TARGET_FRACTION, DEFAULT_VALIDATION_TARGET_FRACTION, McdConfig,
+};
 use super::expr::Expr;
 use super::generate::{self, GeneratorConfig};
 use super::grade::grade;
@@ -83,8 +85,8 @@ impl Task for McdTask {
 enum Source {
     /// The generator; the seed is set for each call.
     Generator(GeneratorConfig),
-    /// Files for training and test.
-    Files([InputFile; 2]),
+    /// Files for training, test and perhaps validation.
+    Files(Vec<InputFile>),
 }
 
 /// Countdown with the settings of a recipe.
@@ -98,24 +100,30 @@ struct ConfiguredMcd {
 impl ConfiguredMcd {
     /// Writes the default of a generator's key back, so that the resolved recipe shows it.
     fn new(mut config: McdConfig) -> Result<Self, Error> {
-        let files = config.train_file.as_ref().zip(config.test_file.as_ref());
-        let source = if let Some((train_file, test_file)) = files {
-            Source::Files([
-                InputFile {
-                    key: "train_file",
-                    path: train_file.clone(),
-                    split: Split::Train,
-                },
-                InputFile {
-                    key: "test_file",
-                    path: test_file.clone(),
-                    split: Split::Test,
-                },
-            ])
+        let files = [
+            ("train_file", &config.train_file, Split::Train),
+            (
+                "validation_file",
+                &config.validation_file,
+                Split::Validation,
+            ),
+            ("test_file", &config.test_file, Split::Test),
+        ];
+        let source = if config.train_file.is_some() && config.test_file.is_some() {
+            let given = files.into_iter().filter_map(|(key, path, split)| {
+                let path = path.clone()?;
+                Some(InputFile { key, path, split })
+            });
+            Source::Files(given.collect())
         } else {
             config
                 .test_target_fraction
                 .get_or_insert(DEFAULT_TEST_TARGET_FRACTION);
+            if config.num_validation_problems.is_some() {
+                config
+                    .validation_target_fraction
+                    .get_or_insert(DEFAULT_VALIDATION_TARGET_FRACTION);
+            }
             let generator = generator(&config);
             Source::Generator(generator.ok_or_else(|| {
                 Error::config(NAME, &"neither the generator nor two files are complete")
@@ -162,7 +170,11 @@ fn generator(config: &McdConfig) -> Option<GeneratorConfig> {
         rules: config.rules(),
         required: config.required_solutions,
         num_train: config.num_train_problems?,
+        num_validation: config.num_validation_problems.unwrap_or(0),
         num_test: config.num_test_problems?,
+        validation_target_fraction: config
+            .validation_target_fraction
+            .unwrap_or(DEFAULT_VALIDATION_TARGET_FRACTION),
         test_target_fraction: config.test_target_fraction?,
         seed: 0,
     })
@@ -180,7 +192,7 @@ impl ConfiguredTask for ConfiguredMcd {
     fn input_files(&self) -> Vec<InputFile> {
         match &self.source {
             Source::Generator(_) => Vec::new(),
-            Source::Files(files) => files.to_vec(),
+            Source::Files(files) => files.clone(),
         }
     }
 
@@ -194,13 +206,22 @@ impl ConfiguredTask for ConfiguredMcd {
                 let hold = |problems: Vec<Problem>| problems.into_iter().map(AnyProblem::from);
                 Ok(ProblemSet {
                     train: hold(set.train).collect(),
+                    validation: hold(set.validation).collect(),
                     test: hold(set.test).collect(),
                 })
             }
-            Source::Files([train, test]) => Ok(ProblemSet {
-                train: self.read_file(&train.path)?,
-                test: self.read_file(&test.path)?,
-            }),
+            Source::Files(files) => {
+                let mut set = ProblemSet::default();
+                for InputFile { path, split, .. } in files {
+                    let problems = self.read_file(path)?;
+                    match split {
+                        Split::Train => set.train = problems,
+                        Split::Validation => set.validation = problems,
+                        Split::Test => set.test = problems,
+                    }
+                }
+                Ok(set)
+            }
         }
     }
 }
