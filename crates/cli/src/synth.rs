@@ -106,11 +106,15 @@ fn print(report: &SynthReport, folder: &Path, out: &mut dyn Write) -> Result<(),
         ""
     };
     let rejected: u64 = report.rejected.values().sum();
-    let rows = [
-        (
-            "problems to train on",
-            report.num_train_problems.to_string(),
-        ),
+    let mut rows = vec![(
+        "problems to train on",
+        report.num_train_problems.to_string(),
+    )];
+    if report.num_validation_problems > 0 {
+        let count = report.num_validation_problems.to_string();
+        rows.push(("problems to choose settings by", count));
+    }
+    rows.extend([
         ("problems to test on", report.num_test_problems.to_string()),
         ("traces", report.num_traces.to_string()),
         ("traces refused by the rules", rejected.to_string()),
@@ -125,7 +129,7 @@ fn print(report: &SynthReport, folder: &Path, out: &mut dyn Write) -> Result<(),
             "the teacher's latency, tokens",
             figure(report.mean_latency_tokens),
         ),
-    ];
+    ]);
     for (name, value) in rows {
         writeln!(out, "{name:32}{value:>12}")?;
     }

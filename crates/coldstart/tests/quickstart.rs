@@ -259,8 +259,13 @@ fn values_are_written_at_the_width_asked_for() {
 #[test]
 fn other_targets_are_many_and_never_held_out() {
     let directory = tempfile::tempdir().unwrap();
-    let rates = ["synth.other_target_rate=0.5", "synth.near_target_rate=0.5"];
-    run_quietly(&recipe(&rates), directory.path());
+    let sets = [
+        "synth.other_target_rate=0.5",
+        "synth.near_target_rate=0.5",
+        "task.mcd.num_validation_problems=7",
+    ];
+    let report = run_quietly(&recipe(&sets), directory.path());
+    assert_eq!(report.num_validation_problems, 7);
     let folder = SynthFolder::new(directory.path());
     let targets_of = |path: &Path| -> BTreeSet<i64> {
         let problems = read_problems(path, &McdTask).unwrap();
@@ -273,6 +278,8 @@ fn other_targets_are_many_and_never_held_out() {
     };
     let trained = targets_of(&folder.train_problems());
     let held_out = targets_of(&folder.test_problems());
+    let validation = targets_of(&folder.validation_problems());
+    assert!(validation.is_disjoint(&held_out) && validation.is_disjoint(&trained));
     let pairs = read_sft_pairs(&folder.pairs()).unwrap();
     let organizers = pairs.iter().filter(|pair| pair.role == Role::Organizer);
     let asked: Vec<i64> = organizers.map(|pair| target(&pair.prompt)).collect();
@@ -281,6 +288,10 @@ fn other_targets_are_many_and_never_held_out() {
     assert!(num_other > 30 && num_other < asked.len() / 2, "{num_other}");
     assert!(different.len() > trained.len() + 10, "{different:?}");
     assert!(different.is_disjoint(&held_out), "{held_out:?}");
+    assert!(different.is_disjoint(&validation), "{validation:?}");
+    // A recipe that no longer asks for them leaves none behind.
+    run_quietly(&recipe(&[]), directory.path());
+    assert!(!folder.validation_problems().exists());
 }
 
 #[test]

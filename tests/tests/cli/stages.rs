@@ -86,3 +86,26 @@ fn a_signal_saves_and_the_same_command_goes_on() {
         }
     }
 }
+
+#[test]
+fn settings_are_chosen_on_problems_that_are_not_tested_on() {
+    let workspace = Workspace::new();
+    let made = "task.mcd.num_validation_problems=6";
+    workspace.done(&["synth", "tiny.toml", "--set", made]);
+    workspace.done(&["sft", "tiny.toml", "--set", made]);
+    let eval = |more: &[&str]| {
+        let args = [&["eval", "tiny.toml", "--set", made], more].concat();
+        stdout(&workspace.done(&args))
+    };
+    let shown = eval(&["--set", "eval.split=validation"]);
+    assert!(shown.contains("6 validation problems x 1"), "{shown}");
+    assert!(
+        shown.contains("run/eval/results_validation.json"),
+        "{shown}"
+    );
+    let shown = eval(&[]);
+    assert!(shown.contains("20 test problems x 1"), "{shown}");
+    for file in ["results_validation.json", "results.json"] {
+        assert!(workspace.path().join("run/eval").join(file).is_file());
+    }
+}
