@@ -12,7 +12,7 @@ step "formatting"
 cargo fmt --all --check
 
 step "crates without libtorch"
-for crate in protocol tasks recipe data coldstart launch metrics; do
+for crate in files protocol tasks recipe data coldstart launch metrics; do
   # Listed first: a failure of cargo must not look like an empty list.
   tree=$(cargo tree --locked --package "asyncthink-$crate" --edges normal,build,dev --prefix none)
   if grep -E '^(tch|torch-sys|asyncthink-torch) ' <<<"$tree"; then
