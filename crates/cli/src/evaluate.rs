@@ -336,6 +336,8 @@ fn inputs(recipe: &Recipe, layout: &RunLayout, model: &Path) -> Result<Inputs, F
         files: stamps,
         recipe: serde_json::json!({
             "eval": recipe.eval,
+            // Fewer problems than there are were the first ones once.
+            "problems": "sampled by seed",
             "protocol": recipe.protocol,
             "prompts": recipe.prompts,
             "precision": recipe.precision,

@@ -4,18 +4,17 @@ use std::io::Write;
 
 use asyncthink_tasks::{Grade, Task};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::args::GradeArgs;
 use crate::failure::Failure;
-use crate::lines::{self, Unreadable};
+use crate::lines::{self, Id, Line, Unreadable};
 
 /// A line of the input.
 #[derive(Deserialize)]
 struct AnswerLine<'a> {
     #[serde(default)]
-    id: Value,
+    id: Id,
     #[serde(borrow)]
     problem: &'a RawValue,
     answer: String,
@@ -24,7 +23,7 @@ struct AnswerLine<'a> {
 /// A line of the output.
 #[derive(Serialize)]
 struct GradeLine {
-    id: Value,
+    id: Id,
     #[serde(flatten)]
     grade: Grade,
 }
@@ -38,7 +37,7 @@ pub(crate) fn run(args: &GradeArgs, out: &mut dyn Write) -> Result<(), Failure> 
     )
 }
 
-fn answer(task: &dyn Task, line: &[u8]) -> Result<GradeLine, Unreadable> {
+fn answer(task: &dyn Task, line: &Line) -> Result<GradeLine, Unreadable> {
     let AnswerLine {
         id,
         problem,
@@ -51,20 +50,12 @@ fn answer(task: &dyn Task, line: &[u8]) -> Result<GradeLine, Unreadable> {
         }),
         Err(error) => Err(Unreadable {
             id,
-            message: message_in_line(&error, problem.get(), line),
+            message: {
+                // The problem is a part of the line.
+                let start = problem.get().as_ptr().addr();
+                let start = start.saturating_sub(line.bytes.as_ptr().addr());
+                lines::message_at(&error, line.number, start, problem.get().len())
+            },
         }),
     }
-}
-
-/// The message of an error in the problem, with its column in the whole line.
-fn message_in_line(error: &serde_json::Error, problem: &str, line: &[u8]) -> String {
-    // The problem is a part of the line.
-    let start = problem.as_ptr().addr().saturating_sub(line.as_ptr().addr());
-    let text = error.to_string();
-    let place = format!(" at line {} column {}", error.line(), error.column());
-    let (message, column) = match text.strip_suffix(&place) {
-        Some(message) => (message, error.column()),
-        None => (text.as_str(), problem.len()),
-    };
-    format!("{message} at line 1 column {}", start + column)
 }

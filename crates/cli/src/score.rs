@@ -9,12 +9,12 @@ use asyncthink_gradient::score_sequences;
 use asyncthink_model::{Decoder, ModelConfig, Parallelism};
 use asyncthink_torch::{keep_freed_memory, open_device, peak_bytes, set_num_threads};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::value::RawValue;
 use tch::{Device, Kind};
 
 use crate::args::{DtypeArg, ScoreArgs};
 use crate::failure::Failure;
-use crate::lines::{self, LineReader, Unreadable};
+use crate::lines::{self, Id, LineReader, Unreadable};
 use crate::progress::Progress;
 
 /// Batches that are read ahead, so that sequences of unlike lengths fill them.
@@ -28,14 +28,14 @@ const MODEL_HINT: &str =
 #[derive(Deserialize)]
 struct IdsLine {
     #[serde(default)]
-    id: Value,
+    id: Id,
     input_ids: Vec<i64>,
 }
 
 /// A line of the output.
 #[derive(Serialize)]
 struct ScoreLine {
-    id: Value,
+    id: Id,
     logprobs: Vec<f32>,
 }
 
@@ -157,7 +157,7 @@ impl Limits {
 #[derive(Default)]
 struct Window {
     /// The id of each line, in order.
-    lines: Vec<Result<Value, Unreadable>>,
+    lines: Vec<Result<Id, Unreadable>>,
     /// The ids of the lines that could be read, in order.
     sequences: Vec<Vec<TokenId>>,
 }
@@ -176,7 +176,7 @@ impl Window {
             && let Some(line) = reader.next_line()?
         {
             let line = line.and_then(|line| {
-                num_bytes += line.len();
+                num_bytes += line.bytes.len();
                 let IdsLine { id, input_ids } = lines::parse(&line)?;
                 match limits.check(&input_ids) {
                     Ok(ids) => Ok((id, ids)),
@@ -203,8 +203,8 @@ impl Window {
             });
             match &answer {
                 Ok(line) if !line.logprobs.iter().all(|value| value.is_finite()) => {
-                    let message =
-                        format!("a log-probability of line `{}` is not a number", line.id);
+                    let id = line.id.as_deref().map_or("null", RawValue::get);
+                    let message = format!("a log-probability of line `{id}` is not a number");
                     return Err(Failure::run(message).hint(
                         "the model's weights hold values that are not finite: fetch or train it again",
                     ));

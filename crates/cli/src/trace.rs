@@ -8,17 +8,16 @@ use asyncthink_protocol::{
     CharCounter, Overflow, RawTrace, RawWorker, TagStyle, TokenCounter, Trace, TraceError,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::args::{TokenizerArg, TraceArgs};
 use crate::failure::Failure;
-use crate::lines::{self, Unreadable};
+use crate::lines::{self, Id, Line, Unreadable};
 
 /// A line of the input.
 #[derive(Deserialize)]
 struct TraceLine {
     #[serde(default)]
-    id: Value,
+    id: Id,
     capacity: u32,
     organizer: String,
     workers: Vec<RawWorker>,
@@ -27,7 +26,7 @@ struct TraceLine {
 /// A line of the output; the numbers are null for an invalid trace.
 #[derive(Serialize)]
 struct Verdict {
-    id: Value,
+    id: Id,
     valid: bool,
     error: Option<&'static str>,
     latency: Option<u64>,
@@ -71,7 +70,7 @@ pub(crate) fn run(args: &TraceArgs, out: &mut dyn Write) -> Result<(), Failure> 
 }
 
 fn verdict(
-    line: &[u8],
+    line: &Line,
     tags: TagStyle,
     overflow: Overflow,
     counter: &dyn TokenCounter,

@@ -8,6 +8,9 @@ pub enum Error {
     /// A file could not be opened, read, written or renamed; the message names it.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// A file is not the text that it should be.
+    #[error(transparent)]
+    File(asyncthink_files::Error),
     /// A tokenizer file is not what the tokenizers library reads.
     #[error("cannot read tokenizer `{path}`: {message}")]
     Tokenizer {
@@ -141,11 +144,21 @@ pub enum Error {
     },
 }
 
+impl From<asyncthink_files::Error> for Error {
+    fn from(error: asyncthink_files::Error) -> Self {
+        match error {
+            asyncthink_files::Error::Io(error) => Self::Io(error),
+            other => Self::File(other),
+        }
+    }
+}
+
 impl Error {
     /// Whether the user's data is at fault, rather than the machine.
     pub fn is_input(&self) -> bool {
         match self {
             Self::Io(error) => error.kind() == io::ErrorKind::NotFound,
+            Self::File(error) => error.is_input(),
             Self::WriteParquet { .. } => false,
             _ => true,
         }

@@ -16,6 +16,8 @@ pub enum Stream {
     Evaluation,
     /// Resampling for intervals.
     Bootstrap,
+    /// Choice of the problems of an evaluation.
+    EvaluationProblems,
 }
 
 impl Stream {
@@ -26,6 +28,7 @@ impl Stream {
             Self::Initialisation => 0x696e_6974,
             Self::Evaluation => 0x6576_616c,
             Self::Bootstrap => 0x626f_6f74,
+            Self::EvaluationProblems => 0x6576_7072,
         }
     }
 }

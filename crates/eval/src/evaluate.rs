@@ -10,10 +10,11 @@ use crate::episode_line::EpisodeLine;
 use crate::error::{Error, Result};
 use crate::gather::gather;
 use crate::method::{EvalProgress, Method, OpenMethod, Question, Target};
+use crate::selection::{Selected, select};
 use crate::settings::EvalSettings;
 use crate::summary::{Evaluation, summarise};
 
-/// Runs a model by a method on held-out problems.
+/// Runs a model by a method on held-out problems, or on a sample of them where the settings ask for fewer.
 ///
 /// Returns the metrics and what they were counted from, problem after problem. Seeds depend on problem and sample only, so
 /// two models meet the same draws. `progress` may stop it by returning `false`.
@@ -34,26 +35,26 @@ pub fn evaluate(
     let settings = target.settings;
     ranks.set_phase("eval: loading the model");
     let opened =
-        selected(problems, settings).and_then(|problems| Ok((problems, method.open(target)?)));
+        select(problems, settings).and_then(|selected| Ok((selected, method.open(target)?)));
     let (problems, mut open) = ranks.agree(opened)?;
-    check_same(settings, problems, open.as_ref(), ranks)?;
+    check_same(settings, &problems, open.as_ref(), ranks)?;
     ranks.set_phase("eval: sampling");
     // A rank that fails from here on ends at once: the others may have hours to go.
-    let own = sample(settings, problems, open.as_mut(), ranks, progress)?;
+    let own = sample(settings, &problems, open.as_mut(), ranks, progress)?;
     ranks.set_phase("eval: gathering the episodes");
     if ranks.any(own.is_none())? {
         return Err(Error::Stopped);
     }
     let all = gather(
         own.unwrap_or_default(),
-        problems.len(),
+        &problems.iter().map(|one| one.index).collect::<Vec<_>>(),
         settings.samples_per_problem,
         ranks,
     )?;
     let Some(episodes) = all else {
         return Ok(None);
     };
-    let keys: Vec<String> = problems.iter().map(Problem::split_key).collect();
+    let keys: Vec<String> = problems.iter().map(|one| one.problem.split_key()).collect();
     let bootstrap = Bootstrap::new(
         &keys,
         settings.bootstrap_samples,
@@ -79,20 +80,10 @@ pub fn evaluate(
     Ok(Some((evaluation, lines)))
 }
 
-/// The problems that the settings ask for.
-fn selected<'a>(problems: &'a [Problem], settings: &EvalSettings) -> Result<&'a [Problem]> {
-    let wanted = settings.num_problems.unwrap_or(problems.len());
-    // A smaller sample than the recipe asks for would pass for the one asked for.
-    problems.get(..wanted).ok_or(Error::TooFewProblems {
-        wanted,
-        found: problems.len(),
-    })
-}
-
 /// Fails on all ranks unless they are to measure the same.
 fn check_same(
     settings: &EvalSettings,
-    problems: &[Problem],
+    problems: &[Selected<'_>],
     open: &dyn OpenMethod,
     ranks: &Ranks,
 ) -> Result<()> {
@@ -104,20 +95,20 @@ fn check_same(
 /// The episodes of this rank's share of the problems; `None` where it was stopped.
 fn sample(
     settings: &EvalSettings,
-    problems: &[Problem],
+    problems: &[Selected<'_>],
     open: &mut dyn OpenMethod,
     ranks: &Ranks,
     progress: &mut dyn FnMut(EvalProgress) -> bool,
 ) -> Result<Option<Vec<GradedEpisode>>> {
     let mut questions = Vec::new();
-    for problem_index in ranks.share_of(problems.len()) {
+    for &Selected { index, problem } in &problems[ranks.share_of(problems.len())] {
         for sample_index in 0..settings.samples_per_problem {
-            let (problem, sample) = (problem_index as u64, sample_index as u64);
+            let position = (index as u64, sample_index as u64);
             questions.push(Question {
-                problem: &problems[problem_index],
-                problem_index,
+                problem,
+                problem_index: index,
                 sample_index,
-                seed: derive_seed(settings.seed, Stream::Evaluation, problem, sample),
+                seed: derive_seed(settings.seed, Stream::Evaluation, position.0, position.1),
             });
         }
     }

@@ -5,10 +5,10 @@ use asyncthink_rollout::GradedEpisode;
 
 use crate::error::{Error, Result};
 
-/// The episodes of all ranks, on the first of them, problem after problem with so many samples each.
+/// The episodes of all ranks, on the first of them: those of the problems of `indices` in turn, with so many samples each.
 pub(crate) fn gather(
     own: Vec<GradedEpisode>,
-    num_problems: usize,
+    indices: &[usize],
     samples_per_problem: usize,
     ranks: &Ranks,
 ) -> Result<Option<Vec<GradedEpisode>>> {
@@ -19,14 +19,14 @@ pub(crate) fn gather(
     let shares = ranks.gather_bytes(&ranks.agree(bytes)?)?;
     let all = ranks
         .is_first()
-        .then(|| join(&shares, num_problems, samples_per_problem));
+        .then(|| join(&shares, indices, samples_per_problem));
     ranks.agree(all.transpose())
 }
 
 /// Reads the shares and makes sure that they are one episode per place.
 fn join(
     shares: &[Vec<u8>],
-    num_problems: usize,
+    indices: &[usize],
     samples_per_problem: usize,
 ) -> Result<Vec<GradedEpisode>> {
     let mut all: Vec<GradedEpisode> = Vec::new();
@@ -35,12 +35,15 @@ fn join(
             .map_err(|error| wrong(format!("those of rank {rank}: {error}")))?;
         all.extend(share);
     }
-    let wanted = num_problems * samples_per_problem;
+    let wanted = indices.len() * samples_per_problem;
     if all.len() != wanted {
         return Err(wrong(format!("{} instead of {wanted}", all.len())));
     }
     for (place, graded) in all.iter().enumerate() {
-        let expected = (place / samples_per_problem, place % samples_per_problem);
+        let expected = (
+            indices[place / samples_per_problem],
+            place % samples_per_problem,
+        );
         let found = (graded.episode.prompt_index, graded.episode.sample_index);
         if found != expected {
             let id = |(problem, sample): (usize, usize)| format!("p{problem}.s{sample}");
@@ -77,10 +80,10 @@ mod tests {
         let shares = [
             share(&[]),
             share(&[(0, 0), (0, 1)]),
-            share(&[(1, 0), (1, 1)]),
+            share(&[(4, 0), (4, 1)]),
         ];
-        let expected = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(p, s)| of(p, s));
-        assert_eq!(join(&shares, 2, 2).unwrap(), expected);
+        let expected = [(0, 0), (0, 1), (4, 0), (4, 1)].map(|(p, s)| of(p, s));
+        assert_eq!(join(&shares, &[0, 4], 2).unwrap(), expected);
     }
 
     #[test]
@@ -94,7 +97,9 @@ mod tests {
             (other_code, "those of rank 1: unknown variant `BadAnswer`"),
             (good[..40].to_vec(), "those of rank 1: EOF"),
         ] {
-            let error = join(&[good.clone(), second], 2, 2).unwrap_err().to_string();
+            let error = join(&[good.clone(), second], &[0, 1], 2)
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(reason), "{error}");
         }
     }

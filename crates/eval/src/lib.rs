@@ -12,6 +12,7 @@ mod error;
 mod evaluate;
 mod gather;
 mod method;
+mod selection;
 mod settings;
 mod summary;
 mod table;

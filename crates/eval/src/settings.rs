@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 pub struct EvalSettings {
     /// Problems that are measured on.
     pub split: EvalSplit,
-    /// The first so many held-out problems; `None` takes all.
+    /// Held-out problems to sample by the seed; `None` takes all.
     pub num_problems: Option<usize>,
     /// Episodes per problem.
     pub samples_per_problem: usize,

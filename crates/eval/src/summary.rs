@@ -1,5 +1,7 @@
 //! From episodes to metrics with intervals.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use asyncthink_protocol::FormatError;
 use asyncthink_recipe::EvalSplit;
 use asyncthink_rollout::{Episode, GradedEpisode};
@@ -62,19 +64,24 @@ type Part<'a> = Box<dyn Fn(&GradedEpisode) -> Option<(f64, f64)> + 'a>;
 /// Key, label, whether it is a share, and what an episode adds.
 type Definition = (String, String, bool, Part<'static>);
 
-/// Computes every metric of `episodes`, which belong to problems `0..num_problems`.
+/// Computes every metric of `episodes`, which belong to at most `num_problems` problems of any indices.
 pub fn summarise(
     episodes: &[GradedEpisode],
     num_problems: usize,
     bootstrap: &Bootstrap,
 ) -> Vec<Metric> {
+    let indices: BTreeSet<usize> = episodes
+        .iter()
+        .map(|graded| graded.episode.prompt_index)
+        .collect();
+    let places: BTreeMap<usize, usize> = indices.into_iter().zip(0..).collect();
     definitions(episodes)
         .into_iter()
         .map(|(key, label, is_share, part)| {
             let mut parts = vec![(0.0, 0.0); num_problems];
             for graded in episodes {
                 if let Some((numerator, denominator)) = part(graded) {
-                    let sums: &mut (f64, f64) = &mut parts[graded.episode.prompt_index];
+                    let sums: &mut (f64, f64) = &mut parts[places[&graded.episode.prompt_index]];
                     sums.0 += numerator;
                     sums.1 += denominator;
                 }

@@ -3,6 +3,7 @@
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
+use asyncthink_files::{Error as FileError, read_structured};
 use asyncthink_tasks::TaskConfig;
 
 use crate::catalogue::Catalogue;
@@ -138,17 +139,18 @@ impl Recipe {
         sets: &[String],
         catalogue: &Catalogue,
     ) -> Result<Self, RecipeErrors> {
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            let (reason, hint) = if error.kind() == std::io::ErrorKind::NotFound {
-                (
+        let text = read_structured(path).map_err(|error| {
+            let (reason, hint) = match &error {
+                FileError::Io(io) if io.kind() == std::io::ErrorKind::NotFound => (
                     "no such recipe file".to_owned(),
                     "check the path; recipes that come with the project are in `recipes/`",
-                )
-            } else {
-                (
+                ),
+                _ => (
                     format!("cannot read the recipe: {error}"),
-                    "a recipe is a UTF-8 text file that you may read",
-                )
+                    error
+                        .hint()
+                        .unwrap_or("a recipe is a UTF-8 text file that you may read"),
+                ),
             };
             let error =
                 RecipeError::new(ErrorKind::Unreadable, Source::Root, "", None, reason, hint);

@@ -440,6 +440,40 @@ fn a_missing_recipe_is_named() {
 }
 
 #[test]
+fn a_byte_order_mark_is_skipped_and_other_files_are_named() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("recipe.toml");
+    let load = |bytes: &[u8]| {
+        std::fs::write(&file, bytes).expect("a file");
+        Recipe::load(&file, &[])
+    };
+    let marked = [b"\xef\xbb\xbf", GOOD.as_bytes()].concat();
+    load(&marked).expect("a recipe");
+    let utf16: Vec<u8> = GOOD.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    for (bytes, kind) in [
+        (&utf16[..], "text in UTF-16"),
+        (b"\x1f\x8b\x08\0", "compressed (gzip)"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "a Git LFS pointer",
+        ),
+        (
+            b"name = 'x'\n\xe9 = 1\n",
+            "line 2: byte 0xe9 is not valid UTF-8",
+        ),
+    ] {
+        let errors = load(bytes).expect_err("no recipe");
+        assert_eq!(errors.errors()[0].kind(), ErrorKind::Unreadable);
+        assert!(errors.to_string().contains(kind), "{errors}");
+    }
+    let errors = Recipe::load(dir.path(), &[]).expect_err("a folder");
+    assert!(
+        errors.to_string().contains("a folder, not a file"),
+        "{errors}"
+    );
+}
+
+#[test]
 fn places_count_characters_not_bytes() {
     let errors = refused("\"naïve\" = 1 # ü\n\"ü\".x = { \"ü\" = 2, ö = 3 }\n", &[]);
     assert_eq!(errors.errors().len(), 1);

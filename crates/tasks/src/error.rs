@@ -86,9 +86,9 @@ pub enum Error {
         reason: Reason,
     },
 
-    /// A file could not be opened; the message names it.
-    #[error("{0}")]
-    Io(#[from] std::io::Error),
+    /// A file could not be read, or is no text; the message names it.
+    #[error(transparent)]
+    File(#[from] asyncthink_files::Error),
 
     /// A file of problems is wrong.
     #[error("cannot read problems from `{path}`: {source}")]
@@ -132,7 +132,7 @@ impl Error {
     /// Whether the user's input is at fault, rather than the machine.
     pub fn is_input(&self) -> bool {
         match self {
-            Self::Io(error) => error.kind() == std::io::ErrorKind::NotFound,
+            Self::File(error) => error.is_input(),
             _ => true,
         }
     }
@@ -140,6 +140,7 @@ impl Error {
     /// Remedy for the user, where the message has none.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::File(error) => error.hint().map(str::to_owned),
             Self::ProblemFile { line_form, .. } | Self::NoProblems { line_form, .. } => {
                 Some(format!("each line is {line_form}"))
             }

@@ -96,9 +96,129 @@ fn answers_are_graded() {
 #[test]
 fn bytes_that_are_not_text_are_answered() {
     let workspace = Workspace::new();
-    let output = workspace.with_input(&["trace", "-"], b"\xff\xfe\n\x00\n");
+    let output = workspace.with_input(&["trace", "-"], b"\xff\xfd\n\x00\n");
     assert_eq!(output.status.code(), Some(2));
     assert_eq!(stdout(&output).matches("\"unreadable\"").count(), 2);
+}
+
+/// Lines of each command, the fourth of the file broken after its id.
+#[test]
+fn a_broken_line_is_named_by_its_number_in_the_file() {
+    let workspace = Workspace::new();
+    let grade =
+        r#"{"id": 1, "problem": {"target": 6, "available_numbers": [1, 2, 3]}, "answer": "1+2+3"}"#;
+    let trace = r#"{"id": 1, "capacity": 2, "organizer": "<ANSWER>8</ANSWER>", "workers": []}"#;
+    for (command, good) in [
+        (&["grade", "--task", "mcd", "-"][..], grade),
+        (&["trace", "-"], trace),
+    ] {
+        for mark in ["", "\u{feff}"] {
+            let text = format!(
+                "{mark}{good}\r\n\n{good}\n{{\"id\":\"c\" \"answer\":1}}\n \t\n{{\"id\": [4]}}\n[]"
+            );
+            let output = workspace.with_input(command, text.as_bytes());
+            let answers = stdout(&output);
+            let answers: Vec<&str> = answers.lines().collect();
+            assert_eq!(answers.len(), 5, "{}", workspace.show(&output));
+            assert!(!answers[0].contains("error\":\"unreadable"), "{answers:?}");
+            assert_eq!(
+                answers[2],
+                r#"{"id":"c","error":"unreadable","message":"expected `,` or `}` at line 4 column 11"}"#
+            );
+            assert!(
+                answers[3].starts_with(r#"{"id":[4],"error""#),
+                "{answers:?}"
+            );
+            assert!(answers[3].contains(" at line 6 column "), "{answers:?}");
+            assert!(
+                answers[4].contains("not a JSON object at line 7"),
+                "{answers:?}"
+            );
+            assert_eq!(output.status.code(), Some(2));
+        }
+    }
+    // A fault within the problem.
+    let text = "\n\n{\"id\": 3, \"problem\": {\"target\": \"6\"}, \"answer\": \"\"}\n";
+    let output = workspace.with_input(&["grade", "--task", "mcd", "-"], text.as_bytes());
+    assert!(
+        stdout(&output).contains(" at line 3 column 36"),
+        "{}",
+        stdout(&output)
+    );
+}
+
+#[test]
+fn ids_come_back_as_they_were_written() {
+    let workspace = Workspace::new();
+    let ids = [
+        "18446744073709551616",
+        "123456789012345678901234567890",
+        "1.0",
+        "-0.50e+01",
+        r#""\u00e9\/""#,
+        r#"{ "b" : [1.0, 2] , "a": null }"#,
+        "null",
+    ];
+    let rest = r#""capacity": 2, "organizer": "<ANSWER>8</ANSWER>", "workers""#;
+    for id in ids {
+        let text = format!("{{\"id\": {id}, {rest}: []}}\n{{\"id\": {id}, {rest}: 0}}\n");
+        let answers = stdout(&workspace.with_input(&["trace", "-"], text.as_bytes()));
+        let answers: Vec<&str> = answers.lines().collect();
+        for answer in &answers {
+            assert!(answer.starts_with(&format!("{{\"id\":{id},")), "{answer}");
+        }
+        assert_eq!(answers.len(), 2);
+    }
+}
+
+#[test]
+fn a_file_that_is_no_text_is_named() {
+    let workspace = Workspace::new();
+    std::fs::create_dir(workspace.path().join("folder")).expect("a folder");
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+    let utf16: Vec<u8> = "\u{feff}{}\n"
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    for (name, bytes) in [
+        ("gzip", b"\x1f\x8b\x08\0\0".as_slice()),
+        ("utf16", &utf16),
+        ("pointer", pointer.as_bytes()),
+        ("parquet", b"PAR1\x15\x04"),
+    ] {
+        std::fs::write(workspace.path().join(name), bytes).expect("a file");
+    }
+    for (name, message) in [
+        ("folder", "is a folder, not a file"),
+        ("gzip", "is compressed (gzip)"),
+        ("utf16", "is text in UTF-16, not UTF-8"),
+        ("pointer", "is a Git LFS pointer in place of the file"),
+        ("parquet", "is a Parquet file"),
+    ] {
+        let output = workspace.run(&["grade", "--task", "mcd", name]);
+        let shown = workspace.show(&output);
+        assert_eq!(output.status.code(), Some(2), "{shown}");
+        assert!(
+            shown.contains(&format!("error: `{name}` {message}")),
+            "{shown}"
+        );
+        assert!(shown.contains("hint: "), "{shown}");
+        if name != "parquet" {
+            // The same as a recipe, and as the problems of one.
+            let recipe = workspace.run(&["synth", name]);
+            let task =
+                format!("task={{ mcd = {{ train_file = {name:?}, test_file = {name:?} }} }}");
+            let problems = workspace.run(&["synth", "tiny.toml", "--set", &task]);
+            for output in [recipe, problems] {
+                let shown = workspace.show(&output);
+                assert_eq!(output.status.code(), Some(2), "{shown}");
+                assert!(
+                    shown.contains(message) && shown.contains("hint: "),
+                    "{shown}"
+                );
+            }
+        }
+    }
 }
 
 #[test]

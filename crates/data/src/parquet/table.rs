@@ -12,6 +12,7 @@ use arrow_array::{
     Array, ArrayRef, BooleanArray, ListArray, PrimitiveArray, RecordBatch, StringArray,
 };
 use arrow_schema::{ArrowError, Field, Schema};
+use asyncthink_files::{Error as FileError, FileKind};
 use fs_err as fs;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -190,6 +191,10 @@ pub(crate) fn read<T>(
         path: path.to_path_buf(),
         message,
     };
+    if let Some(kind) = FileKind::of_path(path).filter(|kind| *kind != FileKind::Parquet) {
+        let path = path.to_path_buf();
+        return Err(FileError::OtherKind { path, kind }.into());
+    }
     let (file, _) = fs::File::open(path)?.into_parts();
     quiet_catch(|| {
         let builder = ParquetRecordBatchReaderBuilder::try_new(file)
@@ -398,6 +403,27 @@ fn quiet_catch<T>(action: impl FnOnce() -> T) -> Result<T, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_parquet_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pairs.parquet");
+        let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+        for (bytes, kind) in [
+            (&pointer[..], "is a Git LFS pointer in place of the file"),
+            (b"\x1f\x8b\x08\0", "is compressed (gzip)"),
+        ] {
+            fs::write(&file, bytes).unwrap();
+            let error = read(&file, "kind", |_| Ok(vec![()])).unwrap_err();
+            assert!(error.to_string().ends_with(kind), "{error}");
+            assert!(error.is_input());
+        }
+        let error = read(dir.path(), "kind", |_| Ok(vec![()])).unwrap_err();
+        assert!(
+            error.to_string().ends_with("is a folder, not a file"),
+            "{error}"
+        );
+    }
 
     #[test]
     #[expect(clippy::panic, reason = "the panic is what is tested")]

@@ -43,7 +43,7 @@ pub struct Target<'a> {
 pub struct Question<'a> {
     /// The problem.
     pub problem: &'a Problem,
-    /// Index among the evaluated problems.
+    /// Index among all held-out problems, of which a sample may be evaluated.
     pub problem_index: usize,
     /// Which of its samples this is.
     pub sample_index: usize,

@@ -14,7 +14,8 @@ pub struct EvalSection {
     /// are a third part, so that test targets are looked at once.
     #[serde(default, skip_serializing_if = "EvalSplit::is_test")]
     pub split: EvalSplit,
-    /// Held-out problems to use; absent means all.
+    /// Held-out problems to use, a sample by the recipe's `seed`; absent means
+    /// all.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = MAX_ITEMS))]
     pub num_problems: Option<usize>,

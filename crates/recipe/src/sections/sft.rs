@@ -52,7 +52,8 @@ pub struct SftSection {
     #[serde(default = "count::<1>")]
     #[schemars(range(min = 1, max = MAX_COUNT))]
     pub log_every_steps: usize,
-    /// Steps between losses on held-out pairs; absent means never.
+    /// Steps between losses on the pairs of held-out problems; absent means
+    /// never.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = MAX_COUNT))]
     pub eval_every_steps: Option<usize>,

@@ -2,6 +2,7 @@
 
 use super::expr::{Expr, MAX_EXPRESSION_BYTES};
 use super::key::DifferenceKey;
+use super::token::{digit_of, is_blank, operator_of};
 
 /// Identities of the attempts in a text, in the order written: every `expression =` whose expression has an operator.
 ///
@@ -20,7 +21,9 @@ pub(super) fn attempts(text: &str) -> Vec<DifferenceKey> {
 /// The longest expression with an operator that ends the text, which may begin with words or a list marker.
 fn expression_at_end(text: &str) -> Option<Expr> {
     let mut start = text.len();
-    let is_part = |c: char| c.is_ascii_digit() || " \t()+-*/".contains(c);
+    let is_part = |c: char| {
+        digit_of(c).is_some() || operator_of(c).is_some() || is_blank(c) || "()[]".contains(c)
+    };
     for (index, c) in text.char_indices().rev() {
         if !is_part(c) || text.len() - index > MAX_EXPRESSION_BYTES {
             break;
@@ -50,7 +53,12 @@ mod tests {
         assert_eq!(texts("3+20=023 ok 8+15;3+20\nhave 8+15\n"), [[3, 20]]);
         assert_eq!(texts("I try 7 * 4 = 28, no; - 2*(3+4) = 14").len(), 2);
         assert_eq!(texts("so 3*5 = 10+5 = 15"), [[3, 5]]);
-        for text in ["1. 3*5 = 15", "2) 3*5 = 15", "* 3*5=15"] {
+        for text in [
+            "1. 3*5 = 15",
+            "2) 3*5 = 15",
+            "* 3*5=15",
+            "so 5 \u{d7} 3 = 15",
+        ] {
             assert_eq!(texts(text), [[3, 5]], "{text}");
         }
     }

@@ -1,19 +1,20 @@
 //! Expressions: the only way text of a model becomes a value.
 //!
-//! The language is `+ - * /`, parentheses and non-negative decimal integers. There is no sign, no decimal point,
-//! no exponent, no floor division, no implicit product and no comment; each of these has fooled a grader that
-//! evaluated text as code.
+//! The language is `+ - * /`, brackets and non-negative decimal integers, in ASCII, Unicode or LaTeX signs. There is no
+//! sign, no decimal point, no exponent, no floor division, no implicit product and no comment; each of these has fooled
+//! a grader that evaluated text as code.
 
 use std::fmt;
 
 use super::operator::{Operator, OperatorCounts};
 use super::rational::{ArithmeticError, Rational};
 use super::reason::McdReason;
+use super::token::{Bracket, Token, tokens};
 
-/// Longest text that is parsed. Six 19-digit numbers with generous blanks and parentheses fit.
+/// Longest text that is parsed. Six 19-digit numbers with generous blanks and brackets fit.
 pub(crate) const MAX_EXPRESSION_BYTES: usize = 512;
 
-/// Deepest nesting of parentheses that is parsed; it bounds the recursion.
+/// Deepest nesting of brackets that is parsed; it bounds the recursion.
 const MAX_DEPTH: usize = 32;
 
 /// An arithmetic expression.
@@ -47,7 +48,8 @@ impl Expr {
 
     /// Parses a whole text as one expression.
     ///
-    /// Time is linear in the text, which may have at most 512 bytes; parentheses nest at most 32 deep.
+    /// `( )`, `[ ]` and `{ }` group alike, and `\frac{a}{b}` is `(a)/(b)`. Time is linear in the text, which may have at
+    /// most 512 bytes; brackets nest at most 32 deep.
     ///
     /// # Errors
     /// [`McdReason::TooLong`], [`McdReason::UnexpectedCharacter`], [`McdReason::Syntax`], [`McdReason::TooDeep`], or
@@ -56,13 +58,8 @@ impl Expr {
         if text.len() > MAX_EXPRESSION_BYTES {
             return Err(McdReason::TooLong);
         }
-        let is_allowed = |byte: u8| byte.is_ascii_digit() || b" \t()+-*/".contains(&byte);
-        if !text.bytes().all(is_allowed) {
-            return Err(McdReason::UnexpectedCharacter);
-        }
-        let mut parser = Parser {
-            rest: text.as_bytes(),
-        };
+        let tokens = tokens(text)?;
+        let mut parser = Parser { rest: &tokens };
         let expr = parser.sum(0)?;
         match parser.peek() {
             None => Ok(expr),
@@ -154,26 +151,30 @@ fn fmt_operand(
     }
 }
 
-/// Recursive descent; the recursion is as deep as the parentheses and no deeper.
+/// Recursive descent; the recursion is as deep as the brackets and no deeper.
 struct Parser<'a> {
-    rest: &'a [u8],
+    rest: &'a [Token],
 }
 
 impl Parser<'_> {
-    fn peek(&mut self) -> Option<u8> {
-        while let [b' ' | b'\t', rest @ ..] = self.rest {
-            self.rest = rest;
-        }
+    fn peek(&self) -> Option<Token> {
         self.rest.first().copied()
     }
 
+    fn next(&mut self) -> Option<Token> {
+        let (&first, rest) = self.rest.split_first()?;
+        self.rest = rest;
+        Some(first)
+    }
+
     fn operator(&mut self, binds_tightly: bool) -> Option<Operator> {
-        let operator = Operator::from_byte(self.peek()?)?;
-        if operator.binds_tightly() != binds_tightly {
-            return None;
+        match self.peek()? {
+            Token::Operator(operator) if operator.binds_tightly() == binds_tightly => {
+                self.next();
+                Some(operator)
+            }
+            _ => None,
         }
-        self.rest = &self.rest[1..];
-        Some(operator)
     }
 
     fn sum(&mut self, depth: usize) -> Result<Expr, McdReason> {
@@ -193,34 +194,40 @@ impl Parser<'_> {
     }
 
     fn operand(&mut self, depth: usize) -> Result<Expr, McdReason> {
-        match self.peek() {
-            Some(b'(') => {
-                if depth == MAX_DEPTH {
-                    return Err(McdReason::TooDeep);
-                }
-                self.rest = &self.rest[1..];
-                let expr = self.sum(depth + 1)?;
-                if self.peek() != Some(b')') {
-                    return Err(McdReason::Syntax);
-                }
-                self.rest = &self.rest[1..];
-                Ok(expr)
+        match self.next() {
+            Some(Token::Number(value)) => {
+                value.map(Expr::Number).ok_or(McdReason::NumberNotAvailable)
             }
-            Some(byte) if byte.is_ascii_digit() => self.number(),
+            Some(Token::Open(bracket)) => self.group(bracket, depth),
+            Some(Token::Fraction) => {
+                let numerator = self.braces(depth)?;
+                Ok(Expr::binary(
+                    Operator::Divide,
+                    numerator,
+                    self.braces(depth)?,
+                ))
+            }
             _ => Err(McdReason::Syntax),
         }
     }
 
-    fn number(&mut self) -> Result<Expr, McdReason> {
-        let mut value: i64 = 0;
-        while let [digit @ b'0'..=b'9', rest @ ..] = self.rest {
-            self.rest = rest;
-            value = value
-                .checked_mul(10)
-                .and_then(|value| value.checked_add(i64::from(digit - b'0')))
-                .ok_or(McdReason::NumberNotAvailable)?;
+    fn braces(&mut self, depth: usize) -> Result<Expr, McdReason> {
+        match self.next() {
+            Some(Token::Open(Bracket::Curly)) => self.group(Bracket::Curly, depth),
+            _ => Err(McdReason::Syntax),
         }
-        Ok(Expr::Number(value))
+    }
+
+    /// Parses the inside of an opened bracket, and its end.
+    fn group(&mut self, bracket: Bracket, depth: usize) -> Result<Expr, McdReason> {
+        if depth == MAX_DEPTH {
+            return Err(McdReason::TooDeep);
+        }
+        let expr = self.sum(depth + 1)?;
+        match self.next() {
+            Some(Token::Close(closing)) if closing == bracket => Ok(expr),
+            _ => Err(McdReason::Syntax),
+        }
     }
 }
 
@@ -242,6 +249,31 @@ mod tests {
         assert_eq!(value("8/(4/2)"), (4, 1));
         assert_eq!(value("1/3+1/6"), (1, 2));
         assert_eq!(value(" ( 2\t+ 3 ) * 4 "), (20, 1));
+    }
+
+    #[test]
+    fn signs_of_unicode_and_latex_are_read() {
+        for (text, expected) in [
+            ("2\u{d7}3\u{b7}4\u{22c5}5\u{2219}6\u{2217}7", "2*3*4*5*6*7"),
+            ("9\u{2212}3\u{2013}2\u{2011}1", "9-3-2-1"),
+            ("8\u{f7}4\u{2215}2\u{2044}1", "8/4/2/1"),
+            (
+                "\u{ff12}\u{ff0b}\u{ff08}\u{ff13}\u{ff10}\u{ff0f}\u{ff14}\u{ff09}",
+                "2+30/4",
+            ),
+            ("2\u{a0}+\u{2009}3\u{202f}*\u{3000}4", "2+3*4"),
+            ("[2+3]*{4-(1+2)}", "(2+3)*(4-(1+2))"),
+            (r"2 \times \left(3 + 4\right) \div 5 \cdot 6", "2*(3+4)/5*6"),
+            (r"\frac{2+3}{4}\times6", "(2+3)/4*6"),
+            (r"8\,/\;\dfrac{1}{\tfrac{2}{3}}", "8/(1/(2/3))"),
+            (r"\Bigl[2+3\Bigr]\*\{4\}", "(2+3)*4"),
+        ] {
+            assert_eq!(
+                Expr::parse(text),
+                Ok(Expr::parse(expected).unwrap()),
+                "{text}"
+            );
+        }
     }
 
     #[test]
@@ -280,10 +312,23 @@ mod tests {
             ("2^3", UnexpectedCharacter),
             ("7%2", UnexpectedCharacter),
             ("2+3 # =9", UnexpectedCharacter),
-            ("2\u{d7}3", UnexpectedCharacter),
-            ("2\u{2212}3", UnexpectedCharacter),
             ("\u{0663}+1", UnexpectedCharacter),
-            ("2\u{a0}+3", UnexpectedCharacter),
+            ("3\u{b2}", UnexpectedCharacter),
+            ("1\u{bd}", UnexpectedCharacter),
+            ("4 x 6", UnexpectedCharacter),
+            ("4\\pm6", UnexpectedCharacter),
+            ("4\\cdots6", UnexpectedCharacter),
+            ("1\u{a0}2", Syntax),
+            ("1\u{200b}2", Syntax),
+            ("2\u{d7}\u{d7}3", Syntax),
+            ("7\u{f7}\u{f7}2", Syntax),
+            ("(2+3]", Syntax),
+            ("[2+3}", Syntax),
+            ("\\frac{1}", Syntax),
+            ("\\frac{1}(2)", Syntax),
+            ("\\frac12", Syntax),
+            ("2\\frac{1}{2}", Syntax),
+            ("\\frac{1}{2}3", Syntax),
             ("__import__('os')", UnexpectedCharacter),
         ] {
             assert_eq!(Expr::parse(text), Err(reason), "{text}");

@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::answer::Items;
+use super::decoration::is_heading;
 use super::expr::{Expr, MAX_EXPRESSION_BYTES};
 use super::key::DifferenceKey;
 use super::problem::Problem;
 use super::rational::{ArithmeticError, Rational};
+use super::reading::Reading;
 use super::reason::McdReason;
 use crate::grade::{Grade, Item};
 
@@ -15,11 +18,12 @@ const MAX_SURPLUS_ITEMS: usize = 64;
 /// Items that are scored however large `required` is, so that a hand-made problem cannot unbound the work.
 const MAX_SCORED_ITEMS: usize = 1024;
 
-/// Grades an answer: one expression per line, or separated by `,` or `;`, each with an optional `= target`.
+/// Grades an answer: one expression per line, or separated by `,` or `;`, each with an optional `= target`, in any of the
+/// forms that docs/tasks.md lists.
 ///
 /// Only the first `required` items are scored, right or wrong; each later one is listed with
-/// [`McdReason::Surplus`] and never read, so listing guesses cannot raise the expected reward. Blank items are
-/// skipped. At most 64 surplus items are listed; the text of an item is cut to 512 bytes.
+/// [`McdReason::Surplus`] and never read, so listing guesses cannot raise the expected reward. Items without a digit and
+/// headings are no guesses and are skipped. At most 64 surplus items are listed; the text of an item is cut to 512 bytes.
 ///
 /// The time is linear in the answer with a small constant: bytes past the listed items are not looked at.
 pub fn grade(problem: &Problem, answer: &str) -> Grade {
@@ -28,17 +32,27 @@ pub fn grade(problem: &Problem, answer: &str) -> Grade {
     let mut seen = BTreeSet::new();
     let mut items = Vec::new();
     let mut num_correct = 0;
-    for text in split_items(answer).take(num_scored + MAX_SURPLUS_ITEMS) {
+    for text in Items::of(answer, problem.target) {
+        if items.len() == num_scored + MAX_SURPLUS_ITEMS {
+            break;
+        }
         let reason = if items.len() >= num_scored {
+            if is_heading(cut(text)) {
+                continue;
+            }
             Some(McdReason::Surplus)
         } else {
-            match check_with_pool(problem, &pool, text) {
+            match Reading::of(text) {
+                Err(_) if is_heading(cut(text)) => continue,
                 Err(reason) => Some(reason),
-                Ok(expr) if seen.insert(DifferenceKey::of(&expr)) => {
-                    num_correct += 1;
-                    None
-                }
-                Ok(_) => Some(McdReason::Duplicate),
+                Ok(reading) => match check(problem, &pool, reading) {
+                    Err(reason) => Some(reason),
+                    Ok(expr) if seen.insert(DifferenceKey::of(&expr)) => {
+                        num_correct += 1;
+                        None
+                    }
+                    Ok(_) => Some(McdReason::Duplicate),
+                },
             }
         };
         items.push(Item {
@@ -55,20 +69,15 @@ pub fn grade(problem: &Problem, answer: &str) -> Grade {
 /// # Errors
 /// The [`McdReason`] why it is no solution; never [`McdReason::Duplicate`] or [`McdReason::Surplus`], which need a list.
 pub fn check_solution(problem: &Problem, text: &str) -> Result<Expr, McdReason> {
-    check_with_pool(problem, &Pool::new(&problem.available_numbers), text)
+    check(
+        problem,
+        &Pool::new(&problem.available_numbers),
+        Reading::of(text)?,
+    )
 }
 
-fn check_with_pool(problem: &Problem, pool: &Pool, text: &str) -> Result<Expr, McdReason> {
-    if text.len() > MAX_EXPRESSION_BYTES {
-        return Err(McdReason::TooLong);
-    }
-    let (left, right) = match text.split_once('=') {
-        Some((left, right)) => (left, Some(right)),
-        None => (text, None),
-    };
-    let expr = Expr::parse(left)?;
-    let claimed = right.map(parse_integer).transpose()?;
-    let numbers = expr.numbers();
+fn check(problem: &Problem, pool: &Pool, reading: Reading) -> Result<Expr, McdReason> {
+    let numbers = reading.solution.numbers();
     pool.check(&numbers)?;
     if numbers.len() < problem.rules.min_numbers {
         return Err(McdReason::TooFewNumbers);
@@ -76,31 +85,20 @@ fn check_with_pool(problem: &Problem, pool: &Pool, text: &str) -> Result<Expr, M
     if numbers.len() > problem.rules.max_numbers {
         return Err(McdReason::TooManyNumbers);
     }
-    if claimed.is_some_and(|claimed| claimed != Some(problem.target)) {
+    let target = Some(i128::from(problem.target));
+    if reading.claims.iter().any(|&claim| claim != target) {
         return Err(McdReason::WrongTarget);
     }
-    match expr.evaluate() {
-        Ok(value) if value == Rational::from(problem.target) => Ok(expr),
-        Ok(_) => Err(McdReason::WrongValue),
-        Err(ArithmeticError::DivisionByZero) => Err(McdReason::DivisionByZero),
-        Err(ArithmeticError::Overflow) => Err(McdReason::Overflow),
+    let target = Rational::from(problem.target);
+    for expr in std::iter::once(&reading.solution).chain(&reading.equals) {
+        match expr.evaluate() {
+            Ok(value) if value == target => {}
+            Ok(_) => return Err(McdReason::WrongValue),
+            Err(ArithmeticError::DivisionByZero) => return Err(McdReason::DivisionByZero),
+            Err(ArithmeticError::Overflow) => return Err(McdReason::Overflow),
+        }
     }
-}
-
-/// The text after `=`: an integer, which may have a sign because a target may be negative. `None` is an integer
-/// beyond 64 bits.
-fn parse_integer(text: &str) -> Result<Option<i64>, McdReason> {
-    let text = text.trim_matches([' ', '\t']);
-    let digits = text.strip_prefix('-').unwrap_or(text);
-    if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Ok(text.parse().ok());
-    }
-    let is_allowed = |byte: u8| byte.is_ascii_digit() || b" \t()+-*/=".contains(&byte);
-    if text.bytes().all(is_allowed) {
-        Err(McdReason::Syntax)
-    } else {
-        Err(McdReason::UnexpectedCharacter)
-    }
+    Ok(reading.solution)
 }
 
 /// The numbers of a problem as a multiset.
@@ -126,14 +124,6 @@ impl Pool {
         }
         Ok(())
     }
-}
-
-/// The items of an answer without surrounding blanks, blank ones left out.
-fn split_items(answer: &str) -> impl Iterator<Item = &str> {
-    answer
-        .split(['\n', '\r', ',', ';'])
-        .map(|item| item.trim_matches([' ', '\t']))
-        .filter(|item| !item.is_empty())
 }
 
 /// The longest prefix of at most [`MAX_EXPRESSION_BYTES`] bytes.
@@ -354,8 +344,16 @@ mod tests {
         );
         assert_eq!(reason(&problem, "4*6=3*8"), McdReason::Syntax);
         assert_eq!(reason(&problem, "4*6="), McdReason::Syntax);
-        assert_eq!(reason(&problem, "4*6=24=24"), McdReason::Syntax);
-        assert_eq!(reason(&problem, "24=4*6"), McdReason::Syntax);
+        assert_eq!(reason(&problem, "25=4*6"), McdReason::WrongTarget);
+        assert_eq!(reason(&problem, "4*6=24=25"), McdReason::WrongTarget);
+        assert_eq!(reason(&problem, "24=4*6=2*3"), McdReason::WrongValue);
+        assert_eq!(reason(&problem, "2+3=4*6=24"), McdReason::WrongValue);
+        assert_eq!(reason(&problem, "24==4*6"), McdReason::Syntax);
+        assert_eq!(reason(&problem, "24"), McdReason::NumberNotAvailable);
+        assert_eq!(reason(&problem, "24=24"), McdReason::NumberNotAvailable);
+        for text in ["4*6=24=24", "24=4*6", "2*(4+8)=2*12=24", "24=4*6=24"] {
+            assert!(check_solution(&problem, text).is_ok(), "{text}");
+        }
         assert_eq!(reason(&problem, "4*6=24.0"), McdReason::UnexpectedCharacter);
         let negative = super::tests::problem(-5, &[2, 7], 1, (2, 2));
         assert!(check_solution(&negative, "2-7 = -5").is_ok());
@@ -365,9 +363,9 @@ mod tests {
     fn what_is_kept_of_an_answer_is_bounded() {
         let graded = grade(&twenty_four(), &"1,".repeat(10_000));
         assert_eq!(graded.items.len(), 3 + MAX_SURPLUS_ITEMS);
-        let graded = grade(&twenty_four(), &"\u{e9}".repeat(10_000));
+        let graded = grade(&twenty_four(), &format!("1{}", "\u{e9}".repeat(10_000)));
         assert_eq!(graded.items[0].reason, Some(is(McdReason::TooLong)));
-        assert_eq!(graded.items[0].text.len(), MAX_EXPRESSION_BYTES);
+        assert_eq!(graded.items[0].text.len(), MAX_EXPRESSION_BYTES - 1);
     }
 
     #[test]

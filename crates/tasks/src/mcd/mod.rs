@@ -10,8 +10,10 @@
 //! is not part of the language; a division by zero makes an item wrong and nothing worse; only the first
 //! `required` items of an answer are scored ([`grade`]).
 
+mod answer;
 mod attempts;
 mod config;
+mod decoration;
 mod expr;
 mod generate;
 mod grade;
@@ -19,12 +21,14 @@ mod key;
 mod operator;
 mod problem;
 mod rational;
+mod reading;
 mod reason;
 mod rows;
 mod solve;
 mod solver;
 mod subset;
 mod task;
+mod token;
 
 pub use expr::Expr;
 pub use generate::{GeneratorConfig, ProblemSet, generate};

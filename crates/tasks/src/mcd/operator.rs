@@ -29,12 +29,6 @@ impl Operator {
         }
     }
 
-    pub(super) fn from_byte(byte: u8) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|operator| operator.symbol() == char::from(byte))
-    }
-
     pub(super) fn binds_tightly(self) -> bool {
         matches!(self, Self::Multiply | Self::Divide)
     }

@@ -8,11 +8,11 @@ use crate::grade::Reason;
 pub enum McdReason {
     /// More bytes than any honest item needs.
     TooLong,
-    /// A character outside digits, `+ - * / ( )`, `=` and blanks.
+    /// A character outside the language.
     UnexpectedCharacter,
     /// The characters are allowed but do not form an expression.
     Syntax,
-    /// Parentheses nested deeper than the limit.
+    /// Brackets nested deeper than the limit.
     TooDeep,
     /// Fewer numbers than a solution must use.
     TooFewNumbers,
@@ -20,13 +20,13 @@ pub enum McdReason {
     TooManyNumbers,
     /// A number that is not in the pool, or is used more often than it is there.
     NumberNotAvailable,
-    /// The text after `=` is not the target.
+    /// A number that is stated as the value is not the target.
     WrongTarget,
     /// A division by zero.
     DivisionByZero,
     /// An intermediate value that does not fit the exact arithmetic.
     Overflow,
-    /// The value is not the target.
+    /// The value is not the target, or that of an expression stated to be equal is not.
     WrongValue,
     /// Correct, but not different from an earlier correct item.
     Duplicate,

@@ -56,7 +56,7 @@ impl Row {
     }
 }
 
-/// Reads rows from JSON lines; blank lines are skipped.
+/// Reads rows from JSON lines; blank lines and a byte-order mark are skipped. Errors name the line of the file.
 ///
 /// # Errors
 /// [`Error::ReadLine`], or [`Error::ParseRow`] and [`Error::InvalidRow`] with the line that is wrong.
@@ -68,10 +68,14 @@ pub fn load_rows(reader: impl BufRead) -> Result<Vec<Row>, Error> {
             line: number,
             source,
         })?;
+        let line = match index {
+            0 => line.strip_prefix('\u{feff}').unwrap_or(&line),
+            _ => &line,
+        };
         if line.trim().is_empty() {
             continue;
         }
-        let row: Row = serde_json::from_str(&line).map_err(|source| Error::ParseRow {
+        let row: Row = serde_json::from_str(line).map_err(|source| Error::ParseRow {
             line: number,
             source,
         })?;
@@ -135,6 +139,8 @@ mod tests {
 
     #[test]
     fn bad_lines_are_named() {
+        let marked = format!("\u{feff}{ROWS}");
+        assert_eq!(load_rows(marked.as_bytes()).unwrap().len(), 2);
         let error = load_rows(format!("{ROWS}not json").as_bytes()).unwrap_err();
         assert!(matches!(error, Error::ParseRow { line: 4, .. }), "{error}");
         let empty = r#"{"index": 0, "target": 1, "available_numbers": []}"#;

@@ -1,21 +1,20 @@
 //! Countdown as a [`Task`].
 
-use std::io::BufReader;
 use std::path::Path;
 
-use fs_err as fs;
+use asyncthink_files::read_structured;
 use serde_json::Value;
 
 use super::attempts::attempts;
 use super::config::{
     self, DEFAULT_TEST_TARGET_FRACTION, DEFAULT_VALIDATION_TARGET_FRACTION, McdConfig,
 };
-use super::expr::Expr;
 use super::generate::{self, GeneratorConfig};
 use super::grade::grade;
 use super::key::DifferenceKey;
 use super::operator::Operator;
 use super::problem::Problem;
+use super::reading::Reading;
 use super::rows::load_rows;
 use super::solver::McdSolver;
 use crate::config::{ConfigFault, ConfigView, schema_of};
@@ -143,7 +142,7 @@ impl ConfiguredMcd {
             line_form: LINE_FORM,
             source: Box::new(source),
         };
-        let rows = load_rows(BufReader::new(fs::File::open(path)?)).map_err(wrong)?;
+        let rows = load_rows(read_structured(path)?.as_bytes()).map_err(wrong)?;
         if rows.is_empty() {
             return Err(Error::NoProblems {
                 path: path.to_path_buf(),
@@ -276,8 +275,9 @@ impl TaskProblem for Problem {
 
     /// Numbers and operators of the expression, whatever its value.
     fn vote_key(&self, item: &str) -> Option<String> {
-        let expr = item.split_once('=').map_or(item, |(expr, _)| expr);
-        Some(key_text(&DifferenceKey::of(&Expr::parse(expr).ok()?)))
+        Some(key_text(&DifferenceKey::of(
+            &Reading::of(item).ok()?.solution,
+        )))
     }
 
     fn attempts(&self, text: &str) -> Option<Vec<String>> {

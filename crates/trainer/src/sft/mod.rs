@@ -25,6 +25,10 @@ use crate::settings::{RunSettings, SftSettings};
 use asyncthink_gradient::PolicyModel;
 use asyncthink_metrics::{Phase, StepClock, Timing};
 
+/// Said where `sft.eval_every_steps` cannot be obeyed.
+const NOTHING_HELD_OUT: &str = "`sft.eval_every_steps` is set, but all pairs are of one problem: none is held out, and \
+     `held_out_loss` stays null; make traces of two problems or more";
+
 /// A line of `sft/metrics.jsonl`.
 #[derive(Debug, Serialize)]
 struct SftLine {
@@ -61,6 +65,9 @@ pub fn run_sft(
         train: rows,
         held_out,
     } = read_rows(settings)?;
+    if section.eval_every_steps.is_some() && held_out.is_empty() {
+        observer.warning(NOTHING_HELD_OUT);
+    }
     let num_steps = run_settings.num_steps;
     let origin = Origin::of_data(fingerprint::of_rows(&rows));
     let ranks = Arc::clone(&options.ranks);
