@@ -315,16 +315,15 @@ impl Recipe {
         let mut errors = Vec::new();
         let task = self.data.task.task().name();
         for file in self.data.task.input_files() {
-            if !file.path.is_file() {
-                errors.push(self.missing(
-                    &format!("task.{task}.{}", file.key),
-                    &file.path,
-                    &MissingFile::new(
-                        "no such file",
-                        "give the path of a file of JSON lines, relative to the current folder",
-                    ),
-                ));
-            }
+            let hint = "give the path of a file of JSON lines, relative to the current folder";
+            let missing = if file.path.is_dir() {
+                MissingFile::new("is a folder, not a file", hint)
+            } else if !file.path.is_file() {
+                MissingFile::new("no such file", hint)
+            } else {
+                continue;
+            };
+            errors.push(self.missing(&format!("task.{task}.{}", file.key), &file.path, &missing));
         }
         if let ModelSection::Path(path) = &self.data.model {
             let is_chat = self.data.prompts.chat.is_some();

@@ -141,7 +141,7 @@ fn a_broken_line_is_named_by_its_number_in_the_file() {
     let text = "\n\n{\"id\": 3, \"problem\": {\"target\": \"6\"}, \"answer\": \"\"}\n";
     let output = workspace.with_input(&["grade", "--task", "mcd", "-"], text.as_bytes());
     assert!(
-        stdout(&output).contains(" at line 3 column 36"),
+        stdout(&output).contains(" at line 3 column 35"),
         "{}",
         stdout(&output)
     );

@@ -81,7 +81,7 @@ impl Hand {
                 ("{", "}"),
                 ("\\{", "\\}"),
                 ("\\left(", "\\right)"),
-                ("\\left[ ", "\\right] "),
+                ("\\left[ ", "\\right]"),
                 ("\\bigl(", "\\bigr)"),
                 ("\u{ff08}", "\u{ff09}"),
             ]),
@@ -274,7 +274,11 @@ const LABELS: [&str; 36] = [
 
 /// An item with a marker before it, delimiters around and a mark behind.
 pub(crate) fn dressed(core: &str, (open, close): (&str, &str), rng: &mut Rng) -> String {
-    let label = rng.pick(&LABELS);
+    let mut label = *rng.pick(&LABELS);
+    if label.starts_with(['(', '[']) && open.is_empty() && core.starts_with(['-', '\u{2212}']) {
+        // `(3) -2` is an expression as it stands.
+        label = "";
+    }
     let mark = if rng.chance(60) {
         ""
     } else {
