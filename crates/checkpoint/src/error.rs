@@ -27,6 +27,12 @@ pub enum Error {
         /// Reason it is damaged.
         reason: String,
     },
+    /// The newest checkpoint is not there.
+    #[error("checkpoint `{dir}`, which `latest` names, is gone")]
+    CheckpointGone {
+        /// Where it should be.
+        dir: PathBuf,
+    },
     /// Checkpoints exist and none of them can be read.
     #[error("no checkpoint in `{dir}` is readable; the newest fails with: {newest}")]
     NoReadableCheckpoint {
@@ -150,7 +156,9 @@ impl Error {
             }
             Self::DatasetChanged { .. } => return Some(allow(&["dataset"]).into()),
             Self::InitialModelChanged { .. } => return Some(allow(&["initial_model"]).into()),
-            Self::DamagedCheckpoint { .. } | Self::NoReadableCheckpoint { .. } => {
+            Self::DamagedCheckpoint { .. }
+            | Self::CheckpointGone { .. }
+            | Self::NoReadableCheckpoint { .. } => {
                 "give another checkpoint with `--resume DIR`, or start over with `--resume never`"
             }
             Self::RunInUse { .. } => "wait for that process to end, or choose another `run_dir`",
@@ -165,6 +173,7 @@ impl Error {
         matches!(
             self,
             Self::DamagedCheckpoint { .. }
+                | Self::CheckpointGone { .. }
                 | Self::NoReadableCheckpoint { .. }
                 | Self::RecipeChanged { .. }
                 | Self::DatasetChanged { .. }

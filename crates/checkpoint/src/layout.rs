@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use asyncthink_data::{SynthFolder, write_bytes_atomic};
 use asyncthink_recipe::Stage;
 
+use crate::store::newest_model;
+
 /// The folder of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunLayout {
@@ -39,9 +41,9 @@ impl RunLayout {
         self.stage(stage).join("checkpoints")
     }
 
-    /// The newest model of a stage; a symbolic link to a checkpoint.
+    /// The newest model of a stage: the symbolic link `latest`, or where a copy of the run has lost it, the newest checkpoint.
     pub fn latest_model(&self, stage: Stage) -> PathBuf {
-        self.checkpoints(stage).join("latest")
+        newest_model(&self.checkpoints(stage))
     }
 
     /// Metrics of a stage.

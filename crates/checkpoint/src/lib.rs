@@ -6,10 +6,13 @@
 //! is one, and only then are old checkpoints removed, again by a rename first. A process killed at any moment leaves whole
 //! checkpoints and hidden leftovers, which the next start removes.
 
+mod aside;
 mod background;
+mod disk;
 mod error;
 pub mod fingerprint;
 mod layout;
+mod links;
 mod lock;
 mod manifest;
 mod readme;
@@ -17,12 +20,14 @@ mod retention;
 mod state;
 mod store;
 
+pub use aside::SetAside;
 pub use background::Task;
+pub use disk::{remove, sync};
 pub use error::{Error, KeyDifference, Result};
 pub use layout::RunLayout;
 pub use lock::StageLock;
 pub use manifest::model_identity;
 pub use readme::{Contents, Readme};
 pub use retention::Retention;
-pub use state::TrainerState;
-pub use store::{Checkpoint, CheckpointStore, Found, PartialCheckpoint, remove, sync};
+pub use state::{TrainerState, new_run_id};
+pub use store::{Checkpoint, CheckpointStore, Found, PartialCheckpoint, newest_model};

@@ -27,6 +27,16 @@ struct FileSummary {
     crc32: String,
 }
 
+/// Whether a run needs a file of its checkpoint to go on: its state, the moments, the model and the ids of its tokens. People
+/// edit the others, such as a model card.
+fn is_needed(name: &str) -> bool {
+    let is_model = !name.contains('/')
+        && (name.ends_with(".safetensors")
+            || name.ends_with(".safetensors.index.json")
+            || ["config.json", "adapter_config.json", "tokenizer.json"].contains(&name));
+    is_model || name.starts_with("trainer/")
+}
+
 impl Manifest {
     /// Describes every file below `dir`.
     pub(crate) fn of(dir: &Path) -> Result<Self> {
@@ -53,7 +63,7 @@ impl Manifest {
         serde_json::from_slice(&bytes).map_err(|error| Error::stage("reading a manifest", error))
     }
 
-    /// Whether the files of `dir` have the sizes that its manifest says, and `file` its contents: enough to speak of a
+    /// Whether the files of `dir` that resuming needs have the sizes that its manifest says, and `file` its contents: enough to speak of a
     /// checkpoint without reading large weights.
     pub(crate) fn seems_whole(dir: &Path, file: &str) -> bool {
         let Ok(manifest) = Self::read(dir) else {
@@ -63,12 +73,22 @@ impl Manifest {
             fs::metadata(dir.join(name)).is_ok_and(|found| found.len() == expected.size_bytes)
         };
         manifest.format == FORMAT
-            && manifest.files.iter().all(has_size)
+            && manifest
+                .files
+                .iter()
+                .filter(|(name, _)| is_needed(name))
+                .all(has_size)
             && summarise(&dir.join(file)).ok().as_ref() == manifest.files.get(file)
     }
 
-    /// Reads the manifest of `dir` and compares every file with it.
-    pub(crate) fn verify(dir: &Path) -> Result<()> {
+    /// Whether two folders have the same manifest.
+    pub(crate) fn is_same(dir: &Path, other: &Path) -> bool {
+        let read = |dir: &Path| fs::read(dir.join(MANIFEST_FILE)).ok();
+        read(dir).is_some_and(|bytes| read(other) == Some(bytes))
+    }
+
+    /// Reads the manifest of `dir` and compares every file with it. Returns what differs in files that resuming does not need.
+    pub(crate) fn verify(dir: &Path) -> Result<Vec<String>> {
         let damaged = |file: &str, reason: String| Error::DamagedCheckpoint {
             dir: dir.to_owned(),
             file: file.to_owned(),
@@ -82,25 +102,30 @@ impl Manifest {
                 format!("layout version {} is not known", manifest.format),
             ));
         }
+        let mut altered = Vec::new();
         for (name, expected) in &manifest.files {
-            let found =
-                summarise(&dir.join(name)).map_err(|error| damaged(name, error.to_string()))?;
-            if found.size_bytes != expected.size_bytes {
-                let reason = format!(
-                    "{} bytes, expected {}",
-                    found.size_bytes, expected.size_bytes
-                );
-                return Err(damaged(name, reason));
-            }
-            if found.crc32 != expected.crc32 {
-                return Err(damaged(
-                    name,
-                    format!("checksum {}, expected {}", found.crc32, expected.crc32),
-                ));
+            match difference(&dir.join(name), expected) {
+                Some(reason) if is_needed(name) => return Err(damaged(name, reason)),
+                Some(reason) => altered.push(format!("`{name}`: {reason}")),
+                None => {}
             }
         }
-        Ok(())
+        Ok(altered)
     }
+}
+
+/// How a file differs from what a manifest says.
+fn difference(path: &Path, expected: &FileSummary) -> Option<String> {
+    let found = match summarise(path) {
+        Ok(found) => found,
+        Err(error) => return Some(error.to_string()),
+    };
+    if found.size_bytes != expected.size_bytes {
+        let (size, expected) = (found.size_bytes, expected.size_bytes);
+        return Some(format!("{size} bytes, expected {expected}"));
+    }
+    (found.crc32 != expected.crc32)
+        .then(|| format!("checksum {}, expected {}", found.crc32, expected.crc32))
 }
 
 /// Identifies the model in a folder by the checksums of its configuration, weights and tokenizer, and adapters with the

@@ -3,9 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, KeyDifference, Result};
+
+/// Where it lies inside a checkpoint.
+pub(crate) const STATE_FILE: &str = "trainer/state.json";
 
 /// Progress of a run, and what it was run with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,15 +34,33 @@ pub struct TrainerState {
     /// What checkpoints may be compared by, as the step measured it, or the last step that did.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub figures: BTreeMap<String, f64>,
+    /// Id of the run that the checkpoint is of, the same from its first step to its last; empty in checkpoints of earlier
+    /// versions. Retention removes nothing of other runs.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub run: String,
+}
+
+/// An id for a run that begins.
+pub fn new_run_id() -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let nanos = now.map_or(0, |since| since.as_nanos());
+    format!("{nanos:x}-{:x}", std::process::id())
 }
 
 impl TrainerState {
+    /// The state in a checkpoint's folder, without a look at anything else; `None` where it cannot be read.
+    pub fn read(dir: &Path) -> Option<Self> {
+        let bytes = fs::read(dir.join(STATE_FILE)).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
     /// Goes on from where a checkpoint stands.
     pub fn take_progress_of(&mut self, checkpoint: &Self) {
         self.step = checkpoint.step;
         self.num_updates = checkpoint.num_updates;
         self.metrics_bytes = checkpoint.metrics_bytes;
         self.figures.clone_from(&checkpoint.figures);
+        self.run.clone_from(&checkpoint.run);
         if self.initial_model.is_none() {
             self.initial_model.clone_from(&checkpoint.initial_model);
         }
@@ -152,6 +174,7 @@ mod tests {
             ]
             .into(),
             figures: BTreeMap::new(),
+            run: String::new(),
         }
     }
 

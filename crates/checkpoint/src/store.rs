@@ -4,16 +4,13 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 
+use crate::aside::{self, SetAside};
+use crate::disk::{is_there, remove, sync, sync_tree};
 use crate::error::{Error, Result};
+use crate::links::{self, BEST, HIDDEN, LATEST, name_of, step_of_name};
 use crate::manifest::{MANIFEST_FILE, Manifest, file_names};
 use crate::retention::Retention;
-use crate::state::TrainerState;
-
-const STATE_FILE: &str = "trainer/state.json";
-const LATEST: &str = "latest";
-const BEST: &str = "best";
-/// Names with this prefix are unfinished or condemned; they are removed at the next start.
-const HIDDEN: &str = ".partial-";
+use crate::state::{STATE_FILE, TrainerState, new_run_id};
 
 /// The `checkpoints` folder of one stage.
 #[derive(Debug)]
@@ -29,6 +26,8 @@ pub struct Checkpoint {
     pub dir: PathBuf,
     /// Where the run stood.
     pub state: TrainerState,
+    /// Files that differ from the manifest and that resuming does not need, each with the difference.
+    pub altered: Vec<String>,
 }
 
 /// What a search for a checkpoint found.
@@ -70,9 +69,9 @@ impl Checkpoint {
     /// Reads a checkpoint's state after comparing every file with the manifest.
     ///
     /// # Errors
-    /// When a file is missing or differs; the error names it.
+    /// When a file that resuming needs is missing or differs; the error names it.
     pub fn open(dir: &Path) -> Result<Self> {
-        Manifest::verify(dir)?;
+        let altered = Manifest::verify(dir)?;
         let damaged = |reason: String| Error::DamagedCheckpoint {
             dir: dir.to_owned(),
             file: STATE_FILE.to_owned(),
@@ -83,6 +82,7 @@ impl Checkpoint {
         Ok(Self {
             dir: dir.to_owned(),
             state,
+            altered,
         })
     }
 }
@@ -95,6 +95,7 @@ impl CheckpointStore {
     pub fn open(folder: &Path, retention: Retention) -> Result<Self> {
         fs::create_dir_all(folder)?;
         let store = Self::attach(folder, retention);
+        links::recover(folder, LATEST)?;
         for name in store.entries()? {
             if name.starts_with(HIDDEN) {
                 remove(&folder.join(name))?;
@@ -113,23 +114,27 @@ impl CheckpointStore {
 
     /// Folder of the checkpoint of step `step`.
     pub fn dir_of(&self, step: u64) -> PathBuf {
-        self.folder.join(format!("step_{step}"))
+        self.folder.join(name_of(step))
     }
 
-    /// The newest readable checkpoint: the one that `latest` names, else the ones before it in descending order.
+    /// Makes room for the links `latest` and `best` where folders lie in their place, as a copy has that followed links: such a
+    /// folder gets the name of its step, or goes where that checkpoint is there. Returns what was set aside.
+    ///
+    /// # Errors
+    /// When the folder cannot be changed.
+    pub fn replace_copied_links(&self) -> Result<Vec<SetAside>> {
+        aside::replace_copied_links(&self.folder)
+    }
+
+    /// The newest readable checkpoint: the one that `latest` names, else the ones before it in descending order. Without the
+    /// link, as in a copy that has lost it, the newest of all.
     ///
     /// # Errors
     /// When the folder cannot be read, or when there are checkpoints and none is readable.
     pub fn newest(&self) -> Result<Found> {
         let mut found = Found::default();
-        let latest = self.latest_step();
-        for step in self
-            .steps()?
-            .into_iter()
-            .rev()
-            .filter(|step| latest.is_none_or(|latest| *step <= latest))
-        {
-            match Checkpoint::open(&self.dir_of(step)) {
+        for step in self.candidates()? {
+            match self.open_step(step) {
                 Ok(checkpoint) => {
                     found.checkpoint = Some(checkpoint);
                     return Ok(found);
@@ -147,17 +152,51 @@ impl CheckpointStore {
         })
     }
 
-    /// Makes the checkpoint of `step` the newest: `latest` points to it, and later ones are removed, because the run
-    /// goes on from here and will write its own.
+    /// Steps to look for the newest checkpoint at, in descending order; the one that `latest` names is among them even if it is
+    /// gone.
+    fn candidates(&self) -> Result<Vec<u64>> {
+        let mut steps = self.steps()?;
+        if let Some(latest) = self.latest_step() {
+            steps.retain(|step| *step < latest);
+            steps.push(latest);
+        }
+        steps.reverse();
+        Ok(steps)
+    }
+
+    fn open_step(&self, step: u64) -> Result<Checkpoint> {
+        let dir = self.dir_of(step);
+        if !is_there(&dir) {
+            return Err(Error::CheckpointGone { dir });
+        }
+        let checkpoint = Checkpoint::open(&dir)?;
+        if checkpoint.state.step != step {
+            return Err(Error::DamagedCheckpoint {
+                dir,
+                file: STATE_FILE.to_owned(),
+                reason: format!(
+                    "it is of step {}, which is not the folder's",
+                    checkpoint.state.step
+                ),
+            });
+        }
+        Ok(checkpoint)
+    }
+
+    /// Makes the checkpoint of `step` the newest: `latest` points to it, and later ones are set aside, because the run goes on
+    /// from here and will write its own. Returns what was set aside.
     ///
     /// # Errors
     /// When the folder cannot be changed.
-    pub fn rewind_to(&self, step: u64) -> Result<()> {
+    pub fn rewind_to(&self, step: u64) -> Result<Vec<SetAside>> {
         let (earlier, later): (Vec<u64>, Vec<u64>) =
             self.steps()?.into_iter().partition(|other| *other <= step);
-        self.point(LATEST, step)?;
-        self.point_at_best(&self.ranking(&earlier))?;
-        later.into_iter().try_for_each(|step| self.condemn(step))
+        links::point(&self.folder, LATEST, step)?;
+        self.point_at_best(&self.ranking(&self.of_run_of(step, earlier)))?;
+        later
+            .into_iter()
+            .map(|step| aside::set_aside(&self.folder, &name_of(step)))
+            .collect()
     }
 
     /// Where the checkpoint of `step` is written until it is whole.
@@ -197,12 +236,18 @@ impl CheckpointStore {
     /// When anything cannot be changed; until it has its name, the checkpoints that exist are untouched.
     pub fn publish(&self, partial: &PartialCheckpoint, step: u64) -> Result<PathBuf> {
         let final_dir = self.dir_of(step);
-        if final_dir.exists() {
-            self.condemn(step)?;
+        if is_there(&final_dir) {
+            // Somebody has put it there meanwhile.
+            aside::set_aside(&self.folder, &name_of(step))?;
         }
+        if links::is_folder(&self.folder, LATEST) {
+            aside::set_aside(&self.folder, LATEST)?;
+        }
+        // Killed between the two renames, the next start does the second one.
+        links::prepare(&self.folder, LATEST, step)?;
         fs::rename(&partial.dir, &final_dir)?;
         sync(&self.folder)?;
-        self.point(LATEST, step)?;
+        links::commit(&self.folder, LATEST)?;
         self.prune(step)?;
         Ok(final_dir)
     }
@@ -215,6 +260,7 @@ impl CheckpointStore {
     pub fn adopt(&self, given: &Checkpoint) -> Result<Checkpoint> {
         let state = TrainerState {
             metrics_bytes: 0,
+            run: new_run_id(),
             ..given.state.clone()
         };
         let dir = self.save(&state, &mut |partial| {
@@ -229,12 +275,18 @@ impl CheckpointStore {
             }
             Ok(())
         })?;
-        Ok(Checkpoint { dir, state })
+        Ok(Checkpoint {
+            dir,
+            state,
+            altered: Vec::new(),
+        })
     }
 
+    /// Removes checkpoints of the run that need not stay, and no others.
     fn prune(&self, newest: u64) -> Result<()> {
         let mut steps = self.steps()?;
         steps.retain(|step| *step <= newest);
+        let steps = self.of_run_of(newest, steps);
         let ranking = self.ranking(&steps);
         self.point_at_best(&ranking)?;
         for step in self.retention.superfluous(&steps, &ranking) {
@@ -251,12 +303,10 @@ impl CheckpointStore {
             return Vec::new();
         }
         let figure = |step: &u64| {
-            let dir = self.dir_of(*step);
-            if !Manifest::seems_whole(&dir, STATE_FILE) {
+            if !Manifest::seems_whole(&self.dir_of(*step), STATE_FILE) {
                 return None;
             }
-            let bytes = fs::read(dir.join(STATE_FILE)).ok()?;
-            let state: TrainerState = serde_json::from_slice(&bytes).ok()?;
+            let state = self.state_of(*step)?;
             Some((*step, *state.figures.get(self.retention.metric)?))
         };
         self.retention
@@ -266,9 +316,23 @@ impl CheckpointStore {
     /// Without a best one there is no link.
     fn point_at_best(&self, ranking: &[u64]) -> Result<()> {
         match ranking.first() {
-            Some(best) => self.point(BEST, *best),
+            _ if links::is_folder(&self.folder, BEST) => Ok(()),
+            Some(best) => links::point(&self.folder, BEST, *best),
             None => remove(&self.folder.join(BEST)),
         }
+    }
+
+    /// Those of `steps` that the run wrote which the checkpoint of `step` is of. What somebody copied here is not among them.
+    fn of_run_of(&self, step: u64, mut steps: Vec<u64>) -> Vec<u64> {
+        let run_of = |step| self.state_of(step).map(|state| state.run);
+        let run = run_of(step);
+        steps.retain(|other| *other == step || (run.is_some() && run_of(*other) == run));
+        steps
+    }
+
+    /// State of the checkpoint of `step`, as its file has it; `None` where that cannot be read or is of another step.
+    fn state_of(&self, step: u64) -> Option<TrainerState> {
+        TrainerState::read(&self.dir_of(step)).filter(|state| state.step == step)
     }
 
     /// Hides a checkpoint by a rename, then removes it: it never exists in part under its own name.
@@ -285,7 +349,7 @@ impl CheckpointStore {
         let mut steps: Vec<u64> = self
             .entries()?
             .iter()
-            .filter_map(|name| name.strip_prefix("step_")?.parse().ok())
+            .filter_map(|name| step_of_name(name))
             .collect();
         steps.sort_unstable();
         Ok(steps)
@@ -300,72 +364,24 @@ impl CheckpointStore {
     }
 
     fn latest_step(&self) -> Option<u64> {
-        self.step_of(LATEST)
-    }
-
-    /// The step that a link names.
-    fn step_of(&self, link: &str) -> Option<u64> {
-        let target = fs::read_link(self.folder.join(link)).ok()?;
-        target
-            .file_name()?
-            .to_str()?
-            .strip_prefix("step_")?
-            .parse()
-            .ok()
-    }
-
-    fn point(&self, link: &str, step: u64) -> Result<()> {
-        if self.step_of(link) == Some(step) {
-            return Ok(());
-        }
-        let fresh = self.folder.join(format!("{HIDDEN}{link}"));
-        remove(&fresh)?;
-        fs::os::unix::fs::symlink(format!("step_{step}"), &fresh)?;
-        fs::rename(&fresh, self.folder.join(link))?;
-        sync(&self.folder)
+        links::named_step(&self.folder, LATEST)
     }
 }
 
-/// Removes a file or folder, if it is there.
-///
-/// # Errors
-/// When it cannot be removed.
-pub fn remove(path: &Path) -> Result<()> {
-    match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path)?,
-        Ok(_) => fs::remove_file(path)?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error.into()),
+/// Model folder of the newest checkpoint in a folder of checkpoints, for those who only read: `latest`, or where that is missing
+/// or points nowhere, the newest checkpoint whose files have their sizes. Without any it is `latest`, which is not there.
+pub fn newest_model(checkpoints: &Path) -> PathBuf {
+    let latest = checkpoints.join(LATEST);
+    if latest.is_dir() {
+        return latest;
     }
-    Ok(())
-}
-
-/// Puts a file or a folder's entries on the disk.
-///
-/// # Errors
-/// When the disk refuses.
-pub fn sync(path: &Path) -> Result<()> {
-    fs::File::open(path)?.sync_all()?;
-    Ok(())
-}
-
-/// Puts every file and folder below `dir` on the disk, files first.
-fn sync_tree(dir: &Path) -> Result<()> {
-    let mut folders = std::collections::BTreeSet::from([dir.to_owned()]);
-    for name in file_names(dir)? {
-        let path = dir.join(name);
-        sync(&path)?;
-        folders.extend(
-            path.ancestors()
-                .skip(1)
-                .take_while(|folder| folder.starts_with(dir))
-                .map(Path::to_owned),
-        );
-    }
-    for folder in folders.iter().rev() {
-        sync(folder)?;
-    }
-    Ok(())
+    let store = CheckpointStore::attach(checkpoints, Retention::newest(1));
+    let steps = store.candidates().unwrap_or_default().into_iter();
+    steps
+        .filter(|step| store.state_of(*step).is_some())
+        .map(|step| store.dir_of(step))
+        .find(|dir| Manifest::seems_whole(dir, STATE_FILE))
+        .unwrap_or(latest)
 }
 
 #[cfg(test)]
