@@ -11,9 +11,9 @@ use crate::error::{Error, Result};
 /// Sections whose keys shape the numbers of a stage, besides the stage's own.
 const SHARED_SECTIONS: [&str; 4] = ["seed", "task", "protocol", "prompts"];
 
-/// Keys of the stages that may change between a stop and a resume: how often something is written, what is checked, and
-/// how work is cut. (Cutting changes the rounding of sums and nothing else.)
-const FREE_KEYS: [&str; 10] = [
+/// Keys of the stages that may change between a stop and a resume: how often something is written, what is checked, what may be
+/// started from, and how work is cut. (Cutting changes the rounding of sums and nothing else.)
+const FREE_KEYS: [&str; 11] = [
     "save_every_steps",
     "keep_checkpoints",
     "keep_best_checkpoints",
@@ -24,6 +24,7 @@ const FREE_KEYS: [&str; 10] = [
     "micro_batch_tokens",
     "activation_checkpointing",
     "save_merged",
+    "init_from_unfinished",
 ];
 
 /// The recipe's keys that a resumed `stage` must share with its checkpoint, with their values as TOML.

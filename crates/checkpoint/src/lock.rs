@@ -1,6 +1,7 @@
 //! One process per stage of a run.
 
 use std::fs::TryLockError;
+use std::path::PathBuf;
 
 use asyncthink_data::remove_stale_temporaries;
 use asyncthink_recipe::Stage;
@@ -25,7 +26,7 @@ impl StageLock {
     /// [`Error::RunInUse`] when another process holds it, or when the file cannot be made.
     pub fn acquire(layout: &RunLayout, stage: Stage) -> Result<Self> {
         fs::create_dir_all(layout.root())?;
-        let path = layout.root().join(format!(".{}.lock", stage.name()));
+        let path = lock_file(layout, stage);
         let file = fs::OpenOptions::new()
             .create(true)
             .write(true)
@@ -48,6 +49,18 @@ impl StageLock {
         }
         Ok(Self { _file: file })
     }
+
+    /// Whether a process works on a stage, for those who only read what it writes.
+    pub fn is_held(layout: &RunLayout, stage: Stage) -> bool {
+        // Shared, so that those who ask are not in one another's way.
+        fs::File::open(lock_file(layout, stage)).is_ok_and(|file| {
+            matches!(file.file().try_lock_shared(), Err(TryLockError::WouldBlock))
+        })
+    }
+}
+
+fn lock_file(layout: &RunLayout, stage: Stage) -> PathBuf {
+    layout.root().join(format!(".{}.lock", stage.name()))
 }
 
 #[cfg(test)]
@@ -58,12 +71,15 @@ mod tests {
     fn a_stage_has_one_owner_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let layout = RunLayout::new(dir.path());
+        assert!(!StageLock::is_held(&layout, Stage::Sft));
         let lock = StageLock::acquire(&layout, Stage::Sft).unwrap();
+        assert!(StageLock::is_held(&layout, Stage::Sft));
         let error = StageLock::acquire(&layout, Stage::Sft).unwrap_err();
         assert!(matches!(error, Error::RunInUse { .. }), "{error}");
         assert!(error.is_input() && error.hint().is_some());
         StageLock::acquire(&layout, Stage::Grpo).unwrap();
         drop(lock);
+        assert!(!StageLock::is_held(&layout, Stage::Sft));
         StageLock::acquire(&layout, Stage::Sft).unwrap();
     }
 }

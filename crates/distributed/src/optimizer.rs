@@ -14,10 +14,14 @@ use asyncthink_torch::{AdamwSettings, AdamwState, fused_adamw_, global_norm, sca
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
-use crate::flat::{FlatLayout, Piece, Segment, narrow, segments, signed};
+use crate::flat::{FlatLayout, Piece, Segment, first_non_finite, narrow, segments, signed};
 use crate::ranks::Ranks;
 use crate::replicated::{BucketExchange, Replicated};
 use crate::sharded::ShardedDecoder;
+
+/// Names of the moments.
+pub(crate) const FIRST: &str = "exp_avg";
+pub(crate) const SECOND: &str = "exp_avg_sq";
 
 /// Elements that are turned into f64 at a time, for the sum of their squares.
 const NORM_ELEMENTS: usize = 1 << 18;
@@ -210,6 +214,25 @@ impl AdamW {
     /// The elements of the vector whose moments a rank holds.
     pub fn pieces(&self, rank: usize) -> Vec<Piece> {
         self.parameters.pieces(rank)
+    }
+
+    /// Name of the first moment of which this rank holds a value that is not finite, such as `exp_avg of lm_head.weight`. No
+    /// collective.
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation.
+    pub fn first_non_finite(&self) -> Result<Option<String>> {
+        let pieces = self.pieces(self.ranks.rank());
+        let moments = [
+            (FIRST, &self.owned.first_moments),
+            (SECOND, &self.owned.second_moments),
+        ];
+        for (moment, values) in moments {
+            if let Some(parameter) = first_non_finite(values, &pieces, self.layout())? {
+                return Ok(Some(format!("{moment} of {parameter}")));
+            }
+        }
+        Ok(None)
     }
 
     /// Takes over the count of updates of a checkpoint.

@@ -13,15 +13,13 @@ use tch::Tensor;
 
 use crate::error::{Error, Result};
 use crate::flat::{FlatLayout, ParameterSlot, Piece, narrow, signed};
-use crate::optimizer::AdamW;
+use crate::optimizer::{AdamW, FIRST, SECOND};
 use crate::ranks::Ranks;
 use crate::tensors::{self, Values};
 
 /// Below a checkpoint's folder.
 const FOLDER: &str = "trainer/optimizer";
 const INDEX_FILE: &str = "index.json";
-const FIRST: &str = "exp_avg";
-const SECOND: &str = "exp_avg_sq";
 
 /// What the files hold.
 #[derive(Debug, Serialize, Deserialize)]

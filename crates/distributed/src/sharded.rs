@@ -16,7 +16,7 @@ use tch::{Device, Kind, Tensor};
 use crate::digest::add_sum;
 use crate::error::{Error, Result};
 use crate::flat::{
-    FlatLayout, ParameterSlot, Piece, ROOT, UnitCuts, narrow, signed, unit_of_layer,
+    FlatLayout, ParameterSlot, Piece, ROOT, UnitCuts, first_non_finite, narrow, signed, unit_of_layer,
 };
 use crate::ranks::Ranks;
 
@@ -296,15 +296,13 @@ impl ShardedDecoder {
         Ok(Some(Decoder::from_parameters(&self.config, parameters)?))
     }
 
-    /// Whether all weights of all ranks are numbers.
+    /// Name of the first parameter of which this rank holds a value that is not finite. No collective.
     ///
     /// # Errors
-    /// When a rank is lost.
-    pub fn is_finite(&self) -> Result<bool> {
-        let is_finite = self.own_values.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0;
-        let mut num_bad = [f64::from(u8::from(!is_finite))];
-        self.ranks.sum(&mut num_bad)?;
-        Ok(num_bad[0] == 0.0)
+    /// When libtorch refuses an operation.
+    pub fn first_non_finite(&self) -> Result<Option<String>> {
+        let pieces = self.cuts.pieces(self.ranks.rank());
+        Ok(first_non_finite(&self.own_values, &pieces, &self.layout)?)
     }
 }
 

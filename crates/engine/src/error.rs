@@ -1,5 +1,7 @@
 //! Errors of decoding.
 
+use asyncthink_model::MIN_TEMPERATURE;
+
 use crate::request::AgentId;
 
 /// An error of this crate.
@@ -49,8 +51,8 @@ pub enum Error {
         /// Bytes that it may take.
         budget_bytes: u64,
     },
-    /// The temperature is not a finite number of at least 0.
-    #[error("invalid temperature: {0}")]
+    /// The temperature is not a number that logits can be divided by.
+    #[error("invalid temperature: {0:e}; it is 0, which takes the likeliest token, or at least {MIN_TEMPERATURE:e}")]
     Temperature(f64),
     /// The model failed.
     #[error(transparent)]

@@ -1,6 +1,6 @@
 //! Calls of the model: the pending tokens of sequences as flat batches, log-probs of the sampled rows out.
 
-use asyncthink_model::{Decoder, KvCache, StepBatch};
+use asyncthink_model::{Decoder, KvCache, StepBatch, at_temperature};
 use tch::Kind;
 
 use crate::error::Result;
@@ -104,7 +104,7 @@ impl Call {
         };
         let logits = decoder.step(&batch, cache)?;
         logprobs.vocab = usize::try_from(logits.size()[1]).unwrap_or(0);
-        let values = (logits / temperature.divisor()).f_log_softmax(-1, LOGPROBS)?;
+        let values = at_temperature(logits, temperature.divisor())?.f_log_softmax(-1, LOGPROBS)?;
         let (start, num_values) = (logprobs.values.len(), values.numel());
         logprobs.values.resize(start + num_values, 0.0);
         values

@@ -9,6 +9,7 @@
 use std::ops::Range;
 
 use asyncthink_algorithms::TokenGradient;
+use asyncthink_model::at_temperature;
 use asyncthink_torch::backward_with_grad;
 use tch::{Kind, Tensor};
 
@@ -144,11 +145,7 @@ fn chunks(num_trained: i64, chunk_tokens: i64) -> impl Iterator<Item = Range<i64
 }
 
 fn log_softmax(lm_head: LmHead<'_>, hidden: &Tensor, temperature: f64) -> Result<Tensor> {
-    let mut logits = lm_head(hidden)?;
-    // A division by exactly one would still cost a pass over the largest tensor there is.
-    if (temperature - 1.0).abs() > f64::EPSILON {
-        logits = logits.f_div_scalar(temperature)?;
-    }
+    let logits = at_temperature(lm_head(hidden)?, temperature)?;
     Ok(logits.f_log_softmax(-1, Kind::Float)?)
 }
 

@@ -207,21 +207,21 @@ impl PolicyModel {
         }
     }
 
-    /// Whether every trained value is a number; the same answer on all ranks, which all ask.
+    /// Name of the first trained parameter of which this rank holds a value that is not finite. No collective.
     ///
     /// # Errors
-    /// When libtorch refuses an operation, the memory cannot be had, or a rank is lost.
-    pub fn is_finite(&self) -> Result<bool> {
+    /// When libtorch refuses an operation.
+    pub fn first_non_finite(&self) -> Result<Option<String>> {
         let decoder = match &self.weights {
             Weights::Whole(decoder) => decoder,
-            Weights::Sharded(decoder) => return Ok(decoder.is_finite()?),
+            Weights::Sharded(decoder) => return Ok(decoder.first_non_finite()?),
         };
-        for (_, parameter) in decoder.trained_parameters() {
+        for (name, parameter) in decoder.trained_parameters() {
             if parameter.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-                return Ok(false);
+                return Ok(Some(name.clone()));
             }
         }
-        Ok(true)
+        Ok(None)
     }
 
     /// What tells the weights that training begins with from others.

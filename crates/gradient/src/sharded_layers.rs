@@ -323,7 +323,8 @@ mod tests {
             norms.push(optimizer.clip_grad_norm(1.0).unwrap());
             optimizer.step(0.01).unwrap();
         }
-        assert!(decoder.is_finite().unwrap());
+        assert_eq!(decoder.first_non_finite().unwrap(), None);
+        assert_eq!(optimizer.first_non_finite().unwrap(), None);
         let on_first = decoder.gather_on_first_rank().unwrap();
         assert_eq!(on_first.is_some(), ranks.is_first());
         let weights_of = |decoder: &Decoder| -> Vec<Tensor> {

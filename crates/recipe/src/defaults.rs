@@ -6,6 +6,9 @@ pub(crate) const MAX_COUNT: u32 = 2_147_483_647;
 /// Most problems or traces, which are all in memory.
 pub(crate) const MAX_ITEMS: u32 = 10_000_000;
 
+/// Smallest sampling temperature above 0: smaller numbers have no f32 of full precision.
+pub const MIN_TEMPERATURE: f64 = 1.2e-38;
+
 /// A count.
 pub(crate) const fn count<const N: usize>() -> usize {
     N

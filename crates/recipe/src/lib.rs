@@ -48,6 +48,7 @@ mod source;
 mod stage;
 
 pub use catalogue::Catalogue;
+pub use defaults::MIN_TEMPERATURE;
 pub use device::DeviceSpec;
 pub use error::{ErrorKind, RecipeError, RecipeErrors};
 pub use memory::MemoryBudget;

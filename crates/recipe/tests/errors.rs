@@ -336,6 +336,24 @@ fn sizes_that_no_machine_holds_are_refused() {
 }
 
 #[test]
+fn a_temperature_that_no_logit_can_be_divided_by_is_refused() {
+    for key in ["grpo.temperature", "eval.temperature"] {
+        for value in ["1e-40", "1e-45", "1e-300", "1.1e-38"] {
+            let errors = refused(GOOD, &[&format!("{key}={value}")]);
+            assert_eq!(kinds(&errors), [(ErrorKind::OutOfRange, key)]);
+            assert!(
+                errors.to_string().contains("the smallest is 1.2e-38"),
+                "{errors}"
+            );
+        }
+        load(GOOD, &[&format!("{key}=1.2e-38")]).expect("small");
+    }
+    let errors = refused(GOOD, &["eval.temperature=1e-40"]);
+    assert!(errors.to_string().contains("temperature = 0"), "{errors}");
+    load(GOOD, &["eval.temperature=0"]).expect("the likeliest token");
+}
+
+#[test]
 fn the_engine_holds_a_whole_episode() {
     let recipe = load(GOOD, &["engine.max_agents=2"]).expect("organizer and worker");
     assert_eq!(recipe.engine.max_agents, Some(2));

@@ -70,6 +70,14 @@ pub enum Error {
         /// The value found.
         value: f64,
     },
+    /// Weights or moments stopped being numbers, so that they are not saved.
+    #[error("step {step} is not saved: `{tensor}` holds values that are not finite")]
+    NonFiniteTensor {
+        /// The step, counted from 1.
+        step: u64,
+        /// The first such tensor.
+        tensor: String,
+    },
     /// Trainer and sampler disagree about a token's log-probability by more than the recipe allows.
     #[error(
         "log-probabilities of trainer and sampler differ at step {step}: {max_nats:e} nats, bound {bound_nats:e}"
@@ -112,6 +120,26 @@ pub enum Error {
         /// Where it was looked for.
         path: PathBuf,
     },
+    /// The model to start from is of a stage that has not done its steps, or is doing them.
+    #[error("`{path}` is not a finished model: `{stage}` {}, at step {step} of {num_steps}", if *.is_running { "is still running" } else { "has stopped" })]
+    UnfinishedStage {
+        /// The model's folder.
+        path: PathBuf,
+        /// The stage that it is of.
+        stage: &'static str,
+        /// Whether a process works on the stage.
+        is_running: bool,
+        /// Steps that the model has been trained for.
+        step: u64,
+        /// Steps that were asked for.
+        num_steps: u64,
+    },
+    /// The folder of the run cannot be written before anything is done.
+    #[error("the run's folder cannot be used: {source}")]
+    RunFolder {
+        /// Why not; it names the file.
+        source: std::io::Error,
+    },
     /// A part of the pipeline outside this crate failed.
     #[error("{context}: {source}")]
     Stage {
@@ -137,6 +165,16 @@ impl Error {
         Self::Stage {
             context: context.into(),
             source: source.into(),
+        }
+    }
+
+    /// Says of an error of a file that it is the run's folder that cannot be used, as long as nothing is done.
+    pub(crate) fn before_work(self) -> Self {
+        match self {
+            Self::Io(source)
+            | Self::Checkpoint(asyncthink_checkpoint::Error::Io(source))
+            | Self::Metrics(asyncthink_metrics::Error::Io(source)) => Self::RunFolder { source },
+            other => other,
         }
     }
 
@@ -168,6 +206,14 @@ impl Error {
             Self::NonFinite { .. } => {
                 "lower `optimizer.learning_rate` or `optimizer.max_grad_norm` and start over with `--resume never`"
             }
+            Self::NonFiniteTensor { .. } => {
+                "the checkpoints before it are as they were; lower `optimizer.learning_rate` or `optimizer.weight_decay`"
+            }
+            Self::UnfinishedStage { .. } => {
+                "let `sft` finish first (the same command goes on from where it stopped), or start from this model all the same \
+                 by `--set grpo.init_from_unfinished=true`"
+            }
+            Self::RunFolder { .. } => "make `run_dir` a folder that can be written, or choose another",
             Self::LogprobMismatch { .. } => {
                 "use float32, raise `grpo.max_logprob_mismatch`, or remove it to only measure the difference"
             }
@@ -206,6 +252,8 @@ impl Error {
             | Self::NoRows { .. }
             | Self::RowTooLong { .. }
             | Self::NoInitialModel { .. }
+            | Self::UnfinishedStage { .. }
+            | Self::RunFolder { .. }
             | Self::Model(
                 asyncthink_model::Error::VocabularyTooLarge { .. }
                 | asyncthink_model::Error::OtherAdapters { .. },

@@ -26,5 +26,5 @@ pub use models::sft_tokenizer;
 pub use observer::{Observer, RunStart, StepReport, StopFlag};
 pub use problems::{test_problems, train_problems, validation_problems};
 pub use run::{Attempt, Resume, RunOptions, RunOutcome};
-pub use settings::{GrpoSettings, Registries, RunSettings, SaveSettings, SftSettings};
+pub use settings::{GrpoSettings, Registries, RunSettings, SaveSettings, SftGoal, SftSettings};
 pub use sft::run_sft;

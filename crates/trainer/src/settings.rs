@@ -257,6 +257,15 @@ pub struct GrpoSettings {
     /// Folder of the model that a new run starts from: the newest checkpoint of `sft`, or the recipe's model where the recipe has no
     /// `[sft]`. It may not exist.
     pub initial_model: PathBuf,
+    /// The stage that left that model; `None` where the recipe names a model.
+    pub sft: Option<SftGoal>,
+}
+
+/// What the recipe asks of the stage `sft` that a run of `grpo` starts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SftGoal {
+    /// Its steps; `None` where the recipe has no `[sft]`.
+    pub num_steps: Option<u64>,
 }
 
 impl GrpoSettings {
@@ -300,9 +309,13 @@ impl GrpoSettings {
             .advantages
             .get(section.advantage.name())
             .map_err(setting("grpo.advantage"))?;
-        let initial_model = match (&recipe.sft, &recipe.model) {
-            (None, ModelSection::Path(dir)) => dir.clone(),
-            _ => run.layout.latest_model(Stage::Sft),
+        let (initial_model, sft) = match (&recipe.sft, &recipe.model) {
+            (None, ModelSection::Path(dir)) => (dir.clone(), None),
+            (sft, _) => {
+                let num_steps = sft.as_ref().map(|section| section.num_steps as u64);
+                let model = run.layout.latest_model(Stage::Sft);
+                (model, Some(SftGoal { num_steps }))
+            }
         };
         Ok(Self {
             loss,
@@ -313,6 +326,7 @@ impl GrpoSettings {
             })?,
             engine: recipe.engine.clone(),
             initial_model,
+            sft,
             run,
             section: section.clone(),
         })

@@ -32,6 +32,11 @@ impl LambdaSchedule {
         let share = step.min(span) as f64 / span as f64;
         self.first + (last - self.first) * share
     }
+
+    /// The value at the last step.
+    pub fn at_end(&self) -> f64 {
+        self.at(self.num_steps.saturating_sub(1))
+    }
 }
 
 #[cfg(test)]
@@ -47,6 +52,7 @@ mod tests {
         };
         let values: Vec<f64> = (0..5).map(|step| schedule.at(step)).collect();
         assert_eq!(values, [1.0, 0.75, 0.5, 0.25, 0.0]);
+        assert!(schedule.at_end().abs() < 1e-12);
         let constant = LambdaSchedule {
             first: 0.3,
             last: None,

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use asyncthink_engine::Temperature;
 use asyncthink_protocol::Capacity;
 use asyncthink_rollout::ModelCard;
 use asyncthink_torch::DeviceSpec;
@@ -64,9 +65,33 @@ impl ThinkArgs {
     }
 }
 
-fn temperature(text: &str) -> Result<f64, &'static str> {
-    text.parse()
-        .ok()
-        .filter(|value: &f64| value.is_finite() && *value >= 0.0)
-        .ok_or("must be a number of at least 0")
+fn temperature(text: &str) -> Result<f64, String> {
+    let value: f64 = text
+        .parse()
+        .map_err(|_| "must be a number of at least 0".to_owned())?;
+    if value.is_finite() && value >= 0.0 {
+        let temperature = Temperature::new(value).map_err(|error| error.to_string())?;
+        return Ok(temperature.get());
+    }
+    Err("must be a number of at least 0".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_temperature_is_one_that_can_be_divided_by() {
+        for text in ["0", "1e-37", "0.7", "2"] {
+            assert!(temperature(text).is_ok(), "{text}");
+        }
+        for text in ["", "x", "-1", "nan", "inf"] {
+            let error = temperature(text).expect_err("no temperature");
+            assert_eq!(error, "must be a number of at least 0");
+        }
+        for text in ["1e-40", "1e-45", "1e-300"] {
+            let error = temperature(text).expect_err("too small");
+            assert!(error.contains("0, which takes the likeliest token"), "{error}");
+        }
+    }
 }

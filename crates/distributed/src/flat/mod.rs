@@ -6,10 +6,12 @@
 //!
 //! Shape legend: `flat` = elements of the vector, gaps included; `owned` = elements that one rank owns, padding included.
 
+mod finite;
 mod layout;
 mod shards;
 mod vector;
 
+pub(crate) use finite::first_non_finite;
 pub use layout::{FlatLayout, ParameterSlot, ROOT, Unit, unit_of_layer};
 pub use shards::{BucketCuts, Piece, Segment, UnitCuts, segments};
 pub use vector::{narrow, signed};

@@ -1,6 +1,8 @@
 //! Rules for the sections of stages.
 
 use super::view::Rules;
+use crate::defaults::MIN_TEMPERATURE;
+use crate::error::ErrorKind;
 
 /// Most episodes that are sampled together.
 const MAX_EPISODES: f64 = 10_000_000.0;
@@ -21,7 +23,23 @@ pub(super) fn steps(rules: &mut Rules<'_>, stage: &str) {
     }
 }
 
+/// Logits are divided by it as f32.
+pub(super) fn temperature(rules: &mut Rules<'_>, key: &str, hint: &str) {
+    if rules
+        .number(key)
+        .is_some_and(|value| value > 0.0 && value < MIN_TEMPERATURE)
+    {
+        let reason = format!("is too small to divide by: the smallest is {MIN_TEMPERATURE:e}");
+        rules.push(ErrorKind::OutOfRange, key, &reason, hint);
+    }
+}
+
 pub(super) fn grpo(rules: &mut Rules<'_>) {
+    temperature(
+        rules,
+        "grpo.temperature",
+        "set `temperature = 1.0`, the default; training needs episodes that differ",
+    );
     episodes(rules, "grpo.group_size", "grpo.prompts_per_step");
     if rules.text("grpo.loss_aggregation") == Some("constant_length")
         && !rules.has("grpo.constant_length_tokens")
@@ -35,6 +53,11 @@ pub(super) fn grpo(rules: &mut Rules<'_>) {
 }
 
 pub(super) fn eval(rules: &mut Rules<'_>) {
+    temperature(
+        rules,
+        "eval.temperature",
+        "set `temperature = 0` to take the likeliest token",
+    );
     episodes(rules, "eval.samples_per_problem", "eval.num_problems");
 }
 

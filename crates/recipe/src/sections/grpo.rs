@@ -31,6 +31,11 @@ pub struct GrpoSection {
     #[serde(default = "one")]
     #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub temperature: f64,
+    /// Whether to start from a model of `sft` that has not done
+    /// `sft.num_steps` steps, or that `sft` is still working on. Default
+    /// false: such a start is refused.
+    #[serde(default)]
+    pub init_from_unfinished: bool,
     /// Optimizer updates per rollout. Default 1, fully on-policy.
     #[serde(default = "count::<1>")]
     #[schemars(range(min = 1, max = 64))]
@@ -92,7 +97,9 @@ pub struct GrpoSection {
     pub keep_best_checkpoints: usize,
     /// What the best are found by: a figure of the step that is saved. Of
     /// equals the later one is the better. Default `reward`, what is trained
-    /// for. A step has few episodes, so its figures are partly chance.
+    /// for; where `reward.lambda_final` moves the weight of concurrency, the
+    /// rewards of all steps are compared under that final weight. A step has
+    /// few episodes, so its figures are partly chance.
     #[serde(default)]
     pub best_metric: GrpoMetric,
     /// Steps between lines of `metrics.jsonl`. Default 1.

@@ -26,11 +26,16 @@ pub(super) struct GrpoLine {
 }
 
 impl GrpoLine {
-    /// What checkpoints may be compared by.
-    pub(super) fn metrics_of_checkpoint(&self) -> [(GrpoMetric, Option<f64>); 4] {
+    /// What checkpoints may be compared by. Rewards of steps with different weights of concurrency cannot be, so that each is
+    /// taken as `final_lambda` would have it, the weight of the last step.
+    pub(super) fn metrics_of_checkpoint(
+        &self,
+        final_lambda: f64,
+    ) -> [(GrpoMetric, Option<f64>); 4] {
         let episodes = &self.episodes;
+        let reward = episodes.reward + (final_lambda - self.lambda) * episodes.reward_concurrency;
         [
-            (GrpoMetric::Reward, Some(episodes.reward)),
+            (GrpoMetric::Reward, Some(reward)),
             (GrpoMetric::RewardAccuracy, Some(episodes.reward_accuracy)),
             (GrpoMetric::AllCorrect, Some(episodes.all_correct)),
             (GrpoMetric::EtaRatio, episodes.eta_ratio),

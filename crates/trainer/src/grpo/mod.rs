@@ -9,6 +9,7 @@
 //! 3. Advantages may be mean-centred only, the reward may gate its concurrency term, and a KL term is optional.
 
 mod line;
+mod start;
 mod step;
 
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use asyncthink_checkpoint::{Checkpoint, fingerprint, model_identity};
 use asyncthink_recipe::Stage;
 
 use line::report;
+use start::check_finished;
 use step::Trainer;
 
 use crate::error::{Error, Result};
@@ -50,6 +52,12 @@ pub fn run_grpo(
     if !may_resume && let Err(error) = initial {
         return Err(error);
     }
+    let ranks = Arc::clone(&options.ranks);
+    let checked = match &initial {
+        Ok(model) if !may_resume && ranks.is_first() => check_finished(settings, model, observer),
+        _ => Ok(()),
+    };
+    ranks.agree(checked)?;
     let num_steps = run_settings.num_steps;
     let origin = Origin {
         dataset: fingerprint::of_items(&problems)?,
@@ -58,7 +66,6 @@ pub fn run_grpo(
             Err(_) => None,
         },
     };
-    let ranks = Arc::clone(&options.ranks);
     if section.prompts_per_step < ranks.world_size() {
         return Err(Error::TooManyRanks {
             key: "grpo.prompts_per_step",
@@ -109,7 +116,7 @@ pub fn run_grpo(
         };
         run.write_metrics(line.step, false, &line)?;
         report(observer, &line, num_steps);
-        for (metric, value) in line.metrics_of_checkpoint() {
+        for (metric, value) in line.metrics_of_checkpoint(trainer.final_lambda()) {
             run.note(metric.name(), value);
         }
         run.finish_step(&model, &optimizer, observer)?;

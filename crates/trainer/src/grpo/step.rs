@@ -81,6 +81,11 @@ impl<'a> Trainer<'a> {
         })
     }
 
+    /// Weight of the concurrency reward at the last step of the run.
+    pub(super) fn final_lambda(&self) -> f64 {
+        self.lambda.at_end()
+    }
+
     /// One step after `done` finished ones; `None` if the stop flag was raised before the weights moved.
     pub(super) fn step(
         &mut self,

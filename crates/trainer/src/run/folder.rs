@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use asyncthink_checkpoint::{
-    Checkpoint, CheckpointStore, PartialCheckpoint, Readme, Retention, StageLock, TrainerState,
-    remove, sync,
+    Checkpoint, CheckpointStore, PartialCheckpoint, Readme, Retention, SetAside, StageLock,
+    TrainerState, remove, sync,
 };
 use asyncthink_data::write_bytes_atomic;
 use asyncthink_model::PretrainedModel;
@@ -60,19 +60,29 @@ impl StageFolder {
             }
             Resume::Auto => None,
         };
-        if let Some(foreign) = given.take_if(|checkpoint| !is_inside(&checkpoint.dir, &checkpoints))
-        {
+        if let Some(foreign) = given.take_if(|given| !is_one_of(given, &checkpoints)) {
             replace_by_copy(&folder, &foreign, observer)?;
         }
         let store = CheckpointStore::open(&checkpoints, retention)?;
+        for aside in store.replace_copied_links()? {
+            observer.warning(&format!("{aside}: a link belongs there"));
+        }
         let checkpoint = match given {
             Some(given) => Some(given),
             None => newest(&store, begin, allowed, observer)?,
         };
         let mut state = begin.clone();
         if let Some(checkpoint) = &checkpoint {
+            warn_of_altered(checkpoint, observer);
             state.take_progress_of(&checkpoint.state);
-            store.rewind_to(state.step)?;
+            let aside = store.rewind_to(state.step)?;
+            keep_metrics(&aside, &layout.metrics(stage))?;
+            for aside in aside {
+                observer.warning(&format!(
+                    "{aside}: the run goes on from step {}, and nothing looks at it any more",
+                    state.step
+                ));
+            }
         }
         episode_files::remove_stale(&layout.episodes_folder(stage), state.step)?;
         let recipe = &settings.resolved_recipe;
@@ -199,10 +209,34 @@ fn newest(
     Ok(found.checkpoint)
 }
 
-fn is_inside(dir: &Path, folder: &Path) -> bool {
+/// Files that people edit say nothing about the run.
+fn warn_of_altered(checkpoint: &Checkpoint, observer: &mut dyn Observer) {
+    if !checkpoint.altered.is_empty() {
+        observer.warning(&format!(
+            "files of `{}` have changed since it was written, and the run goes on with them as they are: {}",
+            checkpoint.dir.display(),
+            checkpoint.altered.join(", ")
+        ));
+    }
+}
+
+/// Puts the metrics that led to the newest checkpoint set aside into its folder: the run cuts the file and writes its own.
+fn keep_metrics(aside: &[SetAside], metrics: &Path) -> Result<()> {
+    if let (Some(newest), Some(name)) = (aside.last(), metrics.file_name())
+        && metrics.is_file()
+        && newest.to.is_dir()
+    {
+        fs::copy(metrics, newest.to.join(name))?;
+    }
+    Ok(())
+}
+
+/// Whether a checkpoint is one of the folder's, and not a copy in it that has another name.
+fn is_one_of(given: &Checkpoint, folder: &Path) -> bool {
+    let name = format!("step_{}", given.state.step);
     folder
         .canonicalize()
-        .is_ok_and(|folder| dir.parent() == Some(folder.as_path()))
+        .is_ok_and(|folder| given.dir == folder.join(name))
 }
 
 /// Puts a copy of `given` in the place of what an earlier run left, which is moved aside.

@@ -46,3 +46,14 @@ pub(crate) fn check_finite(step: u64, what: &'static str, value: f64) -> Result<
         Err(Error::NonFinite { step, what, value })
     }
 }
+
+/// Fails if a weight or a moment of this rank is not finite: such a checkpoint would take the place of good ones.
+fn check_finite_state(step: u64, model: &PolicyModel, optimizer: &AdamW) -> Result<()> {
+    let found = match model.first_non_finite()? {
+        Some(weights) => Some(weights),
+        None => optimizer.first_non_finite()?,
+    };
+    found.map_or(Ok(()), |tensor| {
+        Err(Error::NonFiniteTensor { step, tensor })
+    })
+}

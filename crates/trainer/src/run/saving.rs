@@ -12,7 +12,7 @@ use asyncthink_distributed::{AdamW, optimizer_files};
 use asyncthink_recipe::SaveInBackground;
 use tch::Device;
 
-use super::exchanged_bytes;
+use super::{check_finite_state, exchanged_bytes};
 use super::snapshot::{PendingSave, RankSnapshot};
 use super::stage_run::StageRun;
 use crate::error::{Error, Result};
@@ -77,6 +77,8 @@ impl StageRun {
         self.set_save_phase(self.state.step);
         // What ranks that have drifted apart would write belongs to no run.
         self.ranks.check_order()?;
+        self.ranks
+            .agree(check_finite_state(self.state.step, model, optimizer))?;
         let share = self.share(model, optimizer, in_background);
         let share = self.ranks.agree(share)?;
         let partial = share.model.as_ref().map(|model| model.partial.clone());
@@ -201,9 +203,7 @@ impl StageRun {
         if !self.ranks.is_alone() && !error.is_of_all_ranks() {
             return error;
         }
-        let is_good = self.state.step > 0
-            && optimizer.num_updates() == num_updates_before
-            && model.is_finite().unwrap_or(false);
+        let is_good = self.state.step > 0 && optimizer.num_updates() == num_updates_before;
         let saved = self.finish_save(observer).and_then(|()| {
             if is_good {
                 self.save(model, optimizer, observer)?;

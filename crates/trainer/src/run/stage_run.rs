@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use asyncthink_checkpoint::{Checkpoint, CheckpointStore, TrainerState};
+use asyncthink_checkpoint::{Checkpoint, CheckpointStore, TrainerState, new_run_id};
 use asyncthink_distributed::{AdamW, Ranks};
 use serde::Serialize;
 
@@ -79,15 +79,21 @@ impl StageRun {
             initial_model: origin.initial_model,
             recipe: settings.recipe_keys.clone(),
             figures: std::collections::BTreeMap::new(),
+            run: String::new(),
         };
         ranks.check_same("recipe, data and initial model", &to_json(&state)?)?;
         let opened = ranks
             .is_first()
             .then(|| StageFolder::open(settings, &state, options, observer));
-        let (folder, checkpoint) = ranks.agree(opened.transpose())?.unzip();
+        let opened = opened.transpose().map_err(Error::before_work);
+        let (folder, checkpoint) = ranks.agree(opened)?.unzip();
         let checkpoint = of_first_rank(checkpoint.flatten(), &ranks)?;
-        if let Some(checkpoint) = &checkpoint {
-            state.take_progress_of(&checkpoint.state);
+        match &checkpoint {
+            Some(checkpoint) => state.take_progress_of(&checkpoint.state),
+            None => {
+                let id = ranks.first_rank_bytes(new_run_id().as_bytes())?;
+                state.run = String::from_utf8_lossy(&id).into_owned();
+            }
         }
         let checkpoints = settings.layout.checkpoints(stage);
         let store = CheckpointStore::attach(&checkpoints, save.retention);
@@ -213,5 +219,9 @@ fn of_first_rank(found: Option<Checkpoint>, ranks: &Ranks) -> Result<Option<Chec
     let bytes = ranks.first_rank_bytes(to_json(&told)?.as_bytes())?;
     let told: Option<(PathBuf, TrainerState)> = serde_json::from_slice(&bytes)
         .map_err(|error| Error::stage("reading what the first rank found", error))?;
-    Ok(told.map(|(dir, state)| Checkpoint { dir, state }))
+    Ok(told.map(|(dir, state)| Checkpoint {
+        dir,
+        state,
+        altered: Vec::new(),
+    }))
 }
