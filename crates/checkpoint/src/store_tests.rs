@@ -264,7 +264,11 @@ fn what_a_run_goes_back_behind_is_set_aside() {
         aside.iter().map(name).collect()
     };
     assert_eq!(names(&aside), ["set-aside-step_2", "set-aside-step_3"]);
-    assert!(aside[0].to_string().ends_with("/step_2` is set aside as `set-aside-step_2`"));
+    assert!(
+        aside[0]
+            .to_string()
+            .ends_with("/step_2` is set aside as `set-aside-step_2`")
+    );
     // Once more, and retention counts none of them.
     store.save(&state(2), &mut write).unwrap();
     assert_eq!(names(&store.rewind_to(1).unwrap()), ["set-aside-step_2.2"]);
@@ -448,7 +452,11 @@ fn a_newest_checkpoint_that_is_gone_is_named() {
     remove(&store.dir_of(2)).unwrap();
     let found = store.newest().unwrap();
     assert_eq!(found.checkpoint.unwrap().state.step, 1);
-    assert!(found.passed_over[0].to_string().ends_with("/step_2`, which `latest` names, is gone"));
+    assert!(
+        found.passed_over[0]
+            .to_string()
+            .ends_with("/step_2`, which `latest` names, is gone")
+    );
     remove(&store.dir_of(1)).unwrap();
     let error = store.newest().unwrap_err();
     assert!(error.is_input() && error.hint().is_some(), "{error}");

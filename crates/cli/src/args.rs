@@ -69,8 +69,8 @@ pub(crate) struct StageArgs {
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
 
-    /// Check everything, write the resolved recipe to standard output and into the run's folder,
-    /// and start nothing
+    /// Check everything, write the resolved recipe to standard output, and to `recipe.toml` in the
+    /// run's folder if there is none yet, and start nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
 

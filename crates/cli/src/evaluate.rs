@@ -18,6 +18,7 @@ use tch::Device;
 use crate::args::ResumeArg;
 use crate::failure::Failure;
 use crate::progress::Progress;
+use crate::run_folder;
 use crate::signals;
 
 /// The way of thinking that models are trained in.
@@ -115,12 +116,15 @@ impl Report {
     fn open(recipe: &Recipe, resume: &ResumeArg) -> Result<Self, Failure> {
         let layout = RunLayout::new(&recipe.run_dir);
         let models = models(recipe, &layout)?;
-        let lock = StageLock::acquire(&layout, Stage::Eval)?;
-        layout.write_recipe(&recipe.to_toml())?;
+        let lock = run_folder::lock(&layout, Stage::Eval, recipe)?;
         let settings = EvalSettings::from_recipe(recipe)?;
         let file = layout
             .stage(Stage::Eval)
             .join(format!("{}.json", file_stem("results", settings.split)));
+        if file.is_dir() {
+            let message = format!("`{}` is a folder in place of a file", file.display());
+            return Err(Failure::input(message).hint("move it away"));
+        }
         let earlier = match resume {
             ResumeArg::Auto => read_results(&file),
             _ => Results::default(),

@@ -89,6 +89,12 @@ impl Failure {
         }
     }
 
+    /// The same, as an error of the input: nothing has been done yet, so that what it names can be changed first.
+    pub(crate) fn before_work(mut self) -> Self {
+        self.exit = EXIT_INPUT;
+        self
+    }
+
     /// Adds a cause.
     pub(crate) fn cause(mut self, text: impl Into<String>) -> Self {
         if let Report::Message { causes, .. } = &mut self.report {
@@ -147,7 +153,7 @@ impl std::fmt::Display for Failure {
 
 /// What to do where the system would not store what was written. Such an error is often handed on as text alone, as another
 /// rank's is, so its number in the text tells; the numbers are Linux's.
-fn system_hint(text: &str) -> Option<&'static str> {
+pub(crate) fn system_hint(text: &str) -> Option<&'static str> {
     const NO_SPACE: &str = "(os error 28)";
     const OVER_QUOTA: &str = "(os error 122)";
     const FILE_TOO_LARGE: &str = "(os error 27)";

@@ -14,6 +14,7 @@ mod grade;
 mod launch;
 mod lines;
 mod progress;
+mod run_folder;
 mod score;
 mod signals;
 mod stages;
@@ -38,11 +39,7 @@ fn main() -> ExitCode {
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version are no errors; clap knows. A closed pipe is fine.
-            let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-        }
+        Err(error) => return print_usage(&error),
     };
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&cli.command))) {
         Ok(Ok(())) => ExitCode::SUCCESS,
@@ -61,6 +58,23 @@ fn main() -> ExitCode {
         // The hook has reported it.
         Err(_) => ExitCode::FAILURE,
     }
+}
+
+/// Prints help, the version, or what is wrong with the arguments; clap knows which it is.
+fn print_usage(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() {
+        let _ = error.print();
+    } else if let Err(failure) = print_help(error) {
+        let _ = std::io::stderr().write_all(failure.render().as_bytes());
+        return ExitCode::from(failure.exit_code());
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+/// Prints help or the version to standard output, as any other output.
+fn print_help(help: &clap::Error) -> Result<(), Failure> {
+    help.print()?;
+    Ok(std::io::stdout().flush()?)
 }
 
 fn run(command: &Command) -> Result<(), Failure> {

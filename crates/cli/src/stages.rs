@@ -18,6 +18,7 @@ use crate::args::{ResumeArg, StageArgs};
 use crate::catalogue::catalogue;
 use crate::failure::Failure;
 use crate::progress::Progress;
+use crate::run_folder;
 use crate::signals;
 
 pub(crate) fn run(stage: Stage, args: &StageArgs, out: &mut dyn Write) -> Result<(), Failure> {
@@ -32,6 +33,7 @@ pub(crate) fn run(stage: Stage, args: &StageArgs, out: &mut dyn Write) -> Result
     }
     check_chat_template(&recipe)?;
     let layout = RunLayout::new(&recipe.run_dir);
+    run_folder::check(&layout, stage)?;
     if args.dry_run {
         // What a run was made with is not replaced by what was only tried.
         if !layout.recipe().exists() {

@@ -15,6 +15,7 @@ use asyncthink_recipe::{Recipe, Stage};
 use crate::args::ResumeArg;
 use crate::failure::Failure;
 use crate::progress::{Progress, figure};
+use crate::run_folder;
 
 pub(crate) fn run(
     recipe: &Recipe,
@@ -64,8 +65,7 @@ pub(crate) fn run(
 /// Locks the stage; without the manifest, which is removed to begin anew, its files count as unfinished.
 fn open(recipe: &Recipe, resume: &ResumeArg) -> Result<StageLock, Failure> {
     let layout = RunLayout::new(&recipe.run_dir);
-    let lock = StageLock::acquire(&layout, Stage::Synth)?;
-    layout.write_recipe(&recipe.to_toml())?;
+    let lock = run_folder::lock(&layout, Stage::Synth, recipe)?;
     let manifest = SynthFolder::new(&recipe.run_dir).manifest();
     if *resume == ResumeArg::Never && manifest.exists() {
         fs_err::remove_file(manifest)?;

@@ -16,7 +16,8 @@ use tch::{Device, Kind, Tensor};
 use crate::digest::add_sum;
 use crate::error::{Error, Result};
 use crate::flat::{
-    FlatLayout, ParameterSlot, Piece, ROOT, UnitCuts, first_non_finite, narrow, signed, unit_of_layer,
+    FlatLayout, ParameterSlot, Piece, ROOT, UnitCuts, first_non_finite, narrow, signed,
+    unit_of_layer,
 };
 use crate::ranks::Ranks;
 

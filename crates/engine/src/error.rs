@@ -52,7 +52,9 @@ pub enum Error {
         budget_bytes: u64,
     },
     /// The temperature is not a number that logits can be divided by.
-    #[error("invalid temperature: {0:e}; it is 0, which takes the likeliest token, or at least {MIN_TEMPERATURE:e}")]
+    #[error(
+        "invalid temperature: {0:e}; it is 0, which takes the likeliest token, or at least {MIN_TEMPERATURE:e}"
+    )]
     Temperature(f64),
     /// The model failed.
     #[error(transparent)]

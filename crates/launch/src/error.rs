@@ -111,6 +111,12 @@ pub enum Error {
         /// The given path.
         path: String,
     },
+    /// A folder for logs cannot be made.
+    #[error("`--log-dir`: {source}")]
+    NoLogDir {
+        /// The system's reason; it names the folder.
+        source: io::Error,
+    },
     /// Node 0 cannot listen for the other nodes.
     #[error("node 0 cannot listen for the other nodes on port {port}: {source}")]
     Listen {
@@ -174,6 +180,7 @@ impl Error {
     /// Remedy.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
+            Self::NoLogDir { .. } => "give a folder that can be made and written",
             Self::NoGpu { .. } => {
                 "`--nproc-per-node cpu` takes the CPUs, `auto` what there is, and a number is taken as it is"
             }

@@ -64,7 +64,10 @@ mod tests {
     #[test]
     fn both_ways_of_dividing_agree() {
         let logits = [1.0e-6, 3.0e-6, -2.0e-6];
-        let (a, b) = (log_softmax(&logits, 1e-6), log_softmax(&logits, 0.999_999e-6));
+        let (a, b) = (
+            log_softmax(&logits, 1e-6),
+            log_softmax(&logits, 0.999_999e-6),
+        );
         for (a, b) in a.iter().zip(b) {
             assert!((a - b).abs() < 1e-4, "{a} {b}");
         }

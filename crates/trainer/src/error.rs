@@ -213,7 +213,9 @@ impl Error {
                 "let `sft` finish first (the same command goes on from where it stopped), or start from this model all the same \
                  by `--set grpo.init_from_unfinished=true`"
             }
-            Self::RunFolder { .. } => "make `run_dir` a folder that can be written, or choose another",
+            Self::RunFolder { .. } => {
+                "make `run_dir` a folder that can be written, or choose another"
+            }
             Self::LogprobMismatch { .. } => {
                 "use float32, raise `grpo.max_logprob_mismatch`, or remove it to only measure the difference"
             }

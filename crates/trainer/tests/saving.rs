@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use asyncthink_checkpoint::RunLayout;
 use asyncthink_recipe::{Recipe, Stage};
-use asyncthink_trainer::{Resume, RunOutcome};
+use asyncthink_trainer::{Error, Resume, RunOutcome};
 use common::{Watcher, alone, finish, metrics, recipe, run, weights};
 use fs_err as fs;
 use serde_json::Value;
@@ -174,4 +174,47 @@ fn the_best_checkpoint_stays_and_has_a_name() {
     }
     let steps = watcher.saved.iter().map(|(step, _)| *step);
     assert_eq!(steps.collect::<Vec<_>>(), [2, 4, 6, 8]);
+}
+
+#[test]
+fn weights_that_are_no_numbers_replace_no_checkpoint() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let sets = ["sft.save_every_steps=1", "sft.num_steps=6"];
+    let good = recipe(dir.path(), &sets);
+    let mut watcher = Watcher {
+        stop_after_step: Some(2),
+        ..Watcher::default()
+    };
+    run(&good, Stage::Sft, Resume::Auto, &mut watcher).unwrap();
+    let before = [1, 2].map(|step| files(&checkpoint(&good, step)));
+    for how in ["never", "always"] {
+        let background = format!("save_in_background={how}");
+        // The weights leave the range of f32 in the next update, whose loss and gradient are as they should be.
+        let diverging = [
+            &sets[..],
+            &[
+                "sft.optimizer.weight_decay=1e44",
+                "allow_changed=[\"sft.optimizer\"]",
+                &background,
+            ],
+        ];
+        let diverging = recipe(dir.path(), &diverging.concat());
+        let mut watcher = Watcher::default();
+        let error = run(&diverging, Stage::Sft, Resume::Auto, &mut watcher).unwrap_err();
+        let Error::NonFiniteTensor { step: 3, tensor } = &error else {
+            panic!("{error}")
+        };
+        assert!(tensor.starts_with("model.layers.0."), "{tensor}");
+        assert!(error.to_string().contains("step 3 is not saved") && !error.is_input());
+        assert!(watcher.saved.is_empty());
+        let after = [1, 2].map(|step| files(&checkpoint(&good, step)));
+        assert!(before == after && !checkpoint(&good, 3).exists());
+        let latest = RunLayout::new(&good.run_dir).checkpoints(Stage::Sft);
+        let latest = fs::read_link(latest.join("latest")).unwrap();
+        assert_eq!(latest, Path::new("step_2"));
+    }
+    let mut watcher = Watcher::default();
+    run(&good, Stage::Sft, Resume::Auto, &mut watcher).unwrap();
+    assert_eq!(watcher.steps, [3, 4, 5, 6]);
 }

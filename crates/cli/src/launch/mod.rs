@@ -21,10 +21,7 @@ pub(crate) fn run(args: &LaunchArgs) -> Result<(), Failure> {
     match Cli::try_parse_from(words) {
         Ok(cli) => check(&cli.command)?,
         // Help and version are no errors.
-        Err(error) if !error.use_stderr() => {
-            let _ = error.print();
-            return Ok(());
-        }
+        Err(error) if !error.use_stderr() => return crate::print_help(&error),
         // One message, and not one of every rank.
         Err(error) => return Err(wrong_command(&error)),
     }
@@ -35,13 +32,17 @@ pub(crate) fn run(args: &LaunchArgs) -> Result<(), Failure> {
     let plan = args.options().plan(&Machine::detect(), program)?;
     let inbox = Inbox::default();
     let _forwarding = forward_signals(plan.signals(), inbox.signal_sender())?;
+    let console = Arc::new(Console::standard());
     let io = LaunchIo {
-        console: Arc::new(Console::standard()),
+        console: Arc::clone(&console),
         inbox,
         listener: None,
     };
     match launch(&plan, io)? {
-        Outcome::Done => Ok(()),
+        // What could not be written is said at the end, as by a command alone.
+        Outcome::Done => console
+            .take_output_error()
+            .map_or(Ok(()), |error| Err(error.into())),
         Outcome::Signalled(signal) => Err(Failure::signal(signal.number())),
         Outcome::Failed(report) => Err(failed(&report)),
     }

@@ -91,7 +91,10 @@ mod tests {
         }
         for text in ["1e-40", "1e-45", "1e-300"] {
             let error = temperature(text).expect_err("too small");
-            assert!(error.contains("0, which takes the likeliest token"), "{error}");
+            assert!(
+                error.contains("0, which takes the likeliest token"),
+                "{error}"
+            );
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use asyncthink_checkpoint::RunLayout;
+use asyncthink_checkpoint::{RunLayout, newest_model};
 use asyncthink_data::{ChatSettings, Tokenizer};
 use asyncthink_recipe::Stage;
 use asyncthink_rollout::{MODEL_CARD_FILE, ModelCard};
@@ -91,8 +91,8 @@ fn model_dir(given: &Path) -> Result<PathBuf, Failure> {
         run.latest_model(Stage::Grpo),
         run.latest_model(Stage::Sft),
         // The folder of a stage, and that of its checkpoints.
-        given.join("checkpoints/latest"),
-        given.join("latest"),
+        newest_model(&given.join("checkpoints")),
+        newest_model(given),
     ];
     let found = candidates
         .iter()

@@ -49,7 +49,7 @@ pub fn launch(plan: &LaunchPlan, io: LaunchIo) -> Result<Outcome, Error> {
         listener,
     } = io;
     if let Some(folder) = &plan.output.log_dir {
-        fs_err::create_dir_all(folder)?;
+        fs_err::create_dir_all(folder).map_err(|source| Error::NoLogDir { source })?;
     }
     if plan.num_local_ranks.get() > 1 && std::env::var_os("OMP_NUM_THREADS").is_none() {
         console.note("OMP_NUM_THREADS is not set, and is 1 for every rank");

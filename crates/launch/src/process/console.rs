@@ -21,6 +21,8 @@ pub struct Console {
 struct Sinks {
     out: Option<Box<dyn Write + Send>>,
     err: Option<Box<dyn Write + Send>>,
+    /// Why standard output was given up, unless nobody reads it any more.
+    output_error: Option<io::Error>,
 }
 
 impl fmt::Debug for Console {
@@ -36,6 +38,7 @@ impl Console {
             sinks: Mutex::new(Sinks {
                 out: Some(Box::new(out)),
                 err: Some(Box::new(err)),
+                output_error: None,
             }),
         }
     }
@@ -56,12 +59,21 @@ impl Console {
             Stream::Out => &mut sinks.out,
             Stream::Err => &mut sinks.err,
         };
-        if let Some(writer) = sink {
-            let written = writer.write_all(lines).and_then(|()| writer.flush());
-            if written.is_err() {
-                *sink = None;
+        let Some(writer) = sink else {
+            return;
+        };
+        if let Err(error) = writer.write_all(lines).and_then(|()| writer.flush()) {
+            *sink = None;
+            if stream == Stream::Out && error.kind() != io::ErrorKind::BrokenPipe {
+                sinks.output_error = Some(error);
             }
         }
+    }
+
+    /// Why lines of ranks could not be written to standard output, if it was not that nobody reads it any more.
+    pub fn take_output_error(&self) -> Option<io::Error> {
+        let mut sinks = self.sinks.lock().unwrap_or_else(PoisonError::into_inner);
+        sinks.output_error.take()
     }
 
     /// A line of the launcher itself.
@@ -75,11 +87,11 @@ impl Console {
 mod tests {
     use super::*;
 
-    struct Closed;
+    struct Failing(io::ErrorKind);
 
-    impl Write for Closed {
+    impl Write for Failing {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-            Err(io::ErrorKind::BrokenPipe.into())
+            Err(self.0.into())
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -90,12 +102,24 @@ mod tests {
     #[test]
     fn a_closed_pipe_is_given_up_and_the_other_stays() {
         let (reader, writer) = io::pipe().expect("a pipe");
-        let console = Console::new(Closed, writer);
+        let console = Console::new(Failing(io::ErrorKind::BrokenPipe), writer);
         console.write(Stream::Out, b"lost\n");
         console.write(Stream::Out, b"lost\n");
         console.note("one\ntwo");
+        assert!(console.take_output_error().is_none());
         drop(console);
         let text = io::read_to_string(reader).expect("text");
         assert_eq!(text, "[launch] one\n[launch]   two\n");
+    }
+
+    #[test]
+    fn a_full_device_is_told_and_standard_error_is_nobodys_output() {
+        let full = || Failing(io::ErrorKind::StorageFull);
+        let console = Console::new(full(), full());
+        console.note("lost");
+        assert!(console.take_output_error().is_none());
+        console.write(Stream::Out, b"lost\n");
+        let error = console.take_output_error().expect("an error");
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     }
 }

@@ -12,9 +12,9 @@ use asyncthink_distributed::{AdamW, optimizer_files};
 use asyncthink_recipe::SaveInBackground;
 use tch::Device;
 
-use super::{check_finite_state, exchanged_bytes};
 use super::snapshot::{PendingSave, RankSnapshot};
 use super::stage_run::StageRun;
+use super::{check_finite_state, exchanged_bytes};
 use crate::error::{Error, Result};
 use crate::observer::Observer;
 use asyncthink_gradient::PolicyModel;

@@ -58,6 +58,38 @@ fn ranks_write_in_the_background_together_and_fail_together() {
 }
 
 #[test]
+fn ranks_refuse_to_save_weights_that_are_no_numbers_together() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    for shard in ["optimizer", "full"] {
+        let shard_set = format!("distributed.shard={shard}");
+        let sets = ["sft.save_every_steps=1", "sft.num_steps=4", &shard_set];
+        let good = recipe(&dir.path().join(shard), &sets);
+        run_ranks(&good, Stage::Sft, 2, Some(2));
+        let before = model_of(&good, Stage::Sft);
+        let diverging = [
+            &sets[..],
+            &[
+                "sft.optimizer.weight_decay=1e44",
+                "allow_changed=[\"sft.optimizer\"]",
+            ],
+        ];
+        let diverging = recipe(&dir.path().join(shard), &diverging.concat());
+        let commands = commands_of_ranks(&diverging, Stage::Sft, 2);
+        let start = |mut command: Command| command.stderr(Stdio::piped()).spawn().unwrap();
+        let ranks: Vec<Child> = commands.into_iter().map(start).collect();
+        for child in ranks {
+            let output = child.wait_with_output().unwrap();
+            let message = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(!output.status.success(), "{message}");
+            assert!(message.contains("step 3 is not saved: `"), "{message}");
+        }
+        assert_eq!(model_of(&good, Stage::Sft), before);
+        assert!(before.ends_with("step_2"));
+    }
+}
+
+#[test]
 fn a_stopped_rank_is_named_by_the_one_that_waits_for_it() {
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
