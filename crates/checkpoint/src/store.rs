@@ -387,3 +387,6 @@ pub fn newest_model(checkpoints: &Path) -> PathBuf {
 #[cfg(test)]
 #[path = "store_tests.rs"]
 mod tests;
+#[cfg(test)]
+#[path = "touched_tests.rs"]
+mod touched_tests;

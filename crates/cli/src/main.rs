@@ -21,6 +21,7 @@ mod stages;
 mod synth;
 mod think;
 mod trace;
+mod usage;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return print_usage(&error),
+        Err(error) => return usage::print(&error),
     };
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&cli.command))) {
         Ok(Ok(())) => ExitCode::SUCCESS,
@@ -58,23 +59,6 @@ fn main() -> ExitCode {
         // The hook has reported it.
         Err(_) => ExitCode::FAILURE,
     }
-}
-
-/// Prints help, the version, or what is wrong with the arguments; clap knows which it is.
-fn print_usage(error: &clap::Error) -> ExitCode {
-    if error.use_stderr() {
-        let _ = error.print();
-    } else if let Err(failure) = print_help(error) {
-        let _ = std::io::stderr().write_all(failure.render().as_bytes());
-        return ExitCode::from(failure.exit_code());
-    }
-    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
-}
-
-/// Prints help or the version to standard output, as any other output.
-fn print_help(help: &clap::Error) -> Result<(), Failure> {
-    help.print()?;
-    Ok(std::io::stdout().flush()?)
 }
 
 fn run(command: &Command) -> Result<(), Failure> {

@@ -36,12 +36,12 @@ fn part(path: &Path, rank: usize) -> PathBuf {
     path.with_extension(format!("{PART}{rank}"))
 }
 
-/// Removes episodes of steps after `step`, which the run is going to do again or never does: they are of another history. Parts
-/// that a killed run left go as well.
+/// Removes episodes of steps after `step`, which the run is going to do again or never does: they are of another history. With
+/// `aside`, the folder of a checkpoint of that history, they are moved there. Parts that a killed run left go as well.
 ///
 /// # Errors
 /// When a file cannot be removed.
-pub(crate) fn remove_stale(folder: &Path, step: u64) -> Result<()> {
+pub(crate) fn remove_stale(folder: &Path, step: u64, aside: Option<&Path>) -> Result<()> {
     if !folder.is_dir() {
         return Ok(());
     }
@@ -52,11 +52,17 @@ pub(crate) fn remove_stale(folder: &Path, step: u64) -> Result<()> {
             .to_str()
             .and_then(|name| name.strip_prefix("step_")?.split_once('.'))
             .and_then(|(number, extension)| Some((number.parse::<u64>().ok()?, extension)));
-        let is_stale = parsed.is_some_and(|(number, extension)| {
-            extension.starts_with(PART) || (extension == "parquet" && number > step)
-        });
-        if is_stale {
-            fs::remove_file(entry.path())?;
+        let is_part = parsed.is_some_and(|(_, extension)| extension.starts_with(PART));
+        let is_later =
+            parsed.is_some_and(|(number, extension)| extension == "parquet" && number > step);
+        match aside {
+            Some(aside) if is_later => {
+                let kept = aside.join("episodes");
+                fs::create_dir_all(&kept)?;
+                fs::rename(entry.path(), kept.join(&name))?;
+            }
+            _ if is_part || is_later => fs::remove_file(entry.path())?,
+            _ => {}
         }
     }
     Ok(())
@@ -69,13 +75,21 @@ mod tests {
     #[test]
     fn later_episodes_and_parts_go() {
         let dir = tempfile::tempdir().unwrap();
-        remove_stale(&dir.path().join("none"), 3).unwrap();
+        remove_stale(&dir.path().join("none"), 3, None).unwrap();
         let stale = ["step_4.parquet", "step_2.rank_1", "step_12.rank_10"];
         let kept = ["step_3.parquet", "notes.txt", "step_x.parquet"];
+        let aside = dir.path().join("aside");
         for name in stale.iter().chain(&kept) {
             fs::write(dir.path().join(name), "x").unwrap();
         }
-        remove_stale(dir.path(), 3).unwrap();
+        remove_stale(dir.path(), 3, Some(&aside)).unwrap();
+        let moved = fs::read_dir(aside.join("episodes")).unwrap();
+        let moved: Vec<_> = moved.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(moved, ["step_4.parquet"]);
+        for name in &stale {
+            fs::write(dir.path().join(name), "x").unwrap();
+        }
+        remove_stale(dir.path(), 3, None).unwrap();
         for name in stale {
             assert!(!dir.path().join(name).exists(), "{name}");
         }

@@ -145,6 +145,56 @@ fn a_refused_or_tried_recipe_is_not_the_run_s() {
 }
 
 #[test]
+fn a_run_folder_that_cannot_be_written() {
+    let workspace = Workspace::new();
+    std::fs::write(workspace.path().join("file"), "x").expect("a file");
+    for (run_dir, named) in [
+        ("file", "`file` is not a folder"),
+        ("file/run", "`file` is not a folder"),
+        ("/proc/run", "cannot write into `/proc`"),
+    ] {
+        let set = format!("run_dir={run_dir}");
+        for stage in ["synth", "sft", "grpo", "eval"] {
+            for more in [&[][..], &["--dry-run"]] {
+                let args = [&[stage, "tiny.toml", "--set", &set], more].concat();
+                let shown = workspace.refused(&args);
+                assert!(shown.contains("error: `run_dir`: "), "{shown}");
+                assert!(shown.contains(named), "{shown}");
+            }
+        }
+    }
+    // One stage's place is taken, and another's is free.
+    std::fs::create_dir(workspace.path().join("run")).expect("a folder");
+    std::fs::write(workspace.path().join("run/sft"), "x").expect("a file");
+    let shown = workspace.refused(&["sft", "tiny.toml"]);
+    assert!(shown.contains("`run/sft` is not a folder"), "{shown}");
+    workspace.done(&["synth", "tiny.toml"]);
+
+    let log_dir = ["launch", "--log-dir", "file/logs", "--", "schema"];
+    let shown = workspace.refused(&log_dir);
+    assert!(
+        shown.contains("`--log-dir`: ") && shown.contains("`file/logs`"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn grpo_after_an_unfinished_sft() {
+    let workspace = Workspace::new();
+    workspace.done(&["synth", "tiny.toml"]);
+    workspace.done(&["sft", "tiny.toml", "--set", "sft.num_steps=2"]);
+    let shown = workspace.refused(&["grpo", "tiny.toml"]);
+    assert!(
+        shown.contains("`sft` has stopped, at step 2 of 10"),
+        "{shown}"
+    );
+    assert!(!workspace.path().join("run/grpo").exists());
+    let set = "grpo.init_from_unfinished=true";
+    let output = workspace.done(&["grpo", "tiny.toml", "--set", set]);
+    assert!(workspace.show(&output).contains("warning: "));
+}
+
+#[test]
 fn run_in_use() {
     let workspace = Workspace::new();
     workspace.done(&["synth", "tiny.toml"]);

@@ -1,4 +1,6 @@
-//! `trace` and `grade`: JSON lines in, JSON lines out.
+//! `trace` and `grade`: JSON lines in, JSON lines out. What becomes of output that cannot be written.
+
+use std::process::Stdio;
 
 use asyncthink_tests::{Workspace, stdout};
 use serde_json::{Value, json};
@@ -222,6 +224,30 @@ fn a_file_that_is_no_text_is_named() {
 }
 
 #[test]
+fn a_full_device_is_a_failure_alone_and_under_launch() {
+    let workspace = Workspace::new();
+    for args in [
+        &["--help"][..],
+        &["--version"],
+        &["schema"],
+        &["completions", "bash"],
+        &["synth", "tiny.toml", "--dry-run"],
+        &["launch", "--", "schema"],
+        &["launch", "--nproc-per-node", "2", "--", "schema"],
+        &["launch", "--", "synth", "tiny.toml", "--dry-run"],
+        &["launch", "--", "schema", "--help"],
+    ] {
+        let full = std::fs::File::create("/dev/full").expect("a device");
+        let mut command = workspace.command(args);
+        let child = command.stdout(full).stderr(Stdio::piped()).spawn();
+        let output = child.expect("the program starts").wait_with_output();
+        let shown = workspace.show(&output.expect("the program ends"));
+        assert!(shown.starts_with("exit code: Some(1)"), "{args:?}: {shown}");
+        assert!(shown.contains("error: No space left on device"), "{shown}");
+    }
+}
+
+#[test]
 fn a_closed_pipe_is_success() {
     let workspace = Workspace::new();
     let line = json!({"id": 9, "capacity": 2, "organizer": "<ANSWER>8</ANSWER>", "workers": []});
@@ -230,9 +256,14 @@ fn a_closed_pipe_is_success() {
         format!("{line}\n").repeat(50_000),
     )
     .expect("a file");
-    let mut child = workspace.spawn(&["trace", "many.jsonl"]);
-    drop(child.stdout.take());
-    let output = child.wait_with_output().expect("the program ends");
-    assert!(output.status.success(), "{}", workspace.show(&output));
-    assert!(output.stderr.is_empty(), "{}", workspace.show(&output));
+    for args in [
+        &["trace", "many.jsonl"][..],
+        &["launch", "--", "trace", "many.jsonl"],
+    ] {
+        let mut child = workspace.spawn(args);
+        drop(child.stdout.take());
+        let output = child.wait_with_output().expect("the program ends");
+        assert!(output.status.success(), "{}", workspace.show(&output));
+        assert!(output.stderr.is_empty(), "{}", workspace.show(&output));
+    }
 }

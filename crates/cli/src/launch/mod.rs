@@ -14,6 +14,7 @@ pub(crate) use args::LaunchArgs;
 
 use crate::args::{Cli, Command};
 use crate::failure::Failure;
+use crate::usage;
 
 /// Runs the ranks; nothing may hold the lock on standard output.
 pub(crate) fn run(args: &LaunchArgs) -> Result<(), Failure> {
@@ -21,7 +22,7 @@ pub(crate) fn run(args: &LaunchArgs) -> Result<(), Failure> {
     match Cli::try_parse_from(words) {
         Ok(cli) => check(&cli.command)?,
         // Help and version are no errors.
-        Err(error) if !error.use_stderr() => return crate::print_help(&error),
+        Err(error) if !error.use_stderr() => return usage::print_help(&error),
         // One message, and not one of every rank.
         Err(error) => return Err(wrong_command(&error)),
     }

@@ -72,19 +72,21 @@ impl StageFolder {
             None => newest(&store, begin, allowed, observer)?,
         };
         let mut state = begin.clone();
+        let mut aside = Vec::new();
         if let Some(checkpoint) = &checkpoint {
             warn_of_altered(checkpoint, observer);
             state.take_progress_of(&checkpoint.state);
-            let aside = store.rewind_to(state.step)?;
+            aside = store.rewind_to(state.step)?;
             keep_metrics(&aside, &layout.metrics(stage))?;
-            for aside in aside {
+            for aside in &aside {
                 observer.warning(&format!(
                     "{aside}: the run goes on from step {}, and nothing looks at it any more",
                     state.step
                 ));
             }
         }
-        episode_files::remove_stale(&layout.episodes_folder(stage), state.step)?;
+        let history = newest_folder(&aside);
+        episode_files::remove_stale(&layout.episodes_folder(stage), state.step, history)?;
         let recipe = &settings.resolved_recipe;
         write_bytes_atomic(&folder.join("recipe.toml"), recipe.as_bytes())?;
         layout.write_recipe(recipe)?;
@@ -222,13 +224,17 @@ fn warn_of_altered(checkpoint: &Checkpoint, observer: &mut dyn Observer) {
 
 /// Puts the metrics that led to the newest checkpoint set aside into its folder: the run cuts the file and writes its own.
 fn keep_metrics(aside: &[SetAside], metrics: &Path) -> Result<()> {
-    if let (Some(newest), Some(name)) = (aside.last(), metrics.file_name())
+    if let (Some(newest), Some(name)) = (newest_folder(aside), metrics.file_name())
         && metrics.is_file()
-        && newest.to.is_dir()
     {
-        fs::copy(metrics, newest.to.join(name))?;
+        fs::copy(metrics, newest.join(name))?;
     }
     Ok(())
+}
+
+fn newest_folder(aside: &[SetAside]) -> Option<&Path> {
+    let newest = aside.last().map(|one| one.to.as_path());
+    newest.filter(|path| path.is_dir())
 }
 
 /// Whether a checkpoint is one of the folder's, and not a copy in it that has another name.
