@@ -264,6 +264,8 @@ fn a_closed_pipe_is_success() {
         drop(child.stdout.take());
         let output = child.wait_with_output().expect("the program ends");
         assert!(output.status.success(), "{}", workspace.show(&output));
-        assert!(output.stderr.is_empty(), "{}", workspace.show(&output));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!said.contains("error"), "{said}");
+        assert!(said.is_empty() || args[0] == "launch", "{said}");
     }
 }
