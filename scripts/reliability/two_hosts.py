@@ -14,6 +14,7 @@ where users may have namespaces. Namespaces are always removed. For `sft` and `g
     same     with 1 and 1 ranks, and with 1 and 2: metrics (without `timing`) and weights are those of as many ranks on one host
     kill     a rank of the second host is ended by SIGKILL: all start again, go on, and end with the same metrics and weights
     cut      the cable is unplugged: both launchers end with an error that names what was lost, and nothing is left running
+    apart    each host has a run folder of its own: both launchers end with exit code 2 and name the rank, and nothing is trained
 
 Prints one JSON object; exit code 1 if something is not as it should be. Python 3 standard library only, Linux, iproute2.
 """
@@ -90,9 +91,9 @@ class Hosts:
 class Pair:
     """A launcher on each host."""
 
-    def __init__(self, arguments, hosts, shape, command, run_id, max_restarts, folder):
+    def __init__(self, arguments, hosts, shape, commands, run_id, max_restarts, folder):
         self.outputs, self.launchers = [], []
-        for host, num_ranks in enumerate(shape):
+        for host, (num_ranks, command) in enumerate(zip(shape, commands)):
             options = [
                 "--nnodes=2",
                 f"--nproc-per-node={num_ranks}",
@@ -147,9 +148,9 @@ class Tester:
             runs.run(self.hosts.inside(0, command), self.log)
         return run_dir
 
-    def start(self, shape, stage, run_dir, max_restarts=0, sets=()):
-        command = self.command(stage, run_dir, sets)
-        return Pair(self.arguments, self.hosts, shape, command, run_dir.name, max_restarts, run_dir)
+    def start(self, shape, stage, run_dir, max_restarts=0, sets=(), second_run_dir=None):
+        commands = [self.command(stage, folder, sets) for folder in (run_dir, second_run_dir or run_dir)]
+        return Pair(self.arguments, self.hosts, shape, commands, run_dir.name, max_restarts, run_dir)
 
     def finish(self, pair, seconds=runs.TIMEOUT_SECONDS):
         ends = pair.wait(seconds)
@@ -213,11 +214,29 @@ class Tester:
         }
 
 
+    def apart(self, stage, expected):
+        run_dirs = [self.fresh(stage, expected) for _ in (0, 1)]
+        sets = [f"distributed.timeout_secs={TIMEOUT_SECS}"]
+        pair = self.start([1, 1], stage, run_dirs[0], max_restarts=1, sets=sets, second_run_dir=run_dirs[1])
+        ends = self.finish(pair)
+        return {
+            "what": "apart",
+            "stage": stage,
+            "exit_codes": [code for code, _ in ends],
+            "named": ["is not seen by rank 1 on " in text for text in pair.texts()],
+            "trained": [(run_dir / stage).exists() for run_dir in run_dirs],
+            "left_running": len(runs.left_running(run_dirs[0])),
+            "unreadable": [],
+        }
+
+
 def is_good(result):
     is_quiet = result["left_running"] == 0 and not result["unreadable"]
     if result["what"] == "cut":
         is_named = all(said.startswith("error: ") for said in result["said"]) and all(result["phase_and_step_named"])
         return is_quiet and result["exit_codes"] == [1, 1] and is_named
+    if result["what"] == "apart":
+        return is_quiet and result["exit_codes"] == [2, 2] and all(result["named"]) and not any(result["trained"])
     is_same = result["metrics_identical"] and result["weights_identical"]
     return is_quiet and is_same and result.get("restarts", [1, 1]) == [1, 1]
 
@@ -256,6 +275,7 @@ def main():
                 if shape == [1, 1]:
                     note(tester.kill(stage, expected))
                     note(tester.cut(stage, expected))
+                    note(tester.apart(stage, expected))
     passed = all(is_good(result) for result in results)
     print(json.dumps({"results": results, "passed": passed}, indent=2))
     sys.exit(0 if passed else 1)

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +33,16 @@ pub enum Error {
     CheckpointGone {
         /// Where it should be.
         dir: PathBuf,
+    },
+    /// What other ranks have written of a checkpoint is not seen by the first one, which would publish it.
+    #[error("checkpoint `{dir}` is not complete after {} s: {}", waited.as_secs(), missing.join("; "))]
+    MissingParts {
+        /// The folder that it is written to.
+        dir: PathBuf,
+        /// The files, each with its rank and what is wrong.
+        missing: Vec<String>,
+        /// How long they were waited for.
+        waited: Duration,
     },
     /// Checkpoints exist and none of them can be read.
     #[error("no checkpoint in `{dir}` is readable; the newest fails with: {newest}")]
@@ -147,6 +158,11 @@ impl Error {
         }
     }
 
+    /// Whether a file is not there.
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() == std::io::ErrorKind::NotFound)
+    }
+
     /// What the user can do about it.
     pub fn hint(&self) -> Option<Cow<'static, str>> {
         let hint = match self {
@@ -160,6 +176,9 @@ impl Error {
             | Self::CheckpointGone { .. }
             | Self::NoReadableCheckpoint { .. } => {
                 "give another checkpoint with `--resume DIR`, or start over with `--resume never`"
+            }
+            Self::MissingParts { .. } => {
+                "every rank must write to one folder: put `run_dir` on a file system that all machines share; where that only shows files late, raise `distributed.timeout_secs`"
             }
             Self::RunInUse { .. } => "wait for that process to end, or choose another `run_dir`",
             Self::WrongStage { .. } => "give a checkpoint of the stage that is run",

@@ -15,10 +15,12 @@ mod layout;
 mod links;
 mod lock;
 mod manifest;
+mod parts;
 mod readme;
 mod retention;
 mod state;
 mod store;
+mod written;
 
 pub use aside::SetAside;
 pub use background::Task;
@@ -31,3 +33,4 @@ pub use readme::{Contents, Readme};
 pub use retention::Retention;
 pub use state::{TrainerState, new_run_id};
 pub use store::{Checkpoint, CheckpointStore, Found, PartialCheckpoint, newest_model};
+pub use written::{Part, wait_for_parts};

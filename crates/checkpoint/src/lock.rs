@@ -1,6 +1,7 @@
 //! One process per stage of a run.
 
 use std::fs::TryLockError;
+use std::io::{Seek as _, Write as _};
 use std::path::PathBuf;
 
 use asyncthink_data::remove_stale_temporaries;
@@ -13,7 +14,7 @@ use crate::layout::RunLayout;
 /// Keeps other processes out of a stage's folder; the system lets go of it when the process ends, however it ends.
 #[derive(Debug)]
 pub struct StageLock {
-    _file: fs::File,
+    file: fs::File,
 }
 
 impl StageLock {
@@ -47,7 +48,7 @@ impl StageLock {
         for folder in [layout.root(), &folder, &folder.join("episodes")] {
             remove_stale_temporaries(folder)?;
         }
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
 
     /// Whether a process works on a stage, for those who only read what it writes.
@@ -56,6 +57,25 @@ impl StageLock {
         fs::File::open(lock_file(layout, stage)).is_ok_and(|file| {
             matches!(file.file().try_lock_shared(), Err(TryLockError::WouldBlock))
         })
+    }
+
+    /// Leaves a text in the file, for the other ranks of the owner to find: they see it if they share the folder.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn leave(&self, text: &str) -> Result<()> {
+        let mut file = &self.file;
+        file.set_len(0)?;
+        file.rewind()?;
+        file.write_all(text.as_bytes())?;
+        Ok(self.file.sync_all()?)
+    }
+
+    /// What the owner left, as this process sees it; `None` where nothing can be read.
+    pub fn left(layout: &RunLayout, stage: Stage) -> Option<String> {
+        // Listing the folder makes a network file system ask its server.
+        let _ = fs::read_dir(layout.root()).map(Iterator::count);
+        fs::read_to_string(lock_file(layout, stage)).ok()
     }
 }
 
@@ -78,6 +98,17 @@ mod tests {
         assert!(matches!(error, Error::RunInUse { .. }), "{error}");
         assert!(error.is_input() && error.hint().is_some());
         StageLock::acquire(&layout, Stage::Grpo).unwrap();
+        assert_eq!(StageLock::left(&layout, Stage::Sft).as_deref(), Some(""));
+        lock.leave("longer than what follows").unwrap();
+        lock.leave("token").unwrap();
+        assert_eq!(
+            StageLock::left(&layout, Stage::Sft).as_deref(),
+            Some("token")
+        );
+        assert_eq!(
+            StageLock::left(&RunLayout::new(&dir.path().join("other")), Stage::Sft),
+            None
+        );
         drop(lock);
         assert!(!StageLock::is_held(&layout, Stage::Sft));
         StageLock::acquire(&layout, Stage::Sft).unwrap();

@@ -1,6 +1,6 @@
 //! `trainer/manifest.json`: size and checksum of every file of a checkpoint.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::path::Path;
 
@@ -8,9 +8,14 @@ use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::parts::expected_parts;
 
 /// Where the manifest lies inside a checkpoint.
 pub(crate) const MANIFEST_FILE: &str = "trainer/manifest.json";
+
+/// Why a checkpoint without the file of a rank cannot be resumed.
+const NO_PART: &str =
+    "the part of a rank is missing: the ranks that wrote it did not share the folder";
 
 /// Version of the checkpoint's layout.
 const FORMAT: u32 = 1;
@@ -19,10 +24,14 @@ const FORMAT: u32 = 1;
 pub(crate) struct Manifest {
     format: u32,
     files: BTreeMap<String, FileSummary>,
+    /// Files of the ranks that must be there, all among `files`.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    parts: BTreeSet<String>,
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct FileSummary {
+/// Size and checksum of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FileSummary {
     size_bytes: u64,
     crc32: String,
 }
@@ -44,10 +53,29 @@ impl Manifest {
         for name in file_names(dir)? {
             files.insert(name.clone(), summarise(&dir.join(name))?);
         }
-        Ok(Self {
+        let parts = expected_parts(files.keys());
+        let manifest = Self {
             format: FORMAT,
             files,
-        })
+            parts,
+        };
+        match manifest.missing_part() {
+            Some(part) => Err(Error::DamagedCheckpoint {
+                dir: dir.to_owned(),
+                file: part,
+                reason: NO_PART.to_owned(),
+            }),
+            None => Ok(manifest),
+        }
+    }
+
+    /// A file of a rank that is not described. Manifests of earlier versions do not name these; one file tells of the others.
+    fn missing_part(&self) -> Option<String> {
+        let mut parts = self.parts.clone();
+        parts.extend(expected_parts(self.files.keys()));
+        parts
+            .into_iter()
+            .find(|name| !self.files.contains_key(name))
     }
 
     pub(crate) fn write(&self, dir: &Path) -> Result<()> {
@@ -73,6 +101,7 @@ impl Manifest {
             fs::metadata(dir.join(name)).is_ok_and(|found| found.len() == expected.size_bytes)
         };
         manifest.format == FORMAT
+            && manifest.missing_part().is_none()
             && manifest
                 .files
                 .iter()
@@ -101,6 +130,9 @@ impl Manifest {
                 MANIFEST_FILE,
                 format!("layout version {} is not known", manifest.format),
             ));
+        }
+        if let Some(part) = manifest.missing_part() {
+            return Err(damaged(&part, NO_PART.to_owned()));
         }
         let mut altered = Vec::new();
         for (name, expected) in &manifest.files {
@@ -186,7 +218,7 @@ pub(crate) fn file_names(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn summarise(path: &Path) -> Result<FileSummary> {
+pub(crate) fn summarise(path: &Path) -> Result<FileSummary> {
     let mut file = fs::File::open(path)?;
     let mut hasher = crc32fast::Hasher::new();
     let mut buffer = vec![0; 1 << 20];
@@ -208,6 +240,44 @@ fn summarise(path: &Path) -> Result<FileSummary> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_checkpoint_without_the_part_of_a_rank_is_neither_described_nor_whole() {
+        const STATE: &str = "trainer/state.json";
+        let part = |rank: usize| format!("trainer/optimizer/rank_{rank}_of_3.safetensors");
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("trainer/optimizer")).unwrap();
+        fs::write(dir.path().join(STATE), "state").unwrap();
+        for rank in [0, 2] {
+            fs::write(dir.path().join(part(rank)), rank.to_string()).unwrap();
+        }
+        let error = Manifest::of(dir.path()).unwrap_err().to_string();
+        assert!(
+            error.contains(&part(1)) && error.contains(NO_PART),
+            "{error}"
+        );
+
+        fs::write(dir.path().join(part(1)), "1").unwrap();
+        let mut manifest = Manifest::of(dir.path()).unwrap();
+        assert_eq!(manifest.parts, [0, 1, 2].map(part).into());
+        manifest.write(dir.path()).unwrap();
+        Manifest::verify(dir.path()).unwrap();
+        assert!(Manifest::seems_whole(dir.path(), STATE));
+
+        // As earlier versions wrote it of ranks that did not share a folder: the file and its name are missing.
+        manifest.files.remove(&part(1));
+        fs::remove_file(dir.path().join(part(1))).unwrap();
+        for parts in [manifest.parts.clone(), BTreeSet::new()] {
+            manifest.parts = parts;
+            manifest.write(dir.path()).unwrap();
+            let error = Manifest::verify(dir.path()).unwrap_err();
+            let Error::DamagedCheckpoint { file, .. } = error else {
+                panic!("{error}");
+            };
+            assert_eq!(file, part(1));
+            assert!(!Manifest::seems_whole(dir.path(), STATE));
+        }
+    }
 
     #[test]
     fn a_model_is_known_by_its_weights_and_not_by_its_place_or_its_history() {

@@ -27,12 +27,13 @@ pub(crate) fn run(stage: Stage, args: &StageArgs, out: &mut dyn Write) -> Result
     if stage == Stage::Synth {
         ColdstartSettings::from_recipe(&recipe)?;
     }
+    let layout = RunLayout::new(&recipe.run_dir);
     // A later attempt goes on from what the first one did, which may have removed the checkpoint that it began with.
-    if !World::from_env().is_ok_and(|world| world.restart_count() > 0) {
+    let attempt = World::from_env().ok().and_then(|world| Attempt::of(&world));
+    if !attempt.is_some_and(|attempt| attempt.may_go_on(&layout, stage)) {
         check_resume(stage, &args.resume)?;
     }
     check_chat_template(&recipe)?;
-    let layout = RunLayout::new(&recipe.run_dir);
     run_folder::check(&layout, stage)?;
     if args.dry_run {
         // What a run was made with is not replaced by what was only tried.

@@ -18,6 +18,25 @@ pub enum Error {
     /// A model could not be built or loaded.
     #[error(transparent)]
     Model(#[from] asyncthink_model::Error),
+    /// The environment of the launcher is wrong.
+    #[error(transparent)]
+    Launch(#[from] asyncthink_launch::Error),
+    /// The rank that serves the store does not: it has not started, is stopped, dead or cut off.
+    #[error(
+        "rank {missing} of {world_size} gives no sign of life: its store does not answer rank {rank} in `{phase}`: {source}"
+    )]
+    NoStore {
+        /// Reporting rank.
+        rank: usize,
+        /// How many ranks there are.
+        world_size: usize,
+        /// What the reporting rank was at.
+        phase: String,
+        /// Rank that serves the store.
+        missing: usize,
+        /// The failed call.
+        source: Box<asyncthink_torch::Error>,
+    },
     /// Another rank has failed; this one is well.
     #[error("rank {rank} failed: {message}")]
     OtherRank {
@@ -68,16 +87,21 @@ impl Error {
                 "write `cuda`: each rank then takes the GPU of its local rank"
             }
             Self::Kernel(error) => return error.hint(),
+            Self::Launch(error) => return error.hint(),
+            Self::NoStore { .. } => {
+                "the log of that rank tells what happened there; raise `distributed.timeout_secs` if it only starts slowly"
+            }
             _ => return None,
         })
     }
 
     /// Whether the user's input is at fault, rather than the run.
     pub fn is_input(&self) -> bool {
-        matches!(
-            self,
-            Self::OtherRank { is_input: true, .. } | Self::SharedGpu { .. }
-        )
+        match self {
+            Self::Launch(error) => error.is_input(),
+            Self::OtherRank { is_input: true, .. } | Self::SharedGpu { .. } => true,
+            _ => false,
+        }
     }
 }
 

@@ -68,6 +68,11 @@ pub fn snapshot(optimizer: &AdamW, ranks: &Ranks) -> Result<Share> {
 }
 
 impl Share {
+    /// Name of the file inside a checkpoint.
+    pub fn file_name(&self) -> PathBuf {
+        file_of(Path::new(FOLDER), self.rank, self.world_size)
+    }
+
     /// Writes the moments below the checkpoint folder `dir`.
     ///
     /// # Errors

@@ -11,8 +11,7 @@ use crate::device::{DeviceSettings, open_device, open_device_of_rank, share_core
 use crate::digest::sums_of;
 use crate::error::{Error, Result, SharedFailure};
 
-/// How long ranks wait for each other's store, whatever the recipe's timeout: processes do not start at one moment.
-const MIN_MEETING: Duration = Duration::from_secs(30);
+/// How long ranks wait for the store at most, whatever the recipe's timeout.
 const MAX_MEETING: Duration = Duration::from_mins(5);
 
 /// Longest message of a failure that is told to the other ranks.
@@ -74,7 +73,8 @@ impl Ranks {
     /// CPU. Nothing is opened for a world of one. `stage` names the process group.
     ///
     /// # Errors
-    /// When the device is not there, or ranks do not come in time, which are named.
+    /// When the device is not there, the address of the first rank cannot be resolved, or ranks do not come in time, which are
+    /// named.
     pub fn join(
         world: &World,
         settings: &RankSettings,
@@ -88,6 +88,7 @@ impl Ranks {
             world.local_rank().get() as usize,
             world.local_world_size() as usize,
         );
+        world.check_master()?;
         let device = if needs_device {
             open_device_of_rank(&settings.device, local_rank, num_local_ranks)?
         } else {
@@ -97,20 +98,33 @@ impl Ranks {
         let timeout = settings.timeout;
         let rank = world.rank().get() as usize;
         let options = StoreOptions {
-            timeout: timeout.clamp(MIN_MEETING, MAX_MEETING),
+            timeout: timeout.min(MAX_MEETING),
             ..StoreOptions::default()
         };
-        let store = if rank == 0 && !world.use_agent_store() {
+        let world_size = world.world_size() as usize;
+        let store_rank = (!world.use_agent_store()).then_some(0);
+        let store = if store_rank == Some(rank) {
             Store::serve(&master.addr, master.port, &options)?
         } else {
-            Store::connect(&master.addr, master.port, &options)?
+            let connected = Store::connect(&master.addr, master.port, &options);
+            connected.map_err(|source| match store_rank {
+                Some(missing) => Error::NoStore {
+                    rank,
+                    world_size,
+                    phase: format!("{stage}: joining the ranks"),
+                    missing,
+                    source: Box::new(source),
+                },
+                None => source.into(),
+            })?
         };
+        // A launcher's store outlives a restart; the ranks of each attempt agree on a name of their own.
         let options = GroupOptions {
             rank,
-            world_size: world.world_size() as usize,
+            world_size,
             timeout,
-            // A launcher's store outlives a restart.
-            name: format!("{stage} attempt {}", world.restart_count()),
+            name: stage.to_owned(),
+            store_rank,
         };
         Ok(Self {
             group: ProcessGroup::new(&store, device, &options)?,

@@ -377,6 +377,7 @@ mod tests {
                             world_size,
                             timeout: Duration::from_mins(1),
                             name: "parts".to_owned(),
+                            store_rank: None,
                         };
                         let group = ProcessGroup::new(&store, Device::Cpu, &options).unwrap();
                         let ranks = Arc::new(Ranks::new(group));

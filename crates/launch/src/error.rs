@@ -125,6 +125,16 @@ pub enum Error {
         /// The system's reason.
         source: io::Error,
     },
+    /// The host of an address has none.
+    #[error("`{what}`: host `{host}` cannot be resolved: {reason}")]
+    UnknownHost {
+        /// The option or variable.
+        what: &'static str,
+        /// The host.
+        host: String,
+        /// The system's reason.
+        reason: String,
+    },
     /// Node 0 was not reached in time.
     #[error("cannot reach node 0 at {endpoint} within {} s: {reason}", waited.as_secs())]
     Unreachable {
@@ -196,6 +206,9 @@ impl Error {
                 "give another port, or leave `--master-port` out: a free one is chosen"
             }
             Self::Listen { .. } => "give a free port in `--rdzv-endpoint` on every node",
+            Self::UnknownHost { .. } => {
+                "check the name, and whether this machine knows it (`getent hosts NAME`), or give an address"
+            }
             Self::Unreachable { .. } => {
                 "is the launcher of node 0 running, and does `--rdzv-endpoint` name its host? may this machine connect to it?"
             }

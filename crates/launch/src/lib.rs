@@ -42,7 +42,7 @@ pub use ids::{LocalRank, NodeRank, NodeShare, Placement, Rank};
 pub use node::{Forwarding, LaunchIo, Outcome, forward_signals, launch};
 pub use plan::{
     LaunchOptions, LaunchPlan, Machine, NumNodes, Program, RankCount, RankFilter, RunId, Seconds,
-    SignalSet, StopSignal, StreamSpec, Streams, Timing,
+    SignalSet, StopSignal, StreamSpec, Streams, Timing, host_name,
 };
 pub use process::Console;
 pub use rank::{Master, World, follow_launcher, report_failure, write_error_file};

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use asyncthink_distributed::SharedFailure;
 
+use crate::rank_folder::RankFolder;
+
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -49,6 +51,17 @@ pub enum Error {
         key: &'static str,
         /// Why it is refused.
         reason: String,
+    },
+    /// Ranks do not see what the first one writes into the run folder.
+    #[error(
+        "the ranks do not share a run folder: what {first} writes is not seen by {}",
+        apart.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    )]
+    FolderNotShared {
+        /// The first rank.
+        first: RankFolder,
+        /// Ranks that have another folder.
+        apart: Vec<RankFolder>,
     },
     /// A step has fewer things to share out than there are ranks.
     #[error("`{key}` is {count}, fewer than the {world_size} ranks")]
@@ -220,6 +233,10 @@ impl Error {
                 "use float32, raise `grpo.max_logprob_mismatch`, or remove it to only measure the difference"
             }
             Self::MissingSection { .. } => "add the section to the recipe",
+            Self::FolderNotShared { .. } => {
+                "every rank writes a part of each checkpoint: put `run_dir` on a file system that all machines share (NFS, Lustre or the like), \
+                 under one path on all of them"
+            }
             Self::TooManyRanks { .. } => "raise it, or start fewer ranks",
             Self::NoRows { .. } => "run `asyncthink-train synth` with this recipe first",
             Self::RowTooLong { .. } => "raise the limit or shorten the budgets in `[protocol]`",
@@ -251,6 +268,7 @@ impl Error {
             Self::Setting { .. }
             | Self::MissingSection { .. }
             | Self::TooManyRanks { .. }
+            | Self::FolderNotShared { .. }
             | Self::NoRows { .. }
             | Self::RowTooLong { .. }
             | Self::NoInitialModel { .. }

@@ -79,12 +79,12 @@ fn a_later_attempt_of_a_launch_does_not_begin_anew() {
     let first_step_2 = RunLayout::new(&recipe.run_dir)
         .checkpoints(Stage::Sft)
         .join("step_2");
-    let attempt = |resume: &Resume, launch: &str, num_before, stop_after_step| {
+    let attempt = |resume: &Resume, launcher: &str, num_before, stop_after_step| {
         let options = RunOptions {
             resume: resume.clone(),
             attempt: Some(Attempt {
-                launch: launch.to_owned(),
-                num_before,
+                launcher: launcher.to_owned(),
+                may_be_later: num_before > 0,
             }),
             ..RunOptions::default()
         };
@@ -105,9 +105,14 @@ fn a_later_attempt_of_a_launch_does_not_begin_anew() {
     assert_eq!(second.steps, [4, 5, 6]);
     assert_eq!(metrics(&recipe, Stage::Sft), expected);
 
+    // A launcher that does not count its attempts.
+    let uncounted = attempt(&Resume::Never, "d", 1, Some(3));
+    assert!(uncounted.warnings[0].contains("sft.old-2"));
+    assert_eq!(attempt(&Resume::Never, "d", 1, None).steps, [4, 5, 6]);
+
     // Its first attempt never came so far as to begin.
     let other = attempt(&Resume::Never, "b", 1, Some(3));
-    assert!(other.warnings[0].contains("sft.old-2"));
+    assert!(other.warnings[0].contains("sft.old-3"));
     assert_eq!(other.steps, [1, 2, 3]);
 
     // The same where the launch was to begin at a checkpoint.

@@ -28,6 +28,14 @@ fn pid_of_rank(launcher: u32, rank: u32) -> u32 {
 fn a_stopped_rank_ends_the_launch_and_is_named() {
     let workspace = Workspace::new();
     workspace.done(&["synth", "tiny.toml"]);
+    // The first rank serves the store, so nobody answers when its signs of life are looked for.
+    for stopped in [1, 0] {
+        check_stopped(&workspace, stopped);
+        fs::remove_dir_all(workspace.path().join("run/sft")).expect("a folder");
+    }
+}
+
+fn check_stopped(workspace: &Workspace, stopped: usize) {
     let launcher = workspace.spawn(&[
         "launch",
         "--standalone",
@@ -37,25 +45,129 @@ fn a_stopped_rank_ends_the_launch_and_is_named() {
         "tiny.toml",
         "--set=sft.num_steps=100000",
         "--set=sft.save_every_steps=100000",
-        "--set=distributed.timeout_secs=3",
+        "--set=distributed.timeout_secs=6",
     ]);
     wait_for_lines(&workspace.path().join("run/sft/metrics.jsonl"), 3);
     let pids = [0, 1].map(|rank| pid_of_rank(launcher.id(), rank));
-    send("-STOP", pids[1]);
+    // Time for its signs of life, which come twice a second.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    send("-STOP", pids[stopped]);
     let output = launcher.wait_with_output().expect("the launcher ends");
     let text = workspace.show(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
     let (_, last) = text
-        .rsplit_once("\nerror: rank 0 on ")
+        .rsplit_once(&format!("\nerror: rank {} on ", 1 - stopped))
         .expect("a root cause");
+    let waiting = 1 - stopped;
     for said in [
-        "timed out after 3s on rank 0 of 2 in `sft step ",
-        "rank 1 gives no sign of life, last seen at collective ",
+        format!("timed out after 6s on rank {waiting} of 2 in `sft step "),
+        format!("rank {stopped} gives no sign of life, last seen at collective "),
     ] {
-        assert!(last.contains(said), "{text}");
+        assert!(last.contains(&said), "{text}");
     }
+    // With the phase that it was in.
+    let (_, seen) = last
+        .split_once("last seen at collective ")
+        .expect("as above");
+    let phase = seen.lines().next().unwrap_or_default();
+    assert!(phase.contains(" in `sft step "), "{text}");
     for pid in pids {
         assert!(!Path::new(&format!("/proc/{pid}")).exists(), "{text}");
+    }
+}
+
+/// A rank of two that meet at a port.
+fn rank_of_two(workspace: &Workspace, rank: u32, master: (&str, u16), args: &[&str]) -> Command {
+    let mut command = workspace.command(args);
+    command
+        .envs([("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "1")])
+        .env("RANK", rank.to_string())
+        .env("LOCAL_RANK", "0")
+        .env("MASTER_ADDR", master.0)
+        .env("MASTER_PORT", master.1.to_string())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+#[test]
+fn ranks_that_do_not_share_the_run_folder_are_refused() {
+    let workspace = Workspace::new();
+    workspace.done(&["synth", "tiny.toml"]);
+    copy_folder(
+        &workspace.path().join("run"),
+        &workspace.path().join("apart"),
+    );
+    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = port.local_addr().expect("an address").port();
+    let ranks = ["run", "apart"].iter().zip(0..).map(|(run_dir, rank)| {
+        let run_dir = format!("--set=run_dir={run_dir:?}");
+        let timeout = "--set=distributed.timeout_secs=6";
+        let args = ["sft", "tiny.toml", &run_dir, timeout];
+        let mut command = rank_of_two(&workspace, rank, ("127.0.0.1", port), &args);
+        command.spawn().expect("the program starts")
+    });
+    for rank in ranks.collect::<Vec<_>>() {
+        let output = rank.wait_with_output().expect("it ends");
+        let text = workspace.show(&output);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        for said in [
+            "error: the ranks do not share a run folder: what rank 0 on ",
+            "/run`) writes is not seen by rank 1 on ",
+            "/apart`)\n",
+            "hint: every rank writes a part of each checkpoint",
+        ] {
+            assert!(text.contains(said), "{said}: {text}");
+        }
+    }
+    for run_dir in ["run", "apart"] {
+        assert!(!workspace.path().join(run_dir).join("sft").exists());
+    }
+}
+
+#[test]
+fn a_first_rank_that_is_not_there_or_is_stopped_is_named_within_the_timeout() {
+    let workspace = Workspace::new();
+    workspace.done(&["synth", "tiny.toml"]);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let timeout = "--set=distributed.timeout_secs=2";
+    let ended = || {
+        let args = ["sft", "tiny.toml", timeout];
+        let mut command = rank_of_two(&workspace, 1, ("127.0.0.1", port), &args);
+        let output = command.output().expect("the program starts");
+        let text = workspace.show(&output);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        let said = "error: rank 0 of 2 gives no sign of life: its store does not answer rank 1 in `sft: joining the ranks`: ";
+        assert!(text.contains(said), "{text}");
+        text
+    };
+    // As of a process that is stopped: the system takes connections for it.
+    let text = ended();
+    assert!(
+        text.contains("it takes connections and does not answer"),
+        "{text}"
+    );
+    drop(listener);
+    ended();
+}
+
+#[test]
+fn a_master_address_that_is_not_known_is_an_error_at_once() {
+    let workspace = Workspace::new();
+    workspace.done(&["synth", "tiny.toml"]);
+    for rank in [0, 1] {
+        let master = ("no-such-host.invalid", 29500);
+        // The time that ranks wait for each other is half an hour.
+        let mut command = rank_of_two(&workspace, rank, master, &["sft", "tiny.toml"]);
+        let output = command.output().expect("the program starts");
+        let text = workspace.show(&output);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        let said = "error: `MASTER_ADDR`: host `no-such-host.invalid` cannot be resolved: ";
+        assert!(
+            text.contains(said) && text.contains("hint: check the name"),
+            "{text}"
+        );
     }
 }
 

@@ -96,6 +96,15 @@ fn role(plan: &LaunchPlan, listener: Option<TcpListener>) -> Result<Role<'_>, Er
     if listener.is_some() {
         return Ok(Role::Coordinator(listener));
     }
+    // A name that is not known now would be tried in vain for as long as a node may take to join.
+    let is_first = node_rank.is_some_and(|node| node.get() == 0);
+    if let (false, Err(error)) = (is_first, wire::resolve(endpoint)) {
+        return Err(Error::UnknownHost {
+            what: "--rdzv-endpoint",
+            host: endpoint.host().to_owned(),
+            reason: error.to_string(),
+        });
+    }
     match node_rank {
         Some(node) if node.get() == 0 => wire::listen(endpoint).map(Some).map(Role::Coordinator),
         Some(_) => Ok(Role::Member(endpoint)),

@@ -26,7 +26,7 @@ impl Machine {
 }
 
 /// The machine's name, or `localhost` where it has none that can be shown.
-fn host_name() -> String {
+pub fn host_name() -> String {
     let system = rustix::system::uname();
     let name = system.nodename().to_string_lossy();
     if name.is_empty() || name.chars().any(char::is_control) {

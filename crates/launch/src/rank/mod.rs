@@ -2,6 +2,7 @@
 
 mod error_file;
 mod follow;
+mod launcher;
 mod world;
 
 pub(crate) use error_file::read_error_file;

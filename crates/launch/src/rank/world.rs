@@ -1,10 +1,12 @@
 //! World of a rank, read from its environment.
 
 use std::io;
+use std::net::ToSocketAddrs as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::error_file;
+use super::launcher::launcher_identity;
 use crate::error::Error;
 use crate::ids::{LocalRank, Rank};
 
@@ -28,6 +30,7 @@ pub struct World {
     local_world_size: u32,
     master: Option<Master>,
     restart_count: u32,
+    run_id: Option<String>,
     use_agent_store: bool,
     error_file: Option<PathBuf>,
 }
@@ -51,6 +54,7 @@ impl World {
             local_world_size: 1,
             master: None,
             restart_count: 0,
+            run_id: None,
             use_agent_store: false,
             error_file: None,
         }
@@ -130,6 +134,7 @@ impl World {
             local_world_size,
             master: Some(Master { addr, port }),
             restart_count,
+            run_id: variable("TORCHELASTIC_RUN_ID"),
             use_agent_store: agent_store(variable("TORCHELASTIC_USE_AGENT_STORE").as_deref())?,
             error_file,
         })
@@ -160,9 +165,39 @@ impl World {
         self.master.as_ref()
     }
 
-    /// How often the launcher has restarted the ranks.
+    /// How often the launcher has restarted the ranks, as far as it counts: torchrun raises the number on the node of a rank
+    /// that failed only, so nodes may differ.
     pub fn restart_count(&self) -> u32 {
         self.restart_count
+    }
+
+    /// Whether the ranks may have been started before by the same launcher, which may not count it.
+    pub fn may_be_restarted(&self) -> bool {
+        self.restart_count > 0 || self.run_id.is_some()
+    }
+
+    /// Identity of the launcher of this node's ranks, the same in all its attempts; `None` for a process on its own.
+    pub fn launcher(&self) -> Option<String> {
+        self.master.as_ref()?;
+        let error_file = self.error_file.as_ref().map(|path| path.as_os_str());
+        let run_id = self.run_id.as_deref().unwrap_or_default();
+        Some(format!("{run_id} {}", launcher_identity(error_file)))
+    }
+
+    /// Checks that the master's address has one, which waiting would not give it.
+    ///
+    /// # Errors
+    /// A host name that cannot be resolved.
+    pub fn check_master(&self) -> Result<(), Error> {
+        let Some(Master { addr, port }) = &self.master else {
+            return Ok(());
+        };
+        let resolved = (addr.as_str(), *port).to_socket_addrs();
+        resolved.map(drop).map_err(|error| Error::UnknownHost {
+            what: "MASTER_ADDR",
+            host: addr.clone(),
+            reason: error.to_string(),
+        })
     }
 
     /// Whether the launcher hosts the store at the master's address, as
@@ -362,6 +397,31 @@ mod tests {
         variables.retain(|(key, _)| !key.starts_with("LOCAL"));
         variables.extend([("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")]);
         assert!(refused(&variables).contains("`LOCAL_RANK` is 1, and must not be above `RANK`"));
+    }
+
+    #[test]
+    fn a_master_without_an_address_is_named() {
+        for known in ["127.0.0.1", "localhost", "::1"] {
+            let world = parse(&with("MASTER_ADDR", known)).expect("whole");
+            world.check_master().expect("an address");
+        }
+        let world = parse(&with("MASTER_ADDR", "no-such-host.invalid")).expect("whole");
+        let error = world.check_master().expect_err("no address");
+        let said = "`MASTER_ADDR`: host `no-such-host.invalid` cannot be resolved: ";
+        assert!(error.to_string().starts_with(said), "{error}");
+        assert!(error.is_input() && error.hint().is_some());
+    }
+
+    #[test]
+    fn a_launcher_with_a_run_id_may_restart_without_counting() {
+        let world = parse(&with("TORCHELASTIC_RESTART_COUNT", "0")).expect("whole");
+        assert!(!world.may_be_restarted());
+        let mut variables = with("TORCHELASTIC_RESTART_COUNT", "0");
+        variables.push(("TORCHELASTIC_RUN_ID", "job"));
+        let world = parse(&variables).expect("whole");
+        assert!(world.may_be_restarted());
+        assert!(world.launcher().expect("a launcher").starts_with("job "));
+        assert_eq!(World::single().launcher(), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Several launchers on this machine.
 
-use asyncthink_launch::{Error, Exit, Failure, Outcome, StopSignal};
+use asyncthink_launch::{Endpoint, Error, Exit, Failure, Outcome, StopSignal};
 
 use crate::support::{Folder, Place, Setup, rank_failure};
 
@@ -211,4 +211,18 @@ fn a_node_that_does_not_come_is_named() {
     let error = second.run().error();
     assert!(matches!(error, Error::Unreachable { .. }), "{error}");
     assert!(!error.is_input());
+}
+
+#[test]
+fn an_endpoint_without_an_address_is_an_error_at_once() {
+    let folder = Folder::new();
+    for node_rank in [Some(1), None] {
+        // Joining would be tried for an hour.
+        let mut setup = Setup::new(1, "", &folder).node(&Place::deserted(), node_rank);
+        setup.options.rdzv_endpoint = Endpoint::new("no-such-host.invalid", 29400);
+        let error = setup.run().error();
+        let said = "`--rdzv-endpoint`: host `no-such-host.invalid` cannot be resolved: ";
+        assert!(error.to_string().starts_with(said), "{error}");
+        assert!(error.is_input() && error.hint().is_some());
+    }
 }

@@ -57,6 +57,18 @@ pub enum SuspectReason {
     Behind,
 }
 
+impl Suspect {
+    /// A rank that did not come.
+    pub(super) fn missing(rank: usize) -> Self {
+        Suspect {
+            rank,
+            reason: SuspectReason::Missing,
+            sequence: 0,
+            phase: String::new(),
+        }
+    }
+}
+
 impl fmt::Display for Suspect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Suspect { rank, phase, .. } = self;
@@ -109,3 +121,8 @@ impl fmt::Display for CollectiveFailure {
 
 /// Message of a failure that ranks cause by not coming.
 pub(super) const NOT_ALL: &str = "not all ranks came";
+
+/// Says that the process that serves the store at `address` is stopped, dead or cut off.
+pub(super) fn no_answer(address: &str) -> String {
+    format!("the store at `{address}` does not answer")
+}

@@ -52,29 +52,36 @@ impl ProcessGroup {
     /// A world of one is [`ProcessGroup::single`].
     ///
     /// # Errors
-    /// Ranks that do not come in time, which are named; a rank that has joined before under the same name; a rank that
-    /// is none; a GPU in a program built without NCCL; a failure of c10d.
+    /// Ranks that do not come in time, which are named; two processes of one rank; a rank that is none; a GPU in a program
+    /// built without NCCL; a failure of c10d.
     pub fn new(store: &Store, device: Device, options: &GroupOptions) -> Result<Self> {
         let &GroupOptions {
             rank,
             world_size,
             timeout,
             ref name,
+            store_rank,
         } = options;
         meeting::check_sizes(rank, world_size)?;
         if world_size == 1 {
             return Ok(Self::single());
         }
-        let store = store.prefixed(&format!("group/{name}"))?;
-        let control = Arc::new(store.try_clone()?);
+        let store = store.prefixed(&format!("group/{name}/{world_size}"))?;
         let mut flight = Flight::default();
+        flight.set_phase(format!("{name}: joining the ranks"));
         let record = flight.start(Operation::Join, 0, 0, 0);
         // Ranks are met here and not by the backends, because these do not say who is missing.
-        meeting::join(&control, options, record)?;
+        let agreed = meeting::join(&store, options, record.clone())?;
+        let store = store.prefixed(&agreed)?;
+        let control = Arc::new(store.try_clone()?);
         let backend_store = store.prefixed("backend")?.try_clone()?;
-        let (backend, group) = match device {
-            Device::Cuda(_) => (Backend::Nccl, nccl::group(&backend_store, options)),
-            _ => (Backend::Gloo, meeting::gloo(&backend_store, options)),
+        let (backend, group) = if device.is_cuda() {
+            let group = nccl::group(&backend_store, options);
+            (Backend::Nccl, group.map(Handle::new))
+        } else {
+            let group = meeting::gloo_bounded(backend_store, options)?;
+            let unanswered = || meeting::unanswered(&store, options, record);
+            (Backend::Gloo, group.ok_or_else(unanswered)?)
         };
         let flight = Arc::new(Mutex::new(flight));
         let mut shared = Shared {
@@ -88,7 +95,7 @@ impl ProcessGroup {
             link: None,
         };
         let group = match group {
-            Ok(group) => Handle::new(group),
+            Ok(group) => group,
             Err(nccl::GroupError::Made(raw)) => {
                 let record = lock(&flight).start(Operation::Join, 0, 0, 0);
                 return Err(shared.fail(record, timeout, raw));
@@ -96,9 +103,11 @@ impl ProcessGroup {
             Err(nccl::GroupError::Library(error)) => return Err(error),
         };
         let watch =
-            Watch::start(store.try_clone()?, rank, flight).map_err(|error| Error::Torch {
-                op: "process_group",
-                message: format!("cannot start a thread: {error}"),
+            Watch::start(store.try_clone()?, rank, store_rank, flight).map_err(|error| {
+                Error::Torch {
+                    op: "process_group",
+                    message: format!("cannot start a thread: {error}"),
+                }
             })?;
         shared.link = Some(Link {
             watch,

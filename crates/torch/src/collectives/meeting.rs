@@ -5,10 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _, UdpSo
 use std::ptr::NonNull;
 use std::time::Duration;
 
-use super::failure::{CollectiveFailure, FailureKind, NOT_ALL, Suspect, SuspectReason};
+use super::bounded::{GRACE, bounded};
+use super::failure::{CollectiveFailure, FailureKind, NOT_ALL, Suspect, SuspectReason, no_answer};
 use super::ffi::{self, CGroup};
 use super::flight::FlightRecord;
 use super::options::GroupOptions;
+use super::rendezvous::{Meeting, meet};
+use super::shared::Handle;
 use super::store::Store;
 use crate::error::{Error, Result};
 use crate::nccl;
@@ -31,37 +34,56 @@ pub(super) fn check_sizes(rank: usize, world_size: usize) -> Result<()> {
     Ok(())
 }
 
-/// Waits on the store until all ranks are there.
-pub(super) fn join(control: &Store, options: &GroupOptions, record: FlightRecord) -> Result<()> {
+/// Meets the other ranks on the store; returns the name of the group that they form.
+pub(super) fn join(store: &Store, options: &GroupOptions, record: FlightRecord) -> Result<String> {
     let &GroupOptions {
         rank,
         world_size,
         timeout,
-        ref name,
+        ..
     } = options;
-    if control.add(&format!("join/{rank}"), 1)? > 1 {
-        return Err(Error::Argument {
-            op: "process_group",
-            argument: "name",
-            expected: format!("one that rank {rank} has not joined on this store"),
-            got: format!("`{name}`"),
-        });
+    let own = store.prefixed("meeting")?;
+    let met = bounded(timeout.saturating_add(GRACE), move || {
+        meet(&own, rank, world_size, timeout)
+    })?;
+    match met.transpose()? {
+        Some(Meeting::Complete(name)) => Ok(name),
+        Some(Meeting::Missing(missing)) => {
+            let message = NOT_ALL.to_owned();
+            Err(timed_out(options, record, message, missing))
+        }
+        None => Err(unanswered(store, options, record)),
     }
-    let missing = missing(control, "join", world_size, timeout)?;
-    if missing.is_empty() {
-        return Ok(());
-    }
-    Err(Error::collective(
-        FailureKind::Timeout,
-        CollectiveFailure {
-            record,
-            rank,
-            world_size,
-            timeout,
-            message: NOT_ALL.to_owned(),
-            suspects: missing,
-        },
-    ))
+}
+
+/// The error of ranks that meet on a store that has stopped to answer.
+pub(super) fn unanswered(store: &Store, options: &GroupOptions, record: FlightRecord) -> Error {
+    let message = no_answer(&store.address());
+    let others = options.store_rank.filter(|other| *other != options.rank);
+    let silent = others.map(|rank| Suspect {
+        rank,
+        reason: SuspectReason::Silent,
+        sequence: record.sequence,
+        phase: record.phase.clone(),
+    });
+    timed_out(options, record, message, silent.into_iter().collect())
+}
+
+fn timed_out(
+    options: &GroupOptions,
+    record: FlightRecord,
+    message: String,
+    suspects: Vec<Suspect>,
+) -> Error {
+    let failure = CollectiveFailure {
+        record,
+        rank: options.rank,
+        world_size: options.world_size,
+        timeout: options.timeout,
+        message,
+        suspects,
+    };
+    Error::collective(FailureKind::Timeout, failure)
 }
 
 /// The ranks that have not set their key at `place` within the time.
@@ -83,22 +105,14 @@ pub(super) fn missing(
     let mut missing = Vec::new();
     for (rank, key) in all.iter().enumerate() {
         if !store.has(&[key])? {
-            missing.push(Suspect {
-                rank,
-                reason: SuspectReason::Missing,
-                sequence: 0,
-                phase: String::new(),
-            });
+            missing.push(Suspect::missing(rank));
         }
     }
     Ok(missing)
 }
 
 /// A group of gloo's, once all ranks are there.
-pub(super) fn gloo(
-    store: &Store,
-    options: &GroupOptions,
-) -> Result<NonNull<CGroup>, nccl::GroupError> {
+fn gloo(store: &Store, options: &GroupOptions) -> Result<NonNull<CGroup>, nccl::GroupError> {
     let address = gloo_address(store.host(), store.port());
     let (mut output, mut failure) = (std::ptr::null_mut(), 0);
     // SAFETY: the store lives, the address is null or NUL-terminated, and the places outlive the call.
@@ -117,6 +131,16 @@ pub(super) fn gloo(
         ffi::check(message, failure)?;
     }
     Ok(ffi::handed_over(output)?)
+}
+
+/// As [`gloo`], and nothing if the store does not answer.
+pub(super) fn gloo_bounded(
+    store: Store,
+    options: &GroupOptions,
+) -> Result<Option<Result<Handle, nccl::GroupError>>> {
+    let limit = options.timeout.saturating_add(GRACE);
+    let options = options.clone();
+    bounded(limit, move || gloo(&store, &options).map(Handle::new))
 }
 
 /// The address that gloo listens at: the one from which this machine reaches the store, as the other ranks do. Left to

@@ -5,6 +5,7 @@
 //! the ranks that are silent or behind, and ranks that have come to disagree are found by a comparison, not by a hang.
 #![expect(unsafe_code, reason = "calls the C++ side")]
 
+mod bounded;
 mod failure;
 pub(crate) mod ffi;
 mod flight;
@@ -12,6 +13,7 @@ mod group;
 mod meeting;
 mod operations;
 mod options;
+mod rendezvous;
 mod same;
 mod shared;
 mod store;

@@ -22,6 +22,9 @@ pub struct GroupOptions {
     pub world_size: usize,
     /// Timeout of group creation and of each collective.
     pub timeout: Duration,
-    /// Keeps groups on one store apart. After a restart on the same store, name or store's prefix must be new.
+    /// What the group is for. It keeps groups on one store apart; a later group of the same name is another one, whatever
+    /// an earlier one left on the store.
     pub name: String,
+    /// Rank whose process serves the store; `None` where another process does, such as a launcher.
+    pub store_rank: Option<usize>,
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tch::Device;
 
-use super::failure::{CollectiveFailure, FailureKind, NOT_ALL, Suspect};
+use super::failure::{CollectiveFailure, FailureKind, NOT_ALL, Suspect, no_answer};
 use super::ffi::{self, CGroup, RawFailure};
 use super::flight::{Flight, FlightRecord};
 use super::options::Backend;
@@ -95,13 +95,18 @@ impl Shared {
         if let Some(link) = &self.link {
             link.group.abort();
             if kind != FailureKind::Other {
-                let others =
-                    watch::suspects(&link.control, self.rank, self.world_size, record.sequence);
+                let others = watch::suspects(
+                    &link.watch,
+                    &link.control,
+                    self.rank,
+                    self.world_size,
+                    record.sequence,
+                );
                 if let Some(others) = others {
                     suspects = others;
                 } else {
-                    let store = link.control.address();
-                    message = format!("{message}; the store at `{store}` does not answer");
+                    message = format!("{message}; {}", no_answer(&link.control.address()));
+                    suspects.extend(link.watch.store_rank_as_suspect());
                 }
             }
         }

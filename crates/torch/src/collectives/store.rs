@@ -4,6 +4,7 @@ use std::ffi::{CString, c_char};
 use std::ptr::NonNull;
 use std::time::Duration;
 
+use super::bounded::{GRACE, bounded};
 use super::failure::FailureKind;
 use super::ffi::{self, CStore, RawFailure};
 use crate::error::{Error, Result};
@@ -58,9 +59,20 @@ impl Store {
     /// Connects to a store that another process serves, which may start later than this one.
     ///
     /// # Errors
-    /// No store in time.
+    /// No store in time, or one whose process is stopped.
     pub fn connect(host: &str, port: u16, options: &StoreOptions) -> Result<Self> {
-        Self::open("connect", host, port, false, options)
+        const OP: &str = "connect";
+        let (own_host, own_options) = (host.to_owned(), *options);
+        let connected = bounded(options.timeout.saturating_add(GRACE), move || {
+            Self::open(OP, &own_host, port, false, &own_options)
+        })?;
+        connected.unwrap_or_else(|| {
+            Err(Error::StoreTimeout {
+                op: OP,
+                address: format!("{host}:{port}"),
+                message: "it takes connections and does not answer".to_owned(),
+            })
+        })
     }
 
     fn open(

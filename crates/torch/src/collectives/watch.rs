@@ -1,13 +1,14 @@
 //! Signs of life: every rank writes into the store how far it is, and reads what the others wrote when it fails.
 
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::failure::{Suspect, SuspectReason};
 use super::flight::Flight;
 use super::store::Store;
+use crate::error::Result;
 
 /// Time between two signs of life.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -18,10 +19,15 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Longest time that asking the store may take; a store whose process is stopped never answers.
 const ANSWER: Duration = Duration::from_secs(5);
 
+/// Time between two looks at whether the store still answers.
+const ASKING: Duration = Duration::from_millis(100);
+
 /// A thread that writes this rank's signs of life until it is dropped.
 pub(super) struct Watch {
     signal: Arc<(Mutex<Signal>, Condvar)>,
     thread: Option<JoinHandle<()>>,
+    /// Another rank whose process serves the store: when it is lost, the store cannot be asked for its last sign.
+    store_rank: Option<usize>,
 }
 
 #[derive(Default)]
@@ -32,21 +38,35 @@ struct Signal {
     news: bool,
     /// The thread has ended.
     ended: bool,
+    /// When the thread asked the store for what it has not answered yet.
+    waiting_since: Option<Instant>,
+    /// The last sign of the rank that serves the store.
+    store_sign: Option<Sign>,
+}
+
+impl Signal {
+    /// Whether the store has not answered for so long that its process must be stopped, or cut off.
+    fn is_unanswered(&self) -> bool {
+        self.waiting_since
+            .is_some_and(|since| since.elapsed() > PATIENCE)
+    }
 }
 
 impl Watch {
     pub(super) fn start(
         store: Store,
         rank: usize,
+        store_rank: Option<usize>,
         flight: Arc<Mutex<Flight>>,
     ) -> std::io::Result<Self> {
+        let store_rank = store_rank.filter(|other| *other != rank);
         let signal = Arc::new((Mutex::new(Signal::default()), Condvar::new()));
         let thread = std::thread::Builder::new()
             .name("signs of life".to_owned())
             .spawn({
                 let signal = Arc::clone(&signal);
                 move || {
-                    write_signs(&store, rank, &flight, &signal);
+                    write_signs(&store, rank, store_rank, &flight, &signal);
                     lock(&signal.0).ended = true;
                     signal.1.notify_all();
                 }
@@ -54,6 +74,19 @@ impl Watch {
         Ok(Watch {
             signal,
             thread: Some(thread),
+            store_rank,
+        })
+    }
+
+    /// The rank that serves the store as a suspect, with its last sign of life; nothing where it is this one or none.
+    pub(super) fn store_rank_as_suspect(&self) -> Option<Suspect> {
+        let rank = self.store_rank?;
+        let sign = lock(&self.signal.0).store_sign.clone();
+        Some(Suspect {
+            rank,
+            reason: SuspectReason::Silent,
+            sequence: sign.as_ref().map_or(0, |sign| sign.sequence),
+            phase: sign.map(|sign| sign.phase).unwrap_or_default(),
         })
     }
 
@@ -72,7 +105,9 @@ impl Drop for Watch {
         condition.notify_all();
         // A thread that waits for a stopped store would be waited for without end.
         let (guard, _) = condition
-            .wait_timeout_while(guard, PATIENCE, |signal| !signal.ended)
+            .wait_timeout_while(guard, PATIENCE, |signal| {
+                !signal.ended && !signal.is_unanswered()
+            })
             .unwrap_or_else(PoisonError::into_inner);
         let ended = guard.ended;
         drop(guard);
@@ -85,6 +120,7 @@ impl Drop for Watch {
 fn write_signs(
     store: &Store,
     rank: usize,
+    store_rank: Option<usize>,
     flight: &Mutex<Flight>,
     (signal, condition): &(Mutex<Signal>, Condvar),
 ) {
@@ -93,11 +129,19 @@ fn write_signs(
             let flight = lock(flight);
             format!("{beat} {} {}", flight.sequence(), flight.phase())
         };
+        lock(signal).waiting_since = Some(Instant::now());
+        let asked = store.set(&key(rank), sign.as_bytes());
+        let asked = asked.and_then(|()| match store_rank {
+            Some(other) => read_sign(store, other),
+            None => Ok(None),
+        });
+        let mut guard = lock(signal);
+        guard.waiting_since = None;
         // A store that is gone is noticed by whoever reads it.
-        if store.set(&key(rank), sign.as_bytes()).is_err() {
+        let Ok(sign) = asked else {
             return;
-        }
-        let guard = lock(signal);
+        };
+        guard.store_sign = sign.or(guard.store_sign.take());
         let (mut guard, _) = condition
             .wait_timeout_while(guard, INTERVAL, |signal| !signal.stop && !signal.news)
             .unwrap_or_else(PoisonError::into_inner);
@@ -129,6 +173,7 @@ impl Sign {
 
 /// The other ranks that are silent or have not started collective `sequence`; nothing if the store does not answer.
 pub(super) fn suspects(
+    watch: &Watch,
     store: &Arc<Store>,
     rank: usize,
     world_size: usize,
@@ -147,20 +192,33 @@ pub(super) fn suspects(
             let _ = answer.send(earlier.zip(later));
         })
         .ok()?;
-    let (earlier, later) = answered.recv_timeout(PATIENCE + ANSWER).ok()??;
-    Some(compare(rank, sequence, &earlier, &later))
+    let began = Instant::now();
+    while began.elapsed() < PATIENCE + ANSWER && !lock(&watch.signal.0).is_unanswered() {
+        match answered.recv_timeout(ASKING) {
+            Ok(signs) => {
+                let (earlier, later) = signs?;
+                return Some(compare(rank, sequence, &earlier, &later));
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return None,
+        }
+    }
+    None
 }
 
 fn read_signs(store: &Store, world_size: usize) -> Option<Vec<Option<Sign>>> {
-    let read = |rank| {
-        let key = key(rank);
-        if !store.has(&[&key]).ok()? {
-            return Some(None);
-        }
-        let value = store.get(&key, ANSWER).ok()?;
-        Some(Sign::parse(&String::from_utf8_lossy(&value)))
-    };
-    (0..world_size).map(read).collect()
+    (0..world_size)
+        .map(|rank| read_sign(store, rank).ok())
+        .collect()
+}
+
+fn read_sign(store: &Store, rank: usize) -> Result<Option<Sign>> {
+    let key = key(rank);
+    if !store.has(&[&key])? {
+        return Ok(None);
+    }
+    let value = store.get(&key, ANSWER)?;
+    Ok(Sign::parse(&String::from_utf8_lossy(&value)))
 }
 
 fn compare(
@@ -245,7 +303,7 @@ mod tests {
             let value = store.get(&key(3), ANSWER).unwrap();
             sign(std::str::from_utf8(&value).unwrap()).unwrap()
         };
-        let watch = Watch::start(store.try_clone().unwrap(), 3, Arc::clone(&flight)).unwrap();
+        let watch = Watch::start(store.try_clone().unwrap(), 3, None, Arc::clone(&flight)).unwrap();
         assert_eq!(
             (read(&store).sequence, read(&store).phase.as_str()),
             (0, "")

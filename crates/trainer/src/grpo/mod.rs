@@ -26,7 +26,9 @@ use crate::error::{Error, Result};
 use crate::models::initial_model;
 use crate::observer::{Observer, RunStart, StopFlag};
 use crate::problems::train_problems;
-use crate::run::{Origin, Resume, RunOptions, RunOutcome, StageRun, new_optimizer};
+use crate::run::{
+    Origin, Resume, RunOptions, RunOutcome, StageRun, check_shared_folder, new_optimizer,
+};
 use crate::settings::GrpoSettings;
 use asyncthink_gradient::{PolicyModel, load_reference};
 
@@ -42,6 +44,7 @@ pub fn run_grpo(
     stop: &StopFlag,
 ) -> Result<RunOutcome> {
     let (run_settings, section) = (&settings.run, &settings.section);
+    check_shared_folder(run_settings, &options.ranks)?;
     let problems = train_problems(&run_settings.layout, &run_settings.task)?;
     let initial = initial_model(&settings.initial_model);
     let may_resume = match options.resume {

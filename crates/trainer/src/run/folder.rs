@@ -1,5 +1,6 @@
 //! The folder of a stage, which one process owns: opening it, and writing checkpoints.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use asyncthink_checkpoint::{
@@ -12,6 +13,7 @@ use asyncthink_rollout::ModelCard;
 use fs_err as fs;
 use serde::Serialize;
 
+use super::launch_file::LaunchFile;
 use super::options::{Resume, RunOptions};
 use super::snapshot::ModelSnapshot;
 use crate::episode_files;
@@ -19,9 +21,6 @@ use crate::error::{Error, Result};
 use crate::observer::Observer;
 use crate::settings::RunSettings;
 use asyncthink_metrics::{MetricsLog, MetricsSink, SinkContext};
-
-/// Names the launch that began the run as `--resume` asked, for its later attempts.
-const LAUNCH_FILE: &str = ".launch";
 
 /// The open folder of a stage.
 #[derive(Debug)]
@@ -42,6 +41,7 @@ impl StageFolder {
         settings: &RunSettings,
         begin: &TrainerState,
         options: &RunOptions,
+        launchers: &Launchers,
         observer: &mut dyn Observer,
     ) -> Result<(Self, Option<Checkpoint>)> {
         let RunSettings { stage, layout, .. } = settings;
@@ -51,8 +51,10 @@ impl StageFolder {
         let folder = layout.stage(stage);
         let checkpoints = layout.checkpoints(stage);
         recover_replacement(&folder)?;
+        let launch_file = LaunchFile::of(&folder);
+        let is_begun = launchers.may_be_later && launch_file.names_any(&launchers.names);
         let mut given = match &options.resume {
-            _ if has_begun(&folder, options) => None,
+            _ if is_begun => None,
             Resume::From(dir) => Some(open_given(dir, begin, allowed, observer)?),
             Resume::Never => {
                 move_aside(&folder, observer)?;
@@ -90,10 +92,8 @@ impl StageFolder {
         let recipe = &settings.resolved_recipe;
         write_bytes_atomic(&folder.join("recipe.toml"), recipe.as_bytes())?;
         layout.write_recipe(recipe)?;
-        if let (Resume::Never | Resume::From(_), Some(attempt)) =
-            (&options.resume, &options.attempt)
-        {
-            write_bytes_atomic(&folder.join(LAUNCH_FILE), attempt.launch.as_bytes())?;
+        if options.resume != Resume::Auto && !launchers.names.is_empty() {
+            launch_file.write(&launchers.names, is_begun)?;
         }
         let metrics = MetricsLog::open(&layout.metrics(stage), state.metrics_bytes)?;
         if metrics.missing_bytes() > 0 {
@@ -159,12 +159,31 @@ impl StageFolder {
     }
 }
 
-/// Whether an attempt of the same launch has begun the run that is in the folder.
-fn has_begun(folder: &Path, options: &RunOptions) -> bool {
-    options.attempt.as_ref().is_some_and(|attempt| {
-        attempt.num_before > 0
-            && fs::read_to_string(folder.join(LAUNCH_FILE)).is_ok_and(|text| text == attempt.launch)
-    })
+/// The launchers of all ranks.
+#[derive(Debug, Default)]
+pub(super) struct Launchers {
+    pub(super) names: BTreeSet<String>,
+    /// Whether this may be a later attempt for one of them.
+    pub(super) may_be_later: bool,
+}
+
+impl Launchers {
+    /// Asks all ranks.
+    pub(super) fn of(options: &RunOptions) -> Result<Self> {
+        let failed = |error| Error::stage("comparing the launchers of the ranks", error);
+        let own = options.attempt.as_ref();
+        let own = own.map(|attempt| (&attempt.launcher, attempt.may_be_later));
+        let own = serde_json::to_vec(&own).map_err(failed)?;
+        let mut launchers = Self::default();
+        for bytes in options.ranks.gather_bytes(&own)? {
+            let of_rank: Option<(String, bool)> = serde_json::from_slice(&bytes).map_err(failed)?;
+            if let Some((name, may_be_later)) = of_rank {
+                launchers.names.insert(name);
+                launchers.may_be_later |= may_be_later;
+            }
+        }
+        Ok(launchers)
+    }
 }
 
 /// Fails where the run would not be that of the checkpoint, and says which differences are accepted.
@@ -190,6 +209,12 @@ fn open_given(
     allowed: &[String],
     observer: &mut dyn Observer,
 ) -> Result<Checkpoint> {
+    if !dir.is_dir() {
+        return Err(Error::Setting {
+            key: "--resume",
+            reason: format!("`{}`: no such folder", dir.display()),
+        });
+    }
     let checkpoint = Checkpoint::open(&fs::canonicalize(dir)?)?;
     check_same_run(&checkpoint, now, allowed, observer)?;
     Ok(checkpoint)

@@ -1,8 +1,10 @@
 //! Parts that both stages share: opening a run, resuming, saving, metrics, by all ranks together.
 
 mod folder;
+mod launch_file;
 mod options;
 mod saving;
+mod shared_folder;
 mod snapshot;
 mod stage_run;
 
@@ -11,6 +13,7 @@ use asyncthink_distributed::{AdamW, Ranks, optimizer_files};
 use asyncthink_metrics::ByteCounts;
 
 pub use options::{Attempt, Resume, RunOptions, RunOutcome};
+pub(crate) use shared_folder::check_shared_folder;
 pub(crate) use stage_run::{Origin, StageRun};
 
 use crate::error::{Error, Result};

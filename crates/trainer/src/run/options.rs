@@ -3,8 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use asyncthink_checkpoint::RunLayout;
 use asyncthink_distributed::Ranks;
 use asyncthink_launch::World;
+use asyncthink_recipe::Stage;
+
+use super::launch_file::LaunchFile;
 
 /// Where a run begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,7 +29,7 @@ pub struct RunOptions {
     pub resume: Resume,
     /// The processes that run it together. All of them need the run's folder.
     pub ranks: Arc<Ranks>,
-    /// Which attempt this is, of a launcher that tries again. Where one of them has begun as `resume` says, later ones go
+    /// The attempt of a launcher that this is, which may try again. Where one of them has begun as `resume` says, later ones go
     /// on from its checkpoints.
     pub attempt: Option<Attempt>,
 }
@@ -33,22 +37,25 @@ pub struct RunOptions {
 /// One of the attempts of a launch, which starts its ranks again when one fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
-    /// Id shared by all attempts of a launch.
-    pub launch: String,
-    /// Number of earlier attempts.
-    pub num_before: u32,
+    /// Identity of the launcher of this rank; every node has a launcher of its own.
+    pub launcher: String,
+    /// Whether there may have been an earlier one. Launchers do not count them alike: torchrun counts failures of its own ranks,
+    /// and not that it starts them again with those of another node.
+    pub may_be_later: bool,
 }
 
 impl Attempt {
     /// The attempt of this process; `None` where no launcher started it.
     pub fn of(world: &World) -> Option<Self> {
-        world.master()?;
-        // The launcher of the first rank stays the same for as long as a launch lasts.
-        let run_id = std::env::var("TORCHELASTIC_RUN_ID").unwrap_or_default();
         Some(Self {
-            launch: format!("{run_id} {}", std::os::unix::process::parent_id()),
-            num_before: world.restart_count(),
+            launcher: world.launcher()?,
+            may_be_later: world.may_be_restarted(),
         })
+    }
+
+    /// Whether an earlier attempt may have begun the stage; which launch that was of is not looked at.
+    pub fn may_go_on(&self, layout: &RunLayout, stage: Stage) -> bool {
+        self.may_be_later && LaunchFile::of(&layout.stage(stage)).exists()
     }
 }
 

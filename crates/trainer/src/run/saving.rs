@@ -5,13 +5,15 @@
 //! when the checkpoint has its name; at each they learn whether all went well. While a thread writes they ask each other at the
 //! end of every step whether all are done. Collectives are called between steps only, never from the thread.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use asyncthink_checkpoint::Task;
+use asyncthink_checkpoint::{Part, Task, wait_for_parts};
 use asyncthink_distributed::{AdamW, optimizer_files};
 use asyncthink_recipe::SaveInBackground;
 use tch::Device;
 
+use super::shared_folder::longest_lag;
 use super::snapshot::{PendingSave, RankSnapshot};
 use super::stage_run::StageRun;
 use super::{check_finite_state, exchanged_bytes};
@@ -83,17 +85,25 @@ impl StageRun {
         let share = self.ranks.agree(share)?;
         let partial = share.model.as_ref().map(|model| model.partial.clone());
         let state = self.state.clone();
+        let part = Arc::default();
+        let written = Arc::clone(&part);
         // Alone, there is nobody to wait for in between.
         let to_seal = partial.clone().filter(|_| self.ranks.is_alone());
         let is_sealing = to_seal.is_some();
         let sealed_state = state.clone();
         let work = move || {
             share.write()?;
-            to_seal.map_or(Ok(()), |partial| Ok(partial.seal(&sealed_state)?))
+            if let Some(partial) = to_seal {
+                return Ok(partial.seal(&sealed_state)?);
+            }
+            // Set once: by this thread or not at all.
+            let _ = OnceLock::set(&written, share.part()?);
+            Ok(())
         };
         self.pending = Some(PendingSave {
             state,
             partial,
+            part,
             task: if in_background {
                 Task::start(work)
             } else {
@@ -155,6 +165,7 @@ impl StageRun {
         let PendingSave {
             state,
             partial,
+            part,
             task,
             is_sealing,
         } = pending;
@@ -162,13 +173,19 @@ impl StageRun {
         self.ranks.agree(task.wait())?;
         if !is_sealing {
             let sealed_state = state.clone();
+            let parts = self.parts_of_all(&part)?;
+            let limit = longest_lag(&self.ranks);
             let task = match partial.clone() {
-                Some(partial) => Task::start(move || Ok(partial.seal(&sealed_state)?)),
+                Some(partial) => Task::start(move || {
+                    wait_for_parts(partial.dir(), &parts, limit)?;
+                    Ok(partial.seal(&sealed_state)?)
+                }),
                 None => Task::done(Ok(())),
             };
             self.pending = Some(PendingSave {
                 state,
                 partial,
+                part,
                 task,
                 is_sealing: true,
             });
@@ -182,6 +199,16 @@ impl StageRun {
         observer.saved(&dir, state.step);
         self.saved = Some((state.step, dir));
         Ok(())
+    }
+
+    /// The files that the ranks have written, in their order.
+    fn parts_of_all(&self, own: &OnceLock<Part>) -> Result<Vec<Part>> {
+        let failed = |error| Error::stage("telling the first rank what was written", error);
+        let own = serde_json::to_vec(&own.get()).map_err(failed)?;
+        let all = self.ranks.gather_bytes(&own)?;
+        let all = all.iter().map(|bytes| serde_json::from_slice(bytes));
+        let all: Vec<Option<Part>> = all.collect::<Result<_, _>>().map_err(failed)?;
+        Ok(all.into_iter().flatten().collect())
     }
 
     fn set_save_phase(&self, step: u64) {

@@ -1,8 +1,9 @@
 //! Snapshots of a checkpoint's content, which ranks write while training may go on.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
-use asyncthink_checkpoint::{Contents, PartialCheckpoint, Readme, Task, TrainerState};
+use asyncthink_checkpoint::{Contents, Part, PartialCheckpoint, Readme, Task, TrainerState};
 use asyncthink_distributed::optimizer_files;
 use asyncthink_model::PretrainedModel;
 use asyncthink_rollout::ModelCard;
@@ -68,6 +69,11 @@ impl RankSnapshot {
         }
         Ok(self.moments.write(&self.dir)?)
     }
+
+    /// What this rank has written beside the first one's files.
+    pub(super) fn part(&self) -> Result<Part> {
+        Ok(Part::of(&self.dir, self.moments.file_name())?)
+    }
 }
 
 /// A checkpoint under way.
@@ -77,6 +83,8 @@ pub(super) struct PendingSave {
     /// The first rank's.
     pub(super) partial: Option<PartialCheckpoint>,
     pub(super) task: Task<Error>,
+    /// This rank's file, once it is written.
+    pub(super) part: Arc<OnceLock<Part>>,
     /// Whether the task is the last one before the checkpoint gets its name.
     pub(super) is_sealing: bool,
 }

@@ -8,7 +8,7 @@ use asyncthink_distributed::{AdamW, Ranks};
 use serde::Serialize;
 
 use super::exchanged_bytes;
-use super::folder::StageFolder;
+use super::folder::{Launchers, StageFolder};
 use super::options::{RunOptions, RunOutcome};
 use super::snapshot::PendingSave;
 use crate::error::{Error, Result};
@@ -82,9 +82,10 @@ impl StageRun {
             run: String::new(),
         };
         ranks.check_same("recipe, data and initial model", &to_json(&state)?)?;
+        let launchers = Launchers::of(options)?;
         let opened = ranks
             .is_first()
-            .then(|| StageFolder::open(settings, &state, options, observer));
+            .then(|| StageFolder::open(settings, &state, options, &launchers, observer));
         let opened = opened.transpose().map_err(Error::before_work);
         let (folder, checkpoint) = ranks.agree(opened)?.unzip();
         let checkpoint = of_first_rank(checkpoint.flatten(), &ranks)?;

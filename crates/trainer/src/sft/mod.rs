@@ -19,7 +19,8 @@ use crate::error::{Error, Result};
 use crate::models::load_for_sft;
 use crate::observer::{Observer, RunStart, StepReport, StopFlag};
 use crate::run::{
-    Origin, RunOptions, RunOutcome, StageRun, check_finite, exchanged_bytes, new_optimizer,
+    Origin, RunOptions, RunOutcome, StageRun, check_finite, check_shared_folder, exchanged_bytes,
+    new_optimizer,
 };
 use crate::settings::{RunSettings, SftSettings};
 use asyncthink_gradient::PolicyModel;
@@ -61,6 +62,7 @@ pub fn run_sft(
         run: run_settings,
         section,
     } = settings;
+    check_shared_folder(run_settings, &options.ranks)?;
     let Rows {
         train: rows,
         held_out,

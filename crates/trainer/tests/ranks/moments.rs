@@ -74,6 +74,7 @@ fn moments_are_shared_out_and_updates_are_the_same() {
                             world_size,
                             timeout: Duration::from_mins(1),
                             name: "moments".to_owned(),
+                            store_rank: None,
                         };
                         let group = ProcessGroup::new(&store, Device::Cpu, &options).unwrap();
                         let ranks = Arc::new(Ranks::new(group));

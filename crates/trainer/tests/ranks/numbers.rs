@@ -65,6 +65,32 @@ fn sft_is_the_same_with_any_number_of_ranks() {
     }
 }
 
+/// At a recipe's own rate every update carries the rounding of its step into the weights, and differences grow.
+#[test]
+fn rounding_stays_that_of_one_step_where_weights_hardly_move() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let sets = ["sft.optimizer.learning_rate=1e-6", "sft.num_steps=20"];
+    let with = |name: &str, threads: &str| {
+        recipe(&dir.path().join(name), &[&sets[..], &[threads]].concat())
+    };
+    let single = with("single", "num_threads=1");
+    run_ranks(&single, Stage::Sft, 1, None);
+    let expected = metrics(&single, Stage::Sft);
+    assert_eq!(expected.len(), 20);
+    for (world_size, threads) in [
+        (1, "num_threads=2"),
+        (2, "num_threads=1"),
+        (4, "num_threads=1"),
+    ] {
+        let what = format!("sft at 1e-6, {world_size} ranks, {threads}");
+        let other = with(&what, threads);
+        run_ranks(&other, Stage::Sft, world_size, None);
+        let keys = ["loss", "grad_norm", "held_out_loss"];
+        assert_close(&expected, &metrics(&other, Stage::Sft), &keys, 1e-5, &what);
+    }
+}
+
 #[test]
 fn grpo_is_the_same_with_any_number_of_ranks() {
     let _alone = alone();

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use tch::{Device, Kind};
 
-use super::{HOST, LONG, given, join, options, serve, world};
-use crate::collectives::{ProcessGroup, Reduction, SuspectReason};
+use super::{HOST, LONG, given, join, options, serve, values, world};
+use crate::collectives::{
+    GroupOptions, ProcessGroup, Reduction, Store, StoreOptions, SuspectReason,
+};
 use crate::error::Error;
 
 /// Enough for ranks that come, and soon over for those that do not.
@@ -24,14 +26,33 @@ fn ranks_that_never_join_are_named() {
     assert!(start.elapsed() < SHORT + REPORT);
     assert_eq!(
         error.to_string(),
-        "`join` timed out after 2s on rank 1 of 4 (collective 1): not all ranks came; rank 0 did not come; \
-         rank 2 did not come; rank 3 did not come"
+        "`join` timed out after 2s on rank 1 of 4 in `world: joining the ranks` (collective 1): not all ranks came; \
+         rank 0 did not come; rank 2 did not come; rank 3 did not come"
     );
-    let error = ProcessGroup::new(&store, Device::Cpu, &options(1, 4, SHORT)).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "`process_group`: `name` must be one that rank 1 has not joined on this store, not `world`"
-    );
+}
+
+#[test]
+fn a_group_forms_where_an_earlier_one_was_lost() {
+    let store = serve();
+    let port = store.port();
+    // A name that nobody counts up, as under a launcher that restarts ranks without counting: whole attempts and parts of one.
+    for _ in 0..2 {
+        ProcessGroup::new(&store, Device::Cpu, &options(1, 2, SHORT / 10)).unwrap_err();
+        let sums = std::thread::scope(|scope| {
+            let ranks = [0, 1].map(|rank| {
+                scope.spawn(move || {
+                    let group = join(port, rank, 2, LONG);
+                    let mut tensor = given(rank, 3, Kind::Float);
+                    let work = group.all_reduce(&mut tensor, Reduction::Sum).unwrap();
+                    work.wait().unwrap();
+                    group.monitored_barrier().unwrap();
+                    values(&tensor)
+                })
+            });
+            ranks.map(|rank| rank.join().unwrap())
+        });
+        assert_eq!(sums, [[7.0, 13.0, 8.0], [7.0, 13.0, 8.0]]);
+    }
 }
 
 #[test]
@@ -104,6 +125,7 @@ fn a_stalled_rank_fails_the_operation_in_time_and_is_named() {
 
 const PORT: &str = "ASYNCTHINK_TEST_PORT";
 const RANK: &str = "ASYNCTHINK_TEST_RANK";
+const SERVES: &str = "ASYNCTHINK_TEST_SERVES";
 const WORLD_SIZE: usize = 3;
 
 /// A rank of the tests below: says that it is ready, waits for a line, and goes on without end.
@@ -141,6 +163,91 @@ fn rank_of_a_world_of_processes() {
     println!("{kind}: {error}");
 }
 
+/// The first rank of the tests below: serves the store, and joins unless it is stopped before.
+#[test]
+fn first_rank_that_serves_the_store() {
+    if std::env::var(SERVES).is_err() {
+        return;
+    }
+    let store = serve();
+    println!("port {}", store.port());
+    std::io::stdout().flush().unwrap();
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+    let options = GroupOptions {
+        store_rank: Some(0),
+        ..options(0, 2, LONG)
+    };
+    let group = ProcessGroup::new(&store, Device::Cpu, &options).unwrap();
+    group.set_phase("sft step 3: saving");
+    group.barrier().unwrap();
+    std::thread::sleep(LONG);
+}
+
+#[test]
+fn a_stopped_first_rank_that_serves_the_store_is_named() {
+    let options = GroupOptions {
+        store_rank: Some(0),
+        ..options(1, 2, SHORT)
+    };
+    let connect = |port, timeout| {
+        let options = StoreOptions {
+            timeout,
+            ..StoreOptions::default()
+        };
+        Store::connect(HOST, port, &options)
+    };
+    let start_first = || {
+        let mut command = Rank::command("first_rank_that_serves_the_store");
+        let mut first = Rank::spawn(command.env(SERVES, ""));
+        let line = first.line(&["port "]);
+        let (_, port) = line.rsplit_once(' ').unwrap();
+        (first, port.parse().unwrap())
+    };
+
+    // While the other rank works.
+    let (mut first, port) = start_first();
+    first
+        .child
+        .stdin
+        .as_mut()
+        .unwrap()
+        .write_all(b"go\n")
+        .unwrap();
+    let group = ProcessGroup::new(&connect(port, LONG).unwrap(), Device::Cpu, &options).unwrap();
+    group.within(LONG).barrier().unwrap();
+    // Its signs of life come twice a second.
+    std::thread::sleep(SHORT);
+    first.signal("STOP");
+    let mut tensor = given(0, 4, Kind::Float);
+    let work = group.all_reduce(&mut tensor, Reduction::Sum).unwrap();
+    let text = work.wait().unwrap_err().to_string();
+    let tail = format!(
+        "; the store at `{HOST}:{port}` does not answer; rank 0 gives no sign of life, last seen at collective 2 in \
+         `sft step 3: saving`"
+    );
+    assert!(text.ends_with(&tail), "{text}");
+    let head = "`all_reduce` timed out after 2s on rank 1 of 2 in `world: joining the ranks` (collective 3, 16 bytes): ";
+    assert!(text.starts_with(head), "{text}");
+
+    // While it joins.
+    let (first, port) = start_first();
+    let store = connect(port, LONG).unwrap();
+    first.signal("STOP");
+    let error = ProcessGroup::new(&store, Device::Cpu, &options).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "`join` timed out after 2s on rank 1 of 2 in `world: joining the ranks` (collective 1): the store at \
+             `{HOST}:{port}` does not answer; rank 0 gives no sign of life, last seen at collective 1 in \
+             `world: joining the ranks`"
+        )
+    );
+
+    // Before anybody has connected.
+    let error = connect(port, SHORT).unwrap_err();
+    assert!(matches!(error, Error::StoreTimeout { .. }), "{error}");
+}
+
 struct Rank {
     child: Child,
     lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
@@ -148,11 +255,21 @@ struct Rank {
 
 impl Rank {
     fn start(port: u16, rank: usize) -> Self {
-        let name = "collectives::tests::failures::rank_of_a_world_of_processes";
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", name, "--nocapture"])
-            .env(PORT, port.to_string())
-            .env(RANK, rank.to_string())
+        let mut command = Self::command("rank_of_a_world_of_processes");
+        command.env(PORT, port.to_string());
+        Self::spawn(command.env(RANK, rank.to_string()))
+    }
+
+    /// Runs one of the tests above as a process.
+    fn command(test: &str) -> Command {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let name = format!("collectives::tests::failures::{test}");
+        command.args(["--exact", &name, "--nocapture"]);
+        command
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

@@ -25,6 +25,7 @@ fn options(rank: usize, world_size: usize, timeout: Duration) -> GroupOptions {
         world_size,
         timeout,
         name: "world".to_owned(),
+        store_rank: None,
     }
 }
 
