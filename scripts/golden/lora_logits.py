@@ -25,10 +25,21 @@ OUT = pathlib.Path(__file__).resolve().parents[2] / "crates/model/tests/golden/l
 ADAPTER_WIDTH = 0.6
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+# Base model and options by name.
 ADAPTERS = {
-    "qwen3_plain": dict(r=4, lora_alpha=8, target_modules=ALL),
-    "qwen2_plain": dict(r=3, lora_alpha=5, target_modules=["q_proj", "v_proj"], use_rslora=True),
-    "llama_all_biases": dict(r=1, lora_alpha=2, target_modules=["k_proj", "o_proj", "down_proj"]),
+    "qwen3_plain": ("qwen3_plain", dict(r=4, lora_alpha=8, target_modules=ALL)),
+    "qwen2_plain": ("qwen2_plain", dict(r=3, lora_alpha=5, target_modules=["q_proj", "v_proj"], use_rslora=True)),
+    "llama_all_biases": ("llama_all_biases", dict(r=1, lora_alpha=2, target_modules=["k_proj", "o_proj", "down_proj"])),
+    "all_linear": ("llama_plain", dict(r=2, lora_alpha=4, target_modules="all-linear")),
+    "expression": ("qwen3_plain", dict(
+        r=2, lora_alpha=4, target_modules=r"model\.layers\.\d+\.(self_attn\.[qk]_proj|mlp\.up_proj)")),
+    "expression_of_one_layer": ("qwen3_plain", dict(r=2, lora_alpha=4, target_modules=r".*\.1\..*_proj",
+                                                    exclude_modules=r".*(gate|up)_proj")),
+    "paths": ("llama_plain", dict(r=2, lora_alpha=4, exclude_modules=["0.mlp.down_proj"], target_modules=[
+        "1.self_attn.k_proj", "mlp.down_proj", "model.layers.0.self_attn.o_proj"])),
+    "some_layers": ("qwen2_plain", dict(r=2, lora_alpha=4, target_modules=["q_proj", "up_proj"], layers_to_transform=[1])),
+    "a_layer_by_pattern": ("qwen2_plain", dict(r=2, lora_alpha=4, target_modules=["v_proj"], layers_to_transform=[0],
+                                               layers_pattern="layers")),
 }
 
 
@@ -38,9 +49,9 @@ def logprobs(model, ids):
     return scores[:-1].gather(1, torch.tensor(ids)[1:, None])[:, 0]
 
 
-def case(name, options):
+def case(base, options):
     """The adapters go through PEFT's own files, so that names and configuration are what it writes."""
-    config = CONFIGS[name]
+    config = CONFIGS[base]
     with tempfile.TemporaryDirectory() as folder:
         adapted = get_peft_model(model_of(config, torch.float32), LoraConfig(task_type="CAUSAL_LM", **options))
         adapted.save_pretrained(folder)
@@ -49,7 +60,9 @@ def case(name, options):
         save_file(tensors, path, metadata={"format": "pt"})
         model = PeftModel.from_pretrained(model_of(config, torch.float32), folder).eval()
         written = json.loads((pathlib.Path(folder) / "adapter_config.json").read_text())
-    written["target_modules"] = sorted(written["target_modules"])
+    for key in ["target_modules", "exclude_modules"]:
+        if isinstance(written[key], list):
+            written[key] = sorted(written[key])
     return {
         "config": config,
         "adapter_config": written,
@@ -61,7 +74,7 @@ def case(name, options):
 def write():
     versions = {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__}
     content = {"made_with": versions, "ids": sequence(37), "adapter_width": ADAPTER_WIDTH,
-               "cases": {name: case(name, options) for name, options in ADAPTERS.items()}}
+               "cases": {name: case(*adapter) for name, adapter in ADAPTERS.items()}}
     OUT.write_text(json.dumps(content) + "\n")
 
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::path::Path;
 
+use asyncthink_model::ModelFolder;
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
@@ -167,7 +168,9 @@ fn difference(path: &Path, expected: &FileSummary) -> Option<String> {
 ///
 /// # Errors
 /// When a file cannot be read.
-pub fn model_identity(dir: &Path) -> Result<String> {
+pub fn model_identity<'a>(folder: impl Into<ModelFolder<'a>>) -> Result<String> {
+    let folder = folder.into();
+    let dir = folder.dir();
     let known: BTreeMap<String, FileSummary> = fs::read(dir.join(MANIFEST_FILE))
         .ok()
         .and_then(|bytes| serde_json::from_slice::<Manifest>(&bytes).ok())
@@ -193,7 +196,7 @@ pub fn model_identity(dir: &Path) -> Result<String> {
         };
         hasher.update(format!("{name} {size_bytes} {crc32}\n").as_bytes());
     }
-    if let Some(base) = asyncthink_model::base_of(dir)? {
+    if let Some(base) = asyncthink_model::base_of(folder)? {
         hasher.update(model_identity(&base)?.as_bytes());
     }
     Ok(format!("{:08x}", hasher.finalize()))

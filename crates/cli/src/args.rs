@@ -225,6 +225,10 @@ pub(crate) struct ScoreArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
 
+    /// For an adapter folder: the folder of its base model, in place of the name or path in it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) base: Option<PathBuf>,
+
     /// Where the model runs: `auto` is a GPU where there is one
     #[arg(long, value_name = "auto|cpu|cuda|cuda:N", default_value = "auto")]
     pub(crate) device: DeviceSpec,

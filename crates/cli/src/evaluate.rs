@@ -335,19 +335,23 @@ fn inputs(recipe: &Recipe, layout: &RunLayout, model: &Path) -> Result<Inputs, F
             .map_or(0, |age| u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
         stamps.push((file, metadata.len(), changed));
     }
+    let mut sections = serde_json::json!({
+        "eval": recipe.eval,
+        // Fewer problems than there are were the first ones once.
+        "problems": "sampled by seed",
+        "protocol": recipe.protocol,
+        "prompts": recipe.prompts,
+        "precision": recipe.precision,
+        "seed": recipe.seed,
+        "device": recipe.device,
+    });
+    if let Some(base) = &recipe.adapter_base {
+        sections["adapter_base"] = serde_json::json!(base);
+    }
     Ok(Inputs {
         model: model.to_owned(),
         files: stamps,
-        recipe: serde_json::json!({
-            "eval": recipe.eval,
-            // Fewer problems than there are were the first ones once.
-            "problems": "sampled by seed",
-            "protocol": recipe.protocol,
-            "prompts": recipe.prompts,
-            "precision": recipe.precision,
-            "seed": recipe.seed,
-            "device": recipe.device,
-        }),
+        recipe: sections,
     })
 }
 

@@ -42,6 +42,7 @@ fn model_is_input(error: &asyncthink_model::Error) -> bool {
     use asyncthink_model::Error as E;
     match error {
         E::Io(error) => error.kind() == std::io::ErrorKind::NotFound,
+        E::File(error) => error.is_input(),
         E::InFile { source, .. } => model_is_input(source),
         E::Torch(_) | E::Panicked { .. } => false,
         E::Shim(error) => device_is_input(error),
@@ -52,21 +53,10 @@ fn model_is_input(error: &asyncthink_model::Error) -> bool {
 
 fn model_hint(error: &asyncthink_model::Error) -> Option<String> {
     use asyncthink_model::Error as E;
-    let hint = match error {
-        E::Json { .. } | E::Weights { .. } | E::Tensors { .. } => {
-            "the model's folder is damaged or incomplete: fetch or train it again"
-        }
-        E::InFile { source, .. } => return model_hint(source),
-        E::Adapter { .. } => {
-            "an adapter folder is PEFT's: `adapter_config.json`, `adapter_model.safetensors`, and a base model at the path \
-             that the first one names"
-        }
-        E::Unsupported { .. } => "docs/models.md lists what is supported",
-        E::Shim(error) => return error.hint().map(str::to_owned),
-        E::Data(error) => return data_hint(error),
-        _ => return None,
-    };
-    Some(hint.to_owned())
+    match error {
+        E::Data(error) => data_hint(error),
+        error => error.hint().map(str::to_owned),
+    }
 }
 
 /// A device that this machine does not have is wrong in the recipe.

@@ -13,6 +13,7 @@ mod faults;
 mod grade;
 mod launch;
 mod lines;
+mod preflight;
 mod progress;
 mod run_folder;
 mod score;

@@ -1,12 +1,11 @@
 //! The command `score`: how likely are these tokens to a model?
 
 use std::io::{IsTerminal as _, Write};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use asyncthink_data::TokenId;
 use asyncthink_gradient::score_sequences;
-use asyncthink_model::{Decoder, ModelConfig, Parallelism};
+use asyncthink_model::{Decoder, ModelFolder, Parallelism, check_folder};
 use asyncthink_torch::{keep_freed_memory, open_device, peak_bytes, set_num_threads};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -15,6 +14,7 @@ use tch::{Device, Kind};
 use crate::args::{DtypeArg, ScoreArgs};
 use crate::failure::Failure;
 use crate::lines::{self, Id, LineReader, Unreadable};
+use crate::preflight;
 use crate::progress::Progress;
 
 /// Batches that are read ahead, so that sequences of unlike lengths fill them.
@@ -41,7 +41,7 @@ struct ScoreLine {
 
 pub(crate) fn run(args: &ScoreArgs, out: &mut dyn Write) -> Result<(), Failure> {
     // What can be wrong without the weights is found before they are read.
-    let limits = Limits::of(&args.model)?;
+    let limits = Limits::of(args)?;
     let mut reader = LineReader::open(&args.file)?;
     let started = Instant::now();
     let decoder = load(args)?;
@@ -90,7 +90,11 @@ fn load(args: &ScoreArgs) -> Result<Decoder, Failure> {
         DtypeArg::F32 => Kind::Float,
         DtypeArg::Bf16 => Kind::BFloat16,
     };
-    Decoder::load(&args.model, device, kind).map_err(model_failure)
+    Decoder::load(folder(args), device, kind).map_err(model_failure)
+}
+
+fn folder(args: &ScoreArgs) -> ModelFolder<'_> {
+    ModelFolder::new(&args.model).with_base(args.base.as_deref())
 }
 
 /// A missing file says which, and that a model was expected.
@@ -112,12 +116,15 @@ struct Limits {
 }
 
 impl Limits {
-    fn of(model: &Path) -> Result<Self, Failure> {
-        if !model.is_dir() {
-            let message = format!("`--model {}`: no such folder", model.display());
+    fn of(args: &ScoreArgs) -> Result<Self, Failure> {
+        if !args.model.is_dir() {
+            let message = format!("`--model {}`: no such folder", args.model.display());
             return Err(Failure::input(message).hint(MODEL_HINT));
         }
-        let config = ModelConfig::from_dir(model).map_err(model_failure)?;
+        preflight::check_base(&args.model, args.base.as_deref())?;
+        let report = check_folder(folder(args)).map_err(model_failure)?;
+        preflight::warn(&report.warnings);
+        let config = report.config;
         Ok(Self {
             vocab_size: config.vocab_size,
             max_tokens: usize::try_from(config.max_position_embeddings).unwrap_or(usize::MAX),

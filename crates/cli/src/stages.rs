@@ -17,6 +17,7 @@ use asyncthink_trainer::{
 use crate::args::{ResumeArg, StageArgs};
 use crate::catalogue::catalogue;
 use crate::failure::Failure;
+use crate::preflight;
 use crate::progress::Progress;
 use crate::run_folder;
 use crate::signals;
@@ -36,6 +37,10 @@ pub(crate) fn run(stage: Stage, args: &StageArgs, out: &mut dyn Write) -> Result
     check_chat_template(&recipe)?;
     run_folder::check(&layout, stage)?;
     if args.dry_run {
+        for line in preflight::dry_run(stage, &recipe)? {
+            // Standard output is the resolved recipe's.
+            let _ = writeln!(std::io::stderr(), "{line}");
+        }
         // What a run was made with is not replaced by what was only tried.
         if !layout.recipe().exists() {
             layout.write_recipe(&recipe.to_toml())?;
@@ -44,6 +49,7 @@ pub(crate) fn run(stage: Stage, args: &StageArgs, out: &mut dyn Write) -> Result
         return Ok(());
     }
     let world = World::from_env()?;
+    preflight::check_models(stage, &recipe, &args.resume, &world)?;
     match stage {
         Stage::Synth => crate::synth::run(&recipe, &args.resume, &world, out),
         Stage::Sft | Stage::Grpo => train(stage, &recipe, &args.resume, &world, out),

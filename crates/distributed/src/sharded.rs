@@ -3,12 +3,11 @@
 //! Every rank holds a part of each unit: of what lies before and after the layers, and of every layer. A unit is gathered when it
 //! is computed with and let go afterwards (`asyncthink_gradient::ShardedLayers`), its gradient is summed into the parts.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use asyncthink_model::{
-    Decoder, DecoderEnds, DecoderLayer, ModelConfig, Positions, VisitParameter, draw_parameters,
-    read_config, read_parameters,
+    Decoder, DecoderEnds, DecoderLayer, ModelConfig, ModelFolder, Positions, VisitParameter,
+    draw_parameters, read_parameters,
 };
 use asyncthink_torch::{Work, set_grad};
 use tch::{Device, Kind, Tensor};
@@ -64,11 +63,16 @@ impl ShardedDecoder {
     ///
     /// # Errors
     /// When the folder cannot be read, or the memory cannot be had.
-    pub fn load(dir: &Path, sharding: Sharding, purpose: Purpose) -> Result<Self> {
-        let config = read_config(dir)?;
+    pub fn load<'a>(
+        folder: impl Into<ModelFolder<'a>>,
+        sharding: Sharding,
+        purpose: Purpose,
+    ) -> Result<Self> {
+        let folder = folder.into();
+        let config = ModelConfig::from_dir(folder)?;
         let device = sharding.device;
         Self::fill(config, sharding, purpose, &mut |visit| {
-            read_parameters(dir, device, Kind::Float, visit)
+            read_parameters(folder, device, Kind::Float, visit)
         })
     }
 

@@ -1,5 +1,7 @@
 //! The settings of an evaluation, taken from the recipe once.
 
+use std::path::PathBuf;
+
 use asyncthink_model::Precision;
 use asyncthink_recipe::{EngineSection, EvalSplit, RecipeData, RulesFrom};
 use asyncthink_rollout::ModelCard;
@@ -27,6 +29,8 @@ pub struct EvalSettings {
     pub card: ModelCard,
     /// Settings of the sampling engine.
     pub engine: EngineSection,
+    /// Folder of the base model of adapter folders, in place of what they name.
+    pub adapter_base: Option<PathBuf>,
     /// Number types of the model.
     pub precision: Precision,
     /// Seed of sampling and resampling.
@@ -52,6 +56,7 @@ impl EvalSettings {
             rules_from: section.rules_from,
             card: ModelCard::new(&recipe.prompts, &recipe.protocol),
             engine: recipe.engine.clone(),
+            adapter_base: recipe.adapter_base.clone(),
             precision: Precision::F32,
             seed: recipe.seed,
             methods: section.methods.clone(),

@@ -1,7 +1,7 @@
 //! The model that a stage trains, as its ranks hold it.
 
 use std::borrow::Cow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -10,7 +10,8 @@ use asyncthink_distributed::{
     AdamW, AdamWSettings, Purpose, Ranks, ShardedDecoder, Sharding, sums_of,
 };
 use asyncthink_model::{
-    Decoder, LoraConfig, ModelConfig, Parallelism, Precision, PretrainedModel, fitting_tokenizer,
+    Decoder, LoraConfig, ModelConfig, ModelFolder, Parallelism, Precision, PretrainedModel,
+    fitting_tokenizer,
 };
 use asyncthink_recipe::Shard;
 use tch::Device;
@@ -29,11 +30,18 @@ pub struct PolicySettings {
     pub micro_batches_per_gather: usize,
     /// Adapters to train in place of the model's own weights.
     pub lora: Option<LoraConfig>,
+    /// Folder of the base model of adapter folders, in place of what they name.
+    pub adapter_base: Option<PathBuf>,
     /// Seed of new weights and adapters.
     pub seed: u64,
 }
 
 impl PolicySettings {
+    /// A model's folder, with the base model that was given for it.
+    pub fn folder<'a>(&'a self, dir: &'a Path) -> ModelFolder<'a> {
+        ModelFolder::new(dir).with_base(self.adapter_base.as_deref())
+    }
+
     /// Weight sharding; `None` if every rank holds all weights.
     fn sharding(&self, ranks: &Arc<Ranks>, device: Device) -> Option<Sharding> {
         (self.shard == Shard::Full).then(|| Sharding {
@@ -86,13 +94,14 @@ pub fn load_reference(
     ranks: &Arc<Ranks>,
     device: Device,
 ) -> Result<Weights> {
+    let folder = settings.folder(dir);
     Ok(match settings.sharding(ranks, device) {
         Some(sharding) => {
-            let decoder = ShardedDecoder::load(dir, sharding, Purpose::Reference)?;
+            let decoder = ShardedDecoder::load(folder, sharding, Purpose::Reference)?;
             Weights::Sharded(Rc::new(decoder))
         }
         None => Weights::Whole(Box::new(Decoder::load(
-            dir,
+            folder,
             device,
             settings.precision.master(),
         )?)),
@@ -110,17 +119,18 @@ impl PolicyModel {
         ranks: &Arc<Ranks>,
         device: Device,
     ) -> Result<Self> {
+        let folder = settings.folder(dir);
         if let Some(sharding) = settings.sharding(ranks, device) {
-            let tokenizer = fitting_tokenizer(dir)?;
-            let decoder = ShardedDecoder::load(dir, sharding, Purpose::Training)?;
+            let tokenizer = fitting_tokenizer(folder)?;
+            let decoder = ShardedDecoder::load(folder, sharding, Purpose::Training)?;
             return Ok(Self::sharded(decoder, tokenizer, ranks));
         }
         let precision = settings.precision;
         let model = match &settings.lora {
-            None => PretrainedModel::load(dir, device, precision)?,
+            None => PretrainedModel::load(folder, device, precision)?,
             Some(lora) => {
                 let (lora, seed) = (lora.clone(), settings.seed);
-                PretrainedModel::load_with_adapters(dir, device, precision, lora, seed)?
+                PretrainedModel::load_with_adapters(folder, device, precision, lora, seed)?
             }
         };
         Ok(Self::whole(model, ranks))

@@ -3,74 +3,79 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use asyncthink_files::read_structured;
 use serde_json::{Map, Value, json};
 
+use crate::adapter_modules::ModuleRule;
 use crate::error::{Error, Result};
 use crate::fields::Fields;
-use crate::lora_config::{LoraConfig, LoraTarget};
+use crate::lora_config::{LoraConfig, Place};
+use crate::model_folder::ModelFolder;
 
 const CONFIG_FILE: &str = "adapter_config.json";
 
 /// `adapter_config.json`, checked.
+#[derive(Debug)]
 pub(crate) struct AdapterFile {
-    pub(crate) config: LoraConfig,
+    path: PathBuf,
+    rank: u32,
+    alpha: f64,
+    use_rslora: bool,
+    modules: ModuleRule,
     /// As written.
     base: String,
 }
 
+/// Writes `adapter_config.json` for adapters on a base model of so many layers.
+pub(crate) fn write(dir: &Path, config: &LoraConfig, base: &Path, num_layers: usize) -> Result<()> {
+    let path = dir.join(CONFIG_FILE);
+    // Where not every layer has the same adapters, PEFT is told the whole paths.
+    let names: Vec<String> = if config.without.is_empty() {
+        let names = config.targets.iter().map(|target| target.name().to_owned());
+        names.collect()
+    } else {
+        config.places(num_layers).map(Place::module).collect()
+    };
+    let content = json!({
+        "alpha_pattern": {},
+        "base_model_name_or_path": base.to_string_lossy(),
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "init_lora_weights": true,
+        "lora_alpha": config.alpha,
+        "lora_dropout": 0.0,
+        "modules_to_save": null,
+        "peft_type": "LORA",
+        "r": config.rank,
+        "rank_pattern": {},
+        "target_modules": names,
+        "task_type": "CAUSAL_LM",
+        "use_dora": false,
+        "use_rslora": config.use_rslora,
+    });
+    let mut text = serde_json::to_string_pretty(&content).map_err(|source| Error::Json {
+        path: path.clone(),
+        source,
+    })?;
+    text.push('\n');
+    fs_err::write(path, text)?;
+    Ok(())
+}
+
 impl AdapterFile {
-    pub(crate) fn new(config: &LoraConfig, base: &Path) -> Self {
-        Self {
-            config: config.clone(),
-            base: base.to_string_lossy().into_owned(),
-        }
-    }
-
-    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
-        let path = dir.join(CONFIG_FILE);
-        let names: Vec<&str> = self.config.targets.iter().map(|t| t.name()).collect();
-        let content = json!({
-            "alpha_pattern": {},
-            "base_model_name_or_path": self.base,
-            "bias": "none",
-            "fan_in_fan_out": false,
-            "inference_mode": true,
-            "init_lora_weights": true,
-            "lora_alpha": self.config.alpha,
-            "lora_dropout": 0.0,
-            "modules_to_save": null,
-            "peft_type": "LORA",
-            "r": self.config.rank,
-            "rank_pattern": {},
-            "target_modules": names,
-            "task_type": "CAUSAL_LM",
-            "use_dora": false,
-            "use_rslora": self.config.use_rslora,
-        });
-        let mut text = serde_json::to_string_pretty(&content).map_err(|source| Error::Json {
-            path: path.clone(),
-            source,
-        })?;
-        text.push('\n');
-        fs_err::write(path, text)?;
-        Ok(())
-    }
-
     pub(crate) fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(CONFIG_FILE);
-        let text = fs_err::read_to_string(&path)?;
+        let text = read_structured(&path)?;
         let raw: Map<String, Value> =
             serde_json::from_str(&text).map_err(|source| Error::Json {
                 path: path.clone(),
                 source,
             })?;
-        Self::from_map(&raw).map_err(|error| Error::InFile {
-            path,
-            source: Box::new(error),
-        })
+        Self::from_map(&raw, &path).map_err(|error| in_file(&path, error))
     }
 
-    fn from_map(raw: &Map<String, Value>) -> Result<Self> {
+    fn from_map(raw: &Map<String, Value>, path: &Path) -> Result<Self> {
         let top = Fields::top(raw);
         if top.text("peft_type")? != Some("LORA") {
             return Err(top.unsupported("peft_type", "`LORA`"));
@@ -78,33 +83,67 @@ impl AdapterFile {
         refuse_variants(&top, raw)?;
         let rank = u32::try_from(top.required_size("r")?)
             .map_err(|_| Error::Config("`r` is too large".to_owned()))?;
-        let base = top
-            .text("base_model_name_or_path")?
-            .ok_or_else(|| top.missing("base_model_name_or_path"))?;
         Ok(Self {
-            config: LoraConfig {
-                rank,
-                alpha: top.required("lora_alpha")?,
-                use_rslora: top.flag("use_rslora")?.unwrap_or(false),
-                targets: targets(&top, raw)?,
-            },
-            base: base.to_owned(),
+            path: path.to_owned(),
+            rank,
+            alpha: top.required("lora_alpha")?,
+            use_rslora: top.flag("use_rslora")?.unwrap_or(false),
+            modules: ModuleRule::read(&top, raw)?,
+            base: top
+                .text("base_model_name_or_path")?
+                .unwrap_or_default()
+                .to_owned(),
         })
     }
 
-    /// The base model's folder: as written, else relative to the adapter's own.
-    pub(crate) fn base(&self, dir: &Path) -> Result<PathBuf> {
+    /// Size, scale and place of the adapters on a base model of so many layers.
+    pub(crate) fn config(&self, num_layers: usize) -> Result<LoraConfig> {
+        let places = self.modules.places(num_layers);
+        let places = places.map_err(|error| in_file(&self.path, error))?;
+        let mut config = LoraConfig {
+            rank: self.rank,
+            alpha: self.alpha,
+            use_rslora: self.use_rslora,
+            targets: places.iter().map(|place| place.target).collect(),
+            without: BTreeSet::new(),
+        };
+        let without = config.places(num_layers);
+        config.without = without.filter(|place| !places.contains(place)).collect();
+        Ok(config)
+    }
+
+    /// The base model's folder: the given one, else as written, else relative to the adapter's own.
+    pub(crate) fn base(&self, folder: ModelFolder<'_>) -> Result<PathBuf> {
+        let no_model = |base: &str| Error::NoBase {
+            path: self.path.clone(),
+            base: base.to_owned(),
+        };
+        let has_model = |path: &PathBuf| path.join("config.json").is_file();
+        if let Some(given) = folder.given_base() {
+            if !has_model(&given.to_owned()) {
+                return Err(Error::Adapter {
+                    path: given.to_owned(),
+                    reason: "the folder given for the base model holds no `config.json`".to_owned(),
+                });
+            }
+            // Checkpoints refer to it, from wherever they are used.
+            return Ok(fs_err::canonicalize(given)?);
+        }
+        if self.base.is_empty() {
+            return Err(no_model(""));
+        }
         let written = PathBuf::from(&self.base);
-        [written.clone(), dir.join(&written)]
+        [written.clone(), folder.dir().join(&written)]
             .into_iter()
-            .find(|path| path.join("config.json").is_file())
-            .ok_or_else(|| Error::Adapter {
-                path: dir.join(CONFIG_FILE),
-                reason: format!(
-                    "`base_model_name_or_path` is `{}`, and no folder of a model is there",
-                    self.base
-                ),
-            })
+            .find(has_model)
+            .ok_or_else(|| no_model(&self.base))
+    }
+}
+
+fn in_file(path: &Path, error: Error) -> Error {
+    Error::InFile {
+        path: path.to_owned(),
+        source: Box::new(error),
     }
 }
 
@@ -112,30 +151,12 @@ impl AdapterFile {
 ///
 /// # Errors
 /// When the file is there but cannot be read, or the base model is not where it says.
-pub fn base_of(dir: &Path) -> Result<Option<PathBuf>> {
-    if !dir.join(CONFIG_FILE).is_file() {
+pub fn base_of<'a>(folder: impl Into<ModelFolder<'a>>) -> Result<Option<PathBuf>> {
+    let folder = folder.into();
+    if !folder.dir().join(CONFIG_FILE).is_file() {
         return Ok(None);
     }
-    AdapterFile::read(dir)?.base(dir).map(Some)
-}
-
-fn targets(top: &Fields<'_>, raw: &Map<String, Value>) -> Result<BTreeSet<LoraTarget>> {
-    const SUPPORTED: &str = "`all-linear`, or a list of `q_proj`, `k_proj`, `v_proj`, `o_proj`, `gate_proj`, `up_proj`, `down_proj`";
-    let refuse = || top.unsupported("target_modules", SUPPORTED);
-    match raw.get("target_modules") {
-        Some(Value::String(text)) if text == "all-linear" => {
-            Ok(LoraTarget::ALL.into_iter().collect())
-        }
-        Some(Value::Array(names)) if !names.is_empty() => names
-            .iter()
-            .map(|name| {
-                name.as_str()
-                    .and_then(LoraTarget::from_name)
-                    .ok_or_else(refuse)
-            })
-            .collect(),
-        _ => Err(refuse()),
-    }
+    AdapterFile::read(folder.dir())?.base(folder).map(Some)
 }
 
 /// Variants of PEFT that compute something else.
@@ -166,17 +187,16 @@ fn refuse_variants(top: &Fields<'_>, raw: &Map<String, Value>) -> Result<()> {
         "modules_to_save",
         "rank_pattern",
         "alpha_pattern",
-        "layers_to_transform",
-        "layers_pattern",
         "layer_replication",
-        "exclude_modules",
         "target_parameters",
         "trainable_token_indices",
         "alora_invocation_tokens",
         "arrow_config",
     ] {
         if raw.get(key).is_some_and(|value| !is_empty(value)) {
-            return Err(top.unsupported(key, "nothing: every layer has the same adapters"));
+            return Err(
+                top.unsupported(key, "nothing: every projection has an adapter of one size")
+            );
         }
     }
     Ok(())
@@ -204,14 +224,11 @@ mod tests {
 
     #[test]
     fn the_scale_follows_the_variant() {
-        let config = read(json!({})).unwrap().config;
-        assert!((config.scale() - 2.0).abs() < 1e-12);
-        let config = read(json!({"use_rslora": true})).unwrap().config;
-        assert!((config.scale() - 4.0).abs() < 1e-12);
-        let all = read(json!({"target_modules": "all-linear"}))
-            .unwrap()
-            .config;
-        assert_eq!(all.targets.len(), 7);
+        let config = |changes| read(changes).unwrap().config(2).unwrap();
+        assert!((config(json!({})).scale() - 2.0).abs() < 1e-12);
+        assert!((config(json!({"use_rslora": true})).scale() - 4.0).abs() < 1e-12);
+        let all = config(json!({"target_modules": "all-linear"}));
+        assert_eq!((all.targets.len(), all.without.len()), (7, 0));
     }
 
     #[test]
@@ -223,16 +240,10 @@ mod tests {
             (json!({"init_lora_weights": "pissa"}), "init_lora_weights"),
             (json!({"modules_to_save": ["lm_head"]}), "modules_to_save"),
             (json!({"rank_pattern": {"q_proj": 2}}), "rank_pattern"),
-            (json!({"layers_to_transform": [0]}), "layers_to_transform"),
-            (json!({"target_modules": ["lm_head"]}), "target_modules"),
-            (json!({"target_modules": ".*_proj"}), "target_modules"),
+            (json!({"layer_replication": [[0, 1]]}), "layer_replication"),
             (json!({"target_modules": []}), "target_modules"),
             (json!({"r": 0}), "r"),
             (json!({"lora_alpha": null}), "lora_alpha"),
-            (
-                json!({"base_model_name_or_path": null}),
-                "base_model_name_or_path",
-            ),
         ] {
             let error = read(changes).map(|_| ()).unwrap_err().to_string();
             assert!(error.contains(&format!("`{key}`")), "{key}: {error}");
@@ -240,16 +251,41 @@ mod tests {
     }
 
     #[test]
-    fn a_base_that_is_not_there_is_named() {
+    fn adapters_of_some_layers_are_written_as_they_were_read() {
+        let config = read(json!({"layers_to_transform": [1]})).unwrap();
+        let config = config.config(3).unwrap();
+        assert_eq!((config.targets.len(), config.without.len()), (2, 4));
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(base_of(dir.path()).unwrap(), None);
+        write(dir.path(), &config, Path::new("base"), 3).unwrap();
+        let again = AdapterFile::read(dir.path()).unwrap();
+        assert_eq!(again.config(3).unwrap(), config);
+    }
+
+    #[test]
+    fn a_base_is_given_or_where_it_says_or_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path();
+        assert_eq!(base_of(path).unwrap(), None);
         let config = json!({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"],
             "base_model_name_or_path": "there"});
-        fs_err::write(dir.path().join(CONFIG_FILE), config.to_string()).unwrap();
-        let error = base_of(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("`there`"), "{error}");
-        fs_err::create_dir(dir.path().join("there")).unwrap();
-        fs_err::write(dir.path().join("there/config.json"), "{}").unwrap();
-        assert_eq!(base_of(dir.path()).unwrap(), Some(dir.path().join("there")));
+        // A byte-order mark is no part of the JSON.
+        let marked = format!("\u{feff}{config}");
+        fs_err::write(path.join(CONFIG_FILE), marked).unwrap();
+        let error = base_of(path).unwrap_err();
+        assert!(error.to_string().contains("`there`"), "{error}");
+        assert!(error.hint().unwrap().contains("--base"));
+        let other = path.join("other");
+        let given = ModelFolder::new(path).with_base(Some(&other));
+        let error = base_of(given).unwrap_err().to_string();
+        assert!(
+            error.contains("other") && error.contains("`config.json`"),
+            "{error}"
+        );
+        for name in ["there", "other"] {
+            fs_err::create_dir(path.join(name)).unwrap();
+            fs_err::write(path.join(name).join("config.json"), "{}").unwrap();
+        }
+        assert_eq!(base_of(path).unwrap(), Some(path.join("there")));
+        assert_eq!(base_of(given).unwrap(), Some(other.clone()));
     }
 }

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::adapter_file::AdapterFile;
+use crate::adapter_file::{self, AdapterFile};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::lora_config::{LoraConfig, LoraTarget};
+use crate::model_folder::ModelFolder;
 use crate::precision::Precision;
 use crate::tensor_file::{self, TensorFile};
 use crate::weights::first_of;
@@ -23,6 +24,7 @@ const PREFIX: &str = "base_model.model.";
 pub struct Adapters {
     config: LoraConfig,
     base: PathBuf,
+    num_layers: usize,
     /// `model.layers.N.MODULE.lora_A.weight` and `...lora_B.weight`, sorted by name.
     parameters: Vec<(String, Tensor)>,
 }
@@ -53,23 +55,26 @@ impl Adapters {
         Ok(Self {
             config,
             base,
+            num_layers: model.num_hidden_layers,
             parameters,
         })
     }
 
     /// Reads an adapter folder for a base model of the configuration `model`.
     pub(crate) fn load(
-        dir: &Path,
+        folder: ModelFolder<'_>,
         model: &ModelConfig,
         device: Device,
         kind: Kind,
     ) -> Result<Self> {
-        let file = AdapterFile::read(dir)?;
-        let base = file.base(dir)?;
-        let weights = TensorFile::open(&dir.join(WEIGHTS_FILE))?;
-        let expected = shapes(&file.config, model);
-        check_shapes(dir, &weights, &expected)?;
-        let parameters = expected
+        let OpenAdapters {
+            file,
+            config,
+            weights,
+            shapes,
+        } = OpenAdapters::open(folder.dir(), model)?;
+        let base = file.base(folder)?;
+        let parameters = shapes
             .into_iter()
             .map(|(name, _)| {
                 let tensor = weights.read(&format!("{PREFIX}{name}"), device, kind)?;
@@ -77,15 +82,16 @@ impl Adapters {
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Self {
-            config: file.config,
+            config,
             base,
+            num_layers: model.num_hidden_layers,
             parameters,
         })
     }
 
     /// Writes `adapter_config.json` and `adapter_model.safetensors` into an existing folder.
     pub(crate) fn save(&self, dir: &Path) -> Result<()> {
-        AdapterFile::new(&self.config, &self.base).write(dir)?;
+        adapter_file::write(dir, &self.config, &self.base, self.num_layers)?;
         let named: Vec<(String, Tensor)> = self
             .parameters
             .iter()
@@ -122,6 +128,7 @@ impl Adapters {
         Self {
             config: self.config.clone(),
             base: self.base.clone(),
+            num_layers: self.num_layers,
             parameters,
         }
     }
@@ -138,6 +145,7 @@ impl Adapters {
         Ok(Self {
             config: self.config.clone(),
             base: self.base.clone(),
+            num_layers: self.num_layers,
             parameters: changed.collect::<Result<Vec<_>, TchError>>()?,
         })
     }
@@ -202,13 +210,11 @@ impl LowRank {
 fn shapes(config: &LoraConfig, model: &ModelConfig) -> Vec<(String, [i64; 2])> {
     let rank = i64::from(config.rank);
     let mut shapes = Vec::new();
-    for layer in 0..model.num_hidden_layers {
-        for target in &config.targets {
-            let [rows, columns] = shape_of(*target, model);
-            let path = format!("model.layers.{layer}.{}", target.module());
-            shapes.push((format!("{path}.lora_A.weight"), [rank, columns]));
-            shapes.push((format!("{path}.lora_B.weight"), [rows, rank]));
-        }
+    for place in config.places(model.num_hidden_layers) {
+        let [rows, columns] = shape_of(place.target, model);
+        let path = place.module();
+        shapes.push((format!("{path}.lora_A.weight"), [rank, columns]));
+        shapes.push((format!("{path}.lora_B.weight"), [rows, rank]));
     }
     shapes.sort();
     shapes
@@ -228,6 +234,36 @@ fn shape_of(target: LoraTarget, config: &ModelConfig) -> [i64; 2] {
     }
 }
 
+/// An adapter folder whose tensors are those that its configuration asks for on a base model.
+struct OpenAdapters {
+    file: AdapterFile,
+    config: LoraConfig,
+    weights: TensorFile,
+    /// Name and shape of every matrix.
+    shapes: Vec<(String, [i64; 2])>,
+}
+
+impl OpenAdapters {
+    fn open(dir: &Path, model: &ModelConfig) -> Result<Self> {
+        let file = AdapterFile::read(dir)?;
+        let weights = TensorFile::open(&dir.join(WEIGHTS_FILE))?;
+        let config = file.config(model.num_hidden_layers)?;
+        let shapes = shapes(&config, model);
+        check_shapes(dir, &weights, &shapes)?;
+        Ok(Self {
+            file,
+            config,
+            weights,
+            shapes,
+        })
+    }
+}
+
+/// Checks an adapter folder for a base model without reading its matrices; gives their number.
+pub(crate) fn check(dir: &Path, model: &ModelConfig) -> Result<usize> {
+    Ok(OpenAdapters::open(dir, model)?.shapes.len())
+}
+
 fn check_shapes(dir: &Path, weights: &TensorFile, expected: &[(String, [i64; 2])]) -> Result<()> {
     let mut wanted: BTreeMap<String, &[i64; 2]> = expected
         .iter()
@@ -240,7 +276,11 @@ fn check_shapes(dir: &Path, weights: &TensorFile, expected: &[(String, [i64; 2])
             Some(expected) if expected.as_slice() != shape => problems.push(format!(
                 "`{name}` has shape {shape:?}, expected {expected:?}"
             )),
-            Some(_) => {}
+            Some(_) => {
+                if let Some(dtype) = weights.unread_dtype(name) {
+                    problems.push(format!("`{name}` has type {dtype}"));
+                }
+            }
         }
     }
     problems.extend(wanted.keys().map(|name| format!("missing `{name}`")));

@@ -2,15 +2,19 @@
 
 use std::path::Path;
 
+use asyncthink_files::read_structured;
 use serde_json::{Map, Value};
 
 use crate::adapter_file::base_of;
 use crate::architecture::registry::Architectures;
 use crate::architecture::{Biases, Sizes, Variant};
-use crate::config_text::with_dtype;
+use crate::config_text::{untied, with_dtype};
 use crate::error::{Error, Result};
 use crate::fields::Fields;
+use crate::model_folder::ModelFolder;
 use crate::rope::Rope;
+use crate::tied_head::head_differs;
+use crate::weight_files::WeightFiles;
 
 /// Sizes and constants of a decoder. Made by checks only: what it describes can be built.
 ///
@@ -45,6 +49,8 @@ pub struct ModelConfig {
     pub max_position_embeddings: i64,
     /// Whether the output head is the embedding matrix.
     pub tie_word_embeddings: bool,
+    /// What was read in another way than it is written, for people.
+    warnings: Vec<String>,
     /// The whole file.
     raw: Map<String, Value>,
     /// The same as it was written.
@@ -116,30 +122,62 @@ impl ModelConfig {
         }
     }
 
-    /// Reads `config.json` of a model folder, or of the base model of an adapter folder.
+    /// Reads `config.json` of a model folder, or of the base model of an adapter folder. Where it ties the head to the
+    /// embedding and the weights have a head of other values, the model counts as untied, as in `transformers`.
     ///
     /// # Errors
     /// When the file is missing or unreadable, or asks for something that is not implemented.
-    pub fn from_dir(dir: &Path) -> Result<Self> {
-        Self::from_dir_with(dir, &Architectures::builtin())
+    pub fn from_dir<'a>(folder: impl Into<ModelFolder<'a>>) -> Result<Self> {
+        Self::from_dir_with(folder, &Architectures::builtin())
     }
 
     /// [`Self::from_dir`] of one of the given families.
     ///
     /// # Errors
     /// As [`Self::from_dir`].
-    pub fn from_dir_with(dir: &Path, architectures: &Architectures) -> Result<Self> {
-        let base = base_of(dir)?;
-        let path = base.as_deref().unwrap_or(dir).join("config.json");
-        let text = fs_err::read_to_string(&path)?;
+    pub fn from_dir_with<'a>(
+        folder: impl Into<ModelFolder<'a>>,
+        architectures: &Architectures,
+    ) -> Result<Self> {
+        let folder = folder.into();
+        let base = base_of(folder)?;
+        let dir = base.as_deref().unwrap_or(folder.dir());
+        let path = dir.join("config.json");
+        let text = read_structured(&path)?;
         let raw = serde_json::from_str(&text).map_err(|source| Error::Json {
             path: path.clone(),
             source,
         })?;
-        Self::from_map(raw, text, architectures).map_err(|error| Error::InFile {
-            path,
-            source: Box::new(error),
-        })
+        let mut config =
+            Self::from_map(raw, text, architectures).map_err(|error| Error::InFile {
+                path,
+                source: Box::new(error),
+            })?;
+        // Weights that cannot be opened are refused by those who read them.
+        if config.tie_word_embeddings
+            && let Ok(weights) = WeightFiles::open(dir)
+            && head_differs(&weights.files)?
+        {
+            config.untie()?;
+        }
+        Ok(config)
+    }
+
+    /// Keeps the head that the weights have, in training and in what is saved.
+    fn untie(&mut self) -> Result<()> {
+        self.text = untied(&self.text).map_err(|error| Error::Config(error.to_string()))?;
+        self.tie_word_embeddings = false;
+        self.warnings.push(
+            "`tie_word_embeddings` is true, but the weights hold an `lm_head.weight` that is not the embedding: it is kept as \
+             the head, untied, as in `transformers`"
+                .to_owned(),
+        );
+        Ok(())
+    }
+
+    /// What was read in another way than it is written: sentences for people.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Defaults are those of the family's configuration class in `transformers`.
@@ -165,6 +203,7 @@ impl ModelConfig {
             has_query_key_norm,
         } = architecture.read(&top, sizes)?;
         let max_position_embeddings = top.required_size("max_position_embeddings")?;
+        let mut warnings = Vec::new();
         let num_layers = top.required_size("num_hidden_layers")?;
         let config = Self {
             architecture: architecture.model_type(),
@@ -176,11 +215,12 @@ impl ModelConfig {
             num_key_value_heads,
             head_dim,
             rms_norm_eps: top.positive("rms_norm_eps")?.unwrap_or(1e-6),
-            rope: Rope::read(&raw, max_position_embeddings)?,
+            rope: Rope::read(&raw, max_position_embeddings, &mut warnings)?,
             biases,
             has_query_key_norm,
             max_position_embeddings,
             tie_word_embeddings: top.flag("tie_word_embeddings")?.unwrap_or(false),
+            warnings,
             raw,
             text,
         };
@@ -303,11 +343,12 @@ fn refuse_what_is_missing_here(top: &Fields<'_>, raw: &Map<String, Value>) -> Re
     if top.number("attention_dropout")?.unwrap_or(0.0) != 0.0 {
         return Err(top.unsupported("attention_dropout", "0"));
     }
-    if raw
-        .get("quantization_config")
-        .is_some_and(|value| !value.is_null())
-    {
-        return Err(top.unsupported("quantization_config", "weights that are not quantised"));
+    if let Some(quantisation) = raw.get("quantization_config").filter(|it| !it.is_null()) {
+        let method = quantisation.get("quant_method").and_then(Value::as_str);
+        let method = method.map_or_else(String::new, |method| format!(" (`{method}`)"));
+        return Err(Error::Quantised {
+            what: format!("there is a `quantization_config`{method}"),
+        });
     }
     let is_full = |types: &Value| {
         types

@@ -1,5 +1,5 @@
-//! `config.json` as text. A saved model's differs from the one that was read in the type of the weights and nowhere else,
-//! so that a comparison of the two files shows what changed.
+//! `config.json` as text. A saved model's differs from the one that was read in the type of the weights, and in whether the
+//! head is tied where the file was wrong about it, and nowhere else, so that a comparison of the two files shows what changed.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,23 @@ const DTYPE_KEYS: [&str; 2] = ["dtype", "torch_dtype"];
 
 /// The JSON object `text` with another type of weights; every other byte is as it was.
 pub(crate) fn with_dtype(text: &str, dtype: &str) -> serde_json::Result<String> {
+    let dtype = format!("\"{dtype}\"");
+    Ok(match with_value(text, &DTYPE_KEYS, &dtype)? {
+        Some(text) => text,
+        None => with_entry(text, &format!("\"torch_dtype\": {dtype}")),
+    })
+}
+
+/// The JSON object `text` of a model whose head is not its embedding, although the text says so; every other byte is as it was.
+pub(crate) fn untied(text: &str) -> serde_json::Result<String> {
+    let changed = with_value(text, &["tie_word_embeddings"], "false")?;
+    Ok(changed.unwrap_or_else(|| text.to_owned()))
+}
+
+/// The JSON object `text` with another value under those of `keys` that it has, `None` if it has none.
+fn with_value(text: &str, keys: &[&str], value: &str) -> serde_json::Result<Option<String>> {
     let entries: BTreeMap<String, &RawValue> = serde_json::from_str(text)?;
-    let mut places: Vec<(usize, usize)> = DTYPE_KEYS
+    let mut places: Vec<(usize, usize)> = keys
         .iter()
         .filter_map(|key| {
             // A raw value is a part of the text that it was read from.
@@ -21,15 +36,15 @@ pub(crate) fn with_dtype(text: &str, dtype: &str) -> serde_json::Result<String> 
         })
         .collect();
     if places.is_empty() {
-        return Ok(with_entry(text, &format!("\"torch_dtype\": \"{dtype}\"")));
+        return Ok(None);
     }
     // From the back, so that places before stay where they are.
     places.sort_unstable_by(|a, b| b.cmp(a));
     let mut text = text.to_owned();
     for (start, end) in places {
-        text.replace_range(start..end, &format!("\"{dtype}\""));
+        text.replace_range(start..end, value);
     }
-    Ok(text)
+    Ok(Some(text))
 }
 
 /// The JSON object `text` with one entry more, at the end and indented as the first one is.
@@ -78,5 +93,8 @@ mod tests {
             assert_eq!(with_dtype(before, "float32").unwrap(), after);
         }
         assert!(with_dtype("[]", "float32").is_err());
+        let text = "{\"tie_word_embeddings\": true, \"a\": {\"tie_word_embeddings\": true}}";
+        let changed = "{\"tie_word_embeddings\": false, \"a\": {\"tie_word_embeddings\": true}}";
+        assert_eq!(untied(text).unwrap(), changed);
     }
 }

@@ -17,6 +17,7 @@ use crate::cache::KvCache;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::layer::{DecoderEnds, DecoderLayer};
+use crate::model_folder::ModelFolder;
 use crate::positions::{Packing, Positions};
 use crate::precision::Precision;
 use crate::stream::draw_parameters;
@@ -70,12 +71,17 @@ impl Decoder {
     ///
     /// # Errors
     /// When the configuration is not supported, or the weights are missing, misshaped or unreadable.
-    pub fn load(dir: &Path, device: Device, kind: Kind) -> Result<Self> {
-        if base_of(dir)?.is_some() {
-            return Self::load_adapted(dir, device, kind)?.into_merged();
+    pub fn load<'a>(
+        folder: impl Into<ModelFolder<'a>>,
+        device: Device,
+        kind: Kind,
+    ) -> Result<Self> {
+        let folder = folder.into();
+        if base_of(folder)?.is_some() {
+            return Self::load_adapted(folder, device, kind)?.into_merged();
         }
-        let config = ModelConfig::from_dir(dir)?;
-        let parameters = weights::load(dir, &config, device, kind)?;
+        let config = ModelConfig::from_dir(folder)?;
+        let parameters = weights::load(folder.dir(), &config, device, kind)?;
         Self::assemble(config, device, kind, parameters, None)
     }
 

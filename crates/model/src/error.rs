@@ -5,6 +5,10 @@ use std::path::PathBuf;
 
 use tch::Kind;
 
+/// The way out of a format that is not read.
+const CONVERT: &str = "convert the model to safetensors: load it with `transformers` and write it with \
+                       `model.save_pretrained(DIR)`";
+
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -12,6 +16,9 @@ pub enum Error {
     /// A file could not be read or written; the message names it.
     #[error(transparent)]
     Io(#[from] std::io::Error),
+    /// A file cannot be read as text, or is something else than was expected.
+    #[error(transparent)]
+    File(asyncthink_files::Error),
     /// A JSON file is not what it should be.
     #[error("`{path}` is not a readable model configuration: {source}")]
     Json {
@@ -57,6 +64,20 @@ pub enum Error {
         /// Why it was refused.
         reason: String,
     },
+    /// A model folder holds no weights in a format that is read.
+    #[error("`{dir}` holds neither `model.safetensors` nor `model.safetensors.index.json`{}", instead(*found))]
+    NoWeights {
+        /// The folder.
+        dir: PathBuf,
+        /// Weights in another format that are there.
+        found: Option<&'static str>,
+    },
+    /// The weights are stored in a quantised form.
+    #[error("the weights are quantised: {what}")]
+    Quantised {
+        /// What shows it.
+        what: String,
+    },
     /// The tensors of a checkpoint are not those of its configuration.
     #[error("`{path}` does not fit `config.json`: {reason}")]
     Tensors {
@@ -72,6 +93,14 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong.
         reason: String,
+    },
+    /// The base model of an adapter folder is not where it is looked for.
+    #[error("`{path}`: `base_model_name_or_path` is `{base}`, and no folder of a model is there")]
+    NoBase {
+        /// `adapter_config.json`.
+        path: PathBuf,
+        /// The name or path that it gives.
+        base: String,
     },
     /// The tokenizer has ids that the model has no embedding for.
     #[error(
@@ -110,6 +139,50 @@ pub enum Error {
     /// A shim of the torch crate refused an operation.
     #[error(transparent)]
     Shim(#[from] asyncthink_torch::Error),
+}
+
+impl From<asyncthink_files::Error> for Error {
+    fn from(error: asyncthink_files::Error) -> Self {
+        match error {
+            asyncthink_files::Error::Io(error) => Self::Io(error),
+            error => Self::File(error),
+        }
+    }
+}
+
+/// What a folder without weights has instead, for the message.
+fn instead(found: Option<&str>) -> String {
+    found.map_or_else(String::new, |name| format!(", but `{name}`"))
+}
+
+impl Error {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::File(error) => error.hint(),
+            Self::InFile { source, .. } => source.hint(),
+            Self::Json { .. } | Self::Weights { .. } | Self::Tensors { .. } => {
+                Some("the model's folder is damaged or incomplete: fetch or train it again")
+            }
+            Self::NoWeights { found: None, .. } => Some(
+                "fetch the model's weights too: `model.safetensors`, or its shards and their index",
+            ),
+            Self::NoWeights { found: Some(_), .. } => Some(CONVERT),
+            Self::Quantised { .. } => Some(
+                "fetch the model that it was made from, in bf16 or f32; or dequantise it: load it with `transformers`, call \
+                 `model.dequantize()` and `model.save_pretrained(DIR)`",
+            ),
+            Self::Adapter { .. } => Some(
+                "an adapter folder is PEFT's: `adapter_config.json`, `adapter_model.safetensors`, and a base model",
+            ),
+            Self::NoBase { .. } => Some(
+                "download the base model and give its folder: `--base DIR`, in a recipe `model.adapter_base`",
+            ),
+            Self::Unsupported { .. } => Some("docs/models.md lists what is supported"),
+            Self::Shim(error) => error.hint(),
+            _ => None,
+        }
+    }
 }
 
 /// Shorthand for results of this crate.

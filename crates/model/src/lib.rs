@@ -9,6 +9,7 @@
 //! `slots` = sequences that a cache can hold, `rows` = tokens of one decoding step.
 
 mod adapter_file;
+mod adapter_modules;
 mod adapters;
 mod architecture;
 mod attention;
@@ -18,9 +19,11 @@ mod config_text;
 mod decoder;
 mod error;
 mod fields;
+mod folder_check;
 mod generator;
 mod layer;
 mod lora_config;
+mod model_folder;
 mod positions;
 mod precision;
 mod pretrained;
@@ -29,6 +32,8 @@ mod rope;
 mod stream;
 mod temperature;
 mod tensor_file;
+mod tied_head;
+mod weight_files;
 mod weight_header;
 mod weights;
 
@@ -43,13 +48,15 @@ pub use config::{ModelConfig, ModelSizes};
 pub use decoder::{Decoder, StepBatch};
 pub use error::{Error, Result};
 pub use fields::Fields;
+pub use folder_check::{FolderReport, check_folder};
 pub use layer::{DecoderEnds, DecoderLayer, FindParameter};
-pub use lora_config::{LoraConfig, LoraTarget};
+pub use lora_config::{LoraConfig, LoraTarget, Place};
+pub use model_folder::ModelFolder;
 pub use positions::{Packing, Positions};
 pub use precision::Precision;
 pub use pretrained::{PretrainedModel, fitting_tokenizer};
 pub use replicas::{Parallelism, run_on_replicas, run_workers};
 pub use rope::{Rope, RopeScaling};
-pub use stream::{draw_parameters, read_config, read_parameters};
+pub use stream::{draw_parameters, read_parameters};
 pub use temperature::{MIN_TEMPERATURE, at_temperature};
 pub use weights::VisitParameter;

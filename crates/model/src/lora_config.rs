@@ -61,6 +61,22 @@ impl LoraTarget {
     }
 }
 
+/// A projection of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// Index of the layer, from 0.
+    pub layer: usize,
+    /// The projection.
+    pub target: LoraTarget,
+}
+
+impl Place {
+    /// The module's path, for instance `model.layers.0.self_attn.q_proj`.
+    pub(crate) fn module(self) -> String {
+        format!("model.layers.{}.{}", self.layer, self.target.module())
+    }
+}
+
 /// Size, scale and place of adapters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraConfig {
@@ -70,11 +86,23 @@ pub struct LoraConfig {
     pub alpha: f64,
     /// Whether the scale is `alpha / sqrt(rank)` (arXiv:2312.03732) and not `alpha / rank`.
     pub use_rslora: bool,
-    /// The projections that have an adapter, in every layer.
+    /// The projections that have an adapter, in every layer but for `without`.
     pub targets: BTreeSet<LoraTarget>,
+    /// Projections of single layers that have none although they are among `targets`. Empty for adapters that are trained here.
+    pub without: BTreeSet<Place>,
 }
 
 impl LoraConfig {
+    /// The projections that have an adapter in a model of so many layers.
+    pub(crate) fn places(&self, num_layers: usize) -> impl Iterator<Item = Place> {
+        (0..num_layers)
+            .flat_map(|layer| {
+                let targets = self.targets.iter();
+                targets.map(move |&target| Place { layer, target })
+            })
+            .filter(|place| !self.without.contains(place))
+    }
+
     /// What `B A` is multiplied with.
     pub fn scale(&self) -> f64 {
         let rank = f64::from(self.rank);

@@ -11,6 +11,7 @@ use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
 use crate::lora_config::LoraConfig;
+use crate::model_folder::ModelFolder;
 use crate::precision::Precision;
 
 /// A decoder and the tokenizer that belongs to it.
@@ -27,9 +28,14 @@ impl PretrainedModel {
     ///
     /// # Errors
     /// When weights or tokenizer cannot be read or do not fit together.
-    pub fn load(dir: &Path, device: Device, precision: Precision) -> Result<Self> {
-        let tokenizer = fitting_tokenizer(dir)?;
-        let decoder = Decoder::load(dir, device, precision.master())?;
+    pub fn load<'a>(
+        folder: impl Into<ModelFolder<'a>>,
+        device: Device,
+        precision: Precision,
+    ) -> Result<Self> {
+        let folder = folder.into();
+        let tokenizer = fitting_tokenizer(folder)?;
+        let decoder = Decoder::load(folder, device, precision.master())?;
         Ok(Self { decoder, tokenizer })
     }
 
@@ -37,22 +43,23 @@ impl PretrainedModel {
     ///
     /// # Errors
     /// When weights or tokenizer cannot be read or do not fit together, or the folder's adapters are not `wanted`.
-    pub fn load_with_adapters(
-        dir: &Path,
+    pub fn load_with_adapters<'a>(
+        folder: impl Into<ModelFolder<'a>>,
         device: Device,
         precision: Precision,
         wanted: LoraConfig,
         seed: u64,
     ) -> Result<Self> {
-        let tokenizer = fitting_tokenizer(dir)?;
-        let decoder = if base_of(dir)?.is_some() {
-            let decoder = Decoder::load_adapted(dir, device, precision.master())?;
-            check_adapters(dir, &decoder, &wanted)?;
+        let folder = folder.into();
+        let tokenizer = fitting_tokenizer(folder)?;
+        let decoder = if base_of(folder)?.is_some() {
+            let decoder = Decoder::load_adapted(folder, device, precision.master())?;
+            check_adapters(folder.dir(), &decoder, &wanted)?;
             decoder
         } else {
             // Checkpoints refer to it, from wherever they are used.
-            let base = fs_err::canonicalize(dir)?;
-            Decoder::load(dir, device, precision.master())?
+            let base = fs_err::canonicalize(folder.dir())?;
+            Decoder::load(folder, device, precision.master())?
                 .with_new_adapters(wanted, &base, seed)?
         };
         Ok(Self { decoder, tokenizer })
@@ -95,9 +102,11 @@ impl PretrainedModel {
 ///
 /// # Errors
 /// When tokenizer or configuration cannot be read, or the tokenizer has more ids than the model.
-pub fn fitting_tokenizer(dir: &Path) -> Result<Tokenizer> {
+pub fn fitting_tokenizer<'a>(folder: impl Into<ModelFolder<'a>>) -> Result<Tokenizer> {
+    let folder = folder.into();
+    let dir = folder.dir();
     let tokenizer = Tokenizer::from_dir(dir)?;
-    let vocab_size = ModelConfig::from_dir(dir)?.vocab_size;
+    let vocab_size = ModelConfig::from_dir(folder)?.vocab_size;
     // Found out here, or as a failed look-up in the middle of a step.
     if usize::try_from(vocab_size).is_ok_and(|rows| tokenizer.vocab_size() > rows) {
         return Err(Error::VocabularyTooLarge {
@@ -122,7 +131,11 @@ fn check_adapters(dir: &Path, decoder: &Decoder, wanted: &LoraConfig) -> Result<
             config.alpha,
             if config.use_rslora { ", rslora" } else { "" },
             names.join(" ")
-        )
+        ) + if config.without.is_empty() {
+            ""
+        } else {
+            ", not in every layer"
+        }
     };
     Err(Error::OtherAdapters {
         dir: dir.to_owned(),

@@ -12,6 +12,9 @@ const DEFAULT_THETA: f64 = 10_000.0;
 /// `rope_type`s that are implemented, for messages.
 const SUPPORTED: &str = "`default`, `linear`, `llama3` or `yarn`";
 
+/// A key that files of the time before `transformers` knew `YaRN` have, and that it never read.
+const MISNAMED_FACTOR: &str = "attn_factor";
+
 /// Rotary positions: a base, and how its frequencies are stretched for long sequences.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
@@ -69,7 +72,11 @@ impl Rope {
     }
 
     /// Reads both spellings: `rope_theta` beside `rope_scaling`, and `rope_parameters` that hold everything.
-    pub(crate) fn read(config: &Map<String, Value>, max_positions: i64) -> Result<Self> {
+    pub(crate) fn read(
+        config: &Map<String, Value>,
+        max_positions: i64,
+        warnings: &mut Vec<String>,
+    ) -> Result<Self> {
         let old = Fields::object(config, "rope_scaling")?;
         let new = Fields::object(config, "rope_parameters")?;
         if let (Some(_), Some(new)) = (&old, &new)
@@ -105,7 +112,7 @@ impl Rope {
             }
         }
         let scaling = match new.or(old) {
-            Some(fields) => RopeScaling::read(&fields, max_positions)?,
+            Some(fields) => RopeScaling::read(&fields, max_positions, warnings)?,
             None => RopeScaling::None,
         };
         Ok(Self { theta, scaling })
@@ -183,10 +190,10 @@ impl Rope {
 }
 
 impl RopeScaling {
-    fn read(fields: &Fields<'_>, max_positions: i64) -> Result<Self> {
-        let kind = match fields.text("rope_type")? {
-            Some(kind) => Some(kind),
-            None => fields.text("type")?,
+    fn read(fields: &Fields<'_>, max_positions: i64, warnings: &mut Vec<String>) -> Result<Self> {
+        let (kind_key, kind) = match fields.text("rope_type")? {
+            Some(kind) => ("rope_type", Some(kind)),
+            None => ("type", fields.text("type")?),
         };
         let known: &[&str] = match kind {
             None | Some("default") => &[],
@@ -207,11 +214,21 @@ impl RopeScaling {
                 "mscale_all_dim",
                 "truncate",
             ],
-            Some(_) => return Err(fields.unsupported("rope_type", SUPPORTED)),
+            Some(_) => return Err(fields.unsupported(kind_key, SUPPORTED)),
         };
         // A parameter that is not understood would change every position.
         let common = ["rope_type", "type", "rope_theta", "partial_rotary_factor"];
-        if let Some(key) = fields.unknown(&[known, &common].concat()) {
+        let ignored: &[&str] = match kind {
+            Some("yarn") => &[MISNAMED_FACTOR],
+            _ => &[],
+        };
+        if fields.has(MISNAMED_FACTOR) && !ignored.is_empty() {
+            warnings.push(format!(
+                "`{}.{MISNAMED_FACTOR}` is ignored, as in `transformers`, which reads `attention_factor`",
+                fields.name()
+            ));
+        }
+        if let Some(key) = fields.unknown(&[known, &common, ignored].concat()) {
             return Err(fields.unsupported(key, "no such key for this `rope_type`"));
         }
         let original_positions = || {

@@ -1,7 +1,5 @@
 //! Parameters one at a time, for a model that no single process holds whole.
 
-use std::path::Path;
-
 use tch::{Device, Kind, Tensor};
 
 use crate::adapter_file::base_of;
@@ -9,40 +7,30 @@ use crate::adapters::Adapters;
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::generator::seeded;
+use crate::model_folder::ModelFolder;
 use crate::precision::Precision;
 use crate::weights::{self, VisitParameter};
 
 /// Standard deviation of freshly drawn weights (Qwen's `initializer_range`).
 const INIT_STD: f64 = 0.02;
 
-/// The configuration of a model folder; of a PEFT adapter folder that of its base model.
-///
-/// # Errors
-/// When it cannot be read or is not supported.
-pub fn read_config(dir: &Path) -> Result<ModelConfig> {
-    match base_of(dir)? {
-        Some(base) => ModelConfig::from_dir(&base),
-        None => ModelConfig::from_dir(dir),
-    }
-}
-
 /// Hands every parameter of a model folder to `visit`, sorted by name, converted to `kind` on `device`; adapters of a PEFT
 /// folder are merged into their base. One parameter is in memory at a time.
 ///
 /// # Errors
 /// When the weights are missing, misshaped or unreadable, or `visit` fails.
-pub fn read_parameters(
-    dir: &Path,
+pub fn read_parameters<'a>(
+    folder: impl Into<ModelFolder<'a>>,
     device: Device,
     kind: Kind,
     visit: VisitParameter<'_>,
 ) -> Result<()> {
-    let Some(base) = base_of(dir)? else {
-        let config = ModelConfig::from_dir(dir)?;
-        return weights::read_each(dir, &config, device, kind, visit);
+    let folder = folder.into();
+    let config = ModelConfig::from_dir(folder)?;
+    let Some(base) = base_of(folder)? else {
+        return weights::read_each(folder.dir(), &config, device, kind, visit);
     };
-    let config = ModelConfig::from_dir(&base)?;
-    let adapters = Adapters::load(dir, &config, device, kind)?;
+    let adapters = Adapters::load(folder, &config, device, kind)?;
     weights::read_each(&base, &config, device, kind, &mut |name, tensor| {
         let module = name.strip_suffix(".weight").unwrap_or(name);
         let Some(adapter) = adapters.of_module(module) else {

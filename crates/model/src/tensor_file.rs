@@ -8,6 +8,7 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use asyncthink_files::FileKind;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use tch::{Device, Kind, Tensor};
@@ -19,6 +20,9 @@ use crate::weight_header::{self, HeaderError, PREFIX_BYTES, WeightHeader};
 /// between the tensors: 4 MiB cost a model of 0.6 billion weights 110 MiB.
 const CHUNK_BYTES: usize = 256 << 10;
 
+/// Bytes of two tensors each that are in memory while they are compared.
+const COMPARED_BYTES: usize = 1 << 20;
+
 /// An open file whose header has been checked against its length.
 pub(crate) struct TensorFile {
     path: PathBuf,
@@ -29,6 +33,19 @@ pub(crate) struct TensorFile {
 impl TensorFile {
     /// Reads and checks the header; nothing larger than it is allocated.
     pub(crate) fn open(path: &Path) -> Result<Self> {
+        let other_kind = || {
+            let kind = FileKind::of_path(path)?;
+            let path = path.to_owned();
+            Some(Error::File(asyncthink_files::Error::OtherKind {
+                path,
+                kind,
+            }))
+        };
+        if path.is_dir()
+            && let Some(error) = other_kind()
+        {
+            return Err(error);
+        }
         let file = fs_err::File::open(path)?;
         let file_bytes = file.metadata()?.len();
         let read_exact_at =
@@ -36,10 +53,10 @@ impl TensorFile {
         let header =
             weight_header::read(file_bytes, read_exact_at).map_err(|error| match error {
                 HeaderError::Io(error) => Error::Io(error),
-                HeaderError::Refused(reason) => Error::Weights {
+                HeaderError::Refused(reason) => other_kind().unwrap_or_else(|| Error::Weights {
                     path: path.to_owned(),
                     reason,
-                },
+                }),
             })?;
         Ok(Self {
             path: path.to_owned(),
@@ -54,6 +71,64 @@ impl TensorFile {
             .tensors
             .iter()
             .map(|(name, info)| (name.as_str(), signed_shape(info)))
+    }
+
+    /// The file's path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the file has a tensor of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.header.tensors.contains_key(name)
+    }
+
+    /// Bytes that a tensor takes in the file.
+    pub(crate) fn tensor_bytes(&self, name: &str) -> u64 {
+        let info = self.header.tensors.get(name);
+        info.map_or(0, |info| (info.data_offsets.1 - info.data_offsets.0) as u64)
+    }
+
+    /// The type of a tensor that is there and has none of the types that are read.
+    pub(crate) fn unread_dtype(&self, name: &str) -> Option<Dtype> {
+        let dtype = self.header.tensors.get(name)?.dtype;
+        stored_kind(dtype).is_none().then_some(dtype)
+    }
+
+    /// Whether a tensor of this file equals one of another file in shape and values.
+    pub(crate) fn same_values(&self, name: &str, other: &Self, other_name: &str) -> Result<bool> {
+        let tensors = (
+            self.header.tensors.get(name),
+            other.header.tensors.get(other_name),
+        );
+        let (Some(ours), Some(theirs)) = tensors else {
+            return Ok(false);
+        };
+        if ours.shape != theirs.shape {
+            return Ok(false);
+        }
+        if ours.dtype != theirs.dtype {
+            let read = |file: &Self, name| file.read(name, Device::Cpu, Kind::Float);
+            return Ok(read(self, name)?.f_equal(&read(other, other_name)?)?);
+        }
+        let num_bytes = ours.data_offsets.1 - ours.data_offsets.0;
+        let mut buffers = [(); 2].map(|()| vec![0; COMPARED_BYTES.min(num_bytes)]);
+        let [left, right] = &mut buffers;
+        for at in (0..num_bytes).step_by(COMPARED_BYTES) {
+            let len = COMPARED_BYTES.min(num_bytes - at);
+            self.read_bytes(ours, at, &mut left[..len])?;
+            other.read_bytes(theirs, at, &mut right[..len])?;
+            if left[..len] != right[..len] {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reads a part of a tensor that begins `at` bytes after the tensor does.
+    fn read_bytes(&self, info: &TensorInfo, at: usize, buffer: &mut [u8]) -> Result<()> {
+        let position = self.header.data_start + (info.data_offsets.0 + at) as u64;
+        Ok(self.file.file().read_exact_at(buffer, position)?)
     }
 
     /// Reads a tensor of the file as `kind` on `device`, a chunk at a time.
@@ -78,8 +153,7 @@ impl TensorFile {
         let mut at = start;
         while at < end {
             let chunk = &mut buffer[..CHUNK_BYTES.min(end - at)];
-            let position = self.header.data_start + at as u64;
-            self.file.file().read_exact_at(chunk, position)?;
+            self.read_bytes(info, at - start, chunk)?;
             let num_elements = signed(chunk.len() / element_bytes);
             let first = signed((at - start) / element_bytes);
             let values = Tensor::f_from_data_size(chunk, &[num_elements], stored)?;

@@ -1,4 +1,4 @@
-//! The weights of a model folder: one safetensors file, or shards with an index.
+//! The weights of a model folder, compared with its configuration, read and written.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,12 +8,11 @@ use tch::{Device, Kind, Tensor};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::tensor_file::{self, TensorFile};
+use crate::tied_head::{EMBEDDING, HEAD};
+use crate::weight_files::{INDEX_FILE, SINGLE_FILE, WeightFiles};
 
 /// Takes a parameter under its Hugging Face name.
 pub type VisitParameter<'a> = &'a mut dyn FnMut(&str, Tensor) -> Result<()>;
-
-const SINGLE_FILE: &str = "model.safetensors";
-const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// Largest file that is written, unless one tensor alone is larger; that of `transformers` until version 5.
 pub(crate) const MAX_SHARD_BYTES: usize = 5_000_000_000;
@@ -38,7 +37,7 @@ pub(crate) fn load(
 
 /// Reads the parameters one after another, sorted by name.
 ///
-/// Names and shapes of all shards are compared with the configuration before the first tensor is read.
+/// Names, shapes and types of all shards are compared with the configuration before the first tensor is read.
 pub(crate) fn read_each(
     dir: &Path,
     config: &ModelConfig,
@@ -46,52 +45,101 @@ pub(crate) fn read_each(
     kind: Kind,
     visit: VisitParameter<'_>,
 ) -> Result<()> {
-    let files = shard_names(dir)?
-        .iter()
-        .map(|name| TensorFile::open(&dir.join(name)))
-        .collect::<Result<Vec<_>>>()?;
-    for (name, file) in place(dir, config, &files)? {
-        let tensor = files[file].read(&name, device, kind)?;
+    let files = WeightFiles::open(dir)?.files;
+    for (name, place) in place(dir, config, &files)?.parameters {
+        let tensor = files[place.file].read(&place.stored_name, device, kind)?;
         visit(&name, tensor)?;
     }
     Ok(())
 }
 
-/// Which file holds which parameter; by name.
-fn place(
-    dir: &Path,
-    config: &ModelConfig,
-    files: &[TensorFile],
-) -> Result<BTreeMap<String, usize>> {
+/// A parameter in the weight files.
+pub(crate) struct Place {
+    /// Index of the file.
+    pub(crate) file: usize,
+    /// Its name there.
+    pub(crate) stored_name: String,
+}
+
+/// The tensors of weight files, compared with a configuration.
+pub(crate) struct Placement {
+    /// Where each parameter is, by name.
+    pub(crate) parameters: BTreeMap<String, Place>,
+    /// Names of tensors that the configuration has no use for.
+    pub(crate) unused: Vec<String>,
+}
+
+/// Which file holds which parameter. A parameter must be there once, in its shape and in a type that is read.
+pub(crate) fn place(dir: &Path, config: &ModelConfig, files: &[TensorFile]) -> Result<Placement> {
     let mut wanted: BTreeMap<String, Vec<i64>> = config.parameter_shapes().into_iter().collect();
-    let mut places = BTreeMap::new();
-    let mut problems = Vec::new();
+    let is_tied = config.tie_word_embeddings;
+    // Of a tied model either of the two will do; where both are there, they are equal.
+    let has_embedding = files.iter().any(|file| file.has(EMBEDDING));
+    let mut parameters: BTreeMap<String, Place> = BTreeMap::new();
+    let (mut problems, mut unused) = (Vec::new(), Vec::new());
     for (index, file) in files.iter().enumerate() {
-        for (name, shape) in file.shapes() {
-            match wanted.remove(name) {
-                // A tied model may still carry the head; it is the embedding.
-                None if name == "lm_head.weight" && config.tie_word_embeddings => {}
-                None if places.contains_key(name) => problems.push(format!("`{name}` twice")),
-                None => problems.push(format!("unexpected `{name}`")),
-                Some(expected) if expected != shape => {
-                    problems.push(format!(
-                        "`{name}` has shape {shape:?}, expected {expected:?}"
-                    ));
+        for (stored_name, shape) in file.shapes() {
+            let name = match stored_name {
+                HEAD if is_tied && has_embedding => continue,
+                HEAD if is_tied => EMBEDDING,
+                name => name,
+            };
+            let Some(expected) = wanted.remove(name) else {
+                if parameters.contains_key(name) {
+                    problems.push(format!("`{stored_name}` twice"));
+                } else if !is_buffer(name) {
+                    unused.push(stored_name.to_owned());
                 }
-                Some(_) => {
-                    places.insert(name.to_owned(), index);
-                }
+                continue;
+            };
+            if let Some(dtype) = file.unread_dtype(stored_name) {
+                return Err(quantised(
+                    file,
+                    &format!("`{stored_name}` has type {dtype}"),
+                ));
             }
+            if expected != shape {
+                problems.push(format!(
+                    "`{stored_name}` has shape {shape:?}, expected {expected:?}"
+                ));
+                continue;
+            }
+            let place = Place {
+                file: index,
+                stored_name: stored_name.to_owned(),
+            };
+            parameters.insert(name.to_owned(), place);
         }
+    }
+    if let Some(packed) = unused.iter().find(|name| name.ends_with(".qweight"))
+        && let Some(file) = files.iter().find(|file| file.has(packed))
+    {
+        return Err(quantised(file, &format!("there is `{packed}`")));
     }
     problems.extend(wanted.keys().map(|name| format!("missing `{name}`")));
     if problems.is_empty() {
-        return Ok(places);
+        return Ok(Placement { parameters, unused });
     }
+    // A surplus tensor beside a missing one is often that one under another name.
+    problems.extend(unused.iter().map(|name| format!("unexpected `{name}`")));
     Err(Error::Tensors {
         path: dir.to_owned(),
         reason: first_of(problems),
     })
+}
+
+/// Buffers that old files store and that are computed from the configuration, as in `transformers`.
+fn is_buffer(name: &str) -> bool {
+    name.ends_with("rotary_emb.inv_freq")
+}
+
+fn quantised(file: &TensorFile, what: &str) -> Error {
+    Error::InFile {
+        path: file.path().to_owned(),
+        source: Box::new(Error::Quantised {
+            what: what.to_owned(),
+        }),
+    }
 }
 
 /// The first few of what does not fit, and how many more there are.
@@ -114,7 +162,8 @@ pub(crate) fn save(
 ) -> Result<()> {
     let shards = shards(parameters, max_shard_bytes);
     if let [all] = shards.as_slice() {
-        return tensor_file::write(&dir.join(SINGLE_FILE), all);
+        tensor_file::write(&dir.join(SINGLE_FILE), all)?;
+        return remove_stale(&dir.join(INDEX_FILE));
     }
     let mut weight_map = BTreeMap::new();
     for (index, shard) in shards.iter().enumerate() {
@@ -128,7 +177,16 @@ pub(crate) fn save(
         .sum();
     let index =
         serde_json::json!({"metadata": {"total_size": total_size}, "weight_map": weight_map});
-    write_json(&dir.join(INDEX_FILE), &index)
+    write_json(&dir.join(INDEX_FILE), &index)?;
+    remove_stale(&dir.join(SINGLE_FILE))
+}
+
+/// Removes what an earlier save in the other form left, which readers could take for the weights.
+fn remove_stale(path: &Path) -> Result<()> {
+    match fs_err::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 /// Runs of parameters that fit into a file each; at least one run.
@@ -154,38 +212,6 @@ fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
     })?;
     fs_err::write(path, text + "\n")?;
     Ok(())
-}
-
-/// `model.safetensors.index.json`: which file holds which tensor.
-#[derive(serde::Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
-}
-
-fn shard_names(dir: &Path) -> Result<Vec<String>> {
-    let index = dir.join(INDEX_FILE);
-    if !index.exists() {
-        return Ok(vec![SINGLE_FILE.to_owned()]);
-    }
-    let text = fs_err::read_to_string(&index)?;
-    let parsed: Index = serde_json::from_str(&text).map_err(|source| Error::Json {
-        path: index.clone(),
-        source,
-    })?;
-    let mut names: Vec<String> = parsed.weight_map.into_values().collect();
-    names.sort();
-    names.dedup();
-    // A shard is a plain file of the same folder; an index must not reach elsewhere.
-    match names
-        .iter()
-        .find(|name| Path::new(name).components().count() != 1 || name.starts_with(".."))
-    {
-        Some(name) => Err(Error::Weights {
-            path: index,
-            reason: format!("shard `{name}` is not a file name"),
-        }),
-        None => Ok(names),
-    }
 }
 
 /// Writes `generation_config.json`, so that other engines stop at the same ids, unless the folder has one: that of the base

@@ -10,7 +10,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use asyncthink_model::{Decoder, LoraConfig, LoraTarget};
@@ -128,6 +128,7 @@ fn new_adapters(base: &Path, targets: &[LoraTarget]) -> Decoder {
         alpha: 6.0,
         use_rslora: false,
         targets: targets.iter().copied().collect(),
+        without: BTreeSet::new(),
     };
     Decoder::load(base, Device::Cpu, Kind::Float)
         .unwrap()

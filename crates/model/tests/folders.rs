@@ -165,8 +165,11 @@ fn an_index_must_not_reach_outside_the_folder() {
     let (_, dir) = saved(true);
     let index = dir.path().join("model.safetensors.index.json");
     fs_err::write(&index, r#"{"weight_map": {"a": "../model.safetensors"}}"#).unwrap();
+    let single = dir.path().join("model.safetensors");
+    let shard = dir.path().join("shard.safetensors");
+    fs_err::rename(&single, &shard).unwrap();
     assert!(load_error(dir.path()).contains("not a file name"));
-    fs_err::write(&index, r#"{"weight_map": {"a": "model.safetensors"}}"#).unwrap();
+    fs_err::write(&index, r#"{"weight_map": {"a": "shard.safetensors"}}"#).unwrap();
     assert!(Decoder::load(dir.path(), Device::Cpu, Kind::Float).is_ok());
 }
 
@@ -191,6 +194,18 @@ fn shards_have_an_index_and_are_read_back() {
         .map(|file| file.as_str().unwrap())
         .collect();
     assert!(files.len() > 2, "{files:?}");
+    // Saved in the other form, no file of the first one is taken for the weights.
+    let one_file = tempfile::tempdir().unwrap();
+    decoder.save(one_file.path()).unwrap();
+    decoder.save_in_shards(one_file.path(), 4_000).unwrap();
+    assert!(!one_file.path().join("model.safetensors").exists());
+    decoder.save(one_file.path()).unwrap();
+    assert!(
+        !one_file
+            .path()
+            .join("model.safetensors.index.json")
+            .exists()
+    );
     for file in &files {
         // A header of at most 2 kB comes on top.
         assert!(fs_err::metadata(dir.path().join(file)).unwrap().len() < 6_000);

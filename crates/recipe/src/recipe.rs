@@ -50,6 +50,8 @@ pub struct RecipeData {
     pub prompts: PromptsSection,
     /// The model to start from.
     pub model: ModelSection,
+    /// Folder of the base model of adapter folders, in place of what they name.
+    pub adapter_base: Option<PathBuf>,
     /// Adapters to train in place of the model's own weights.
     pub lora: Option<LoraSection>,
     /// How sampling uses the machine.
@@ -83,6 +85,7 @@ impl RecipeData {
             protocol: raw.protocol.clone(),
             prompts: raw.prompts.clone(),
             model,
+            adapter_base: raw.model.adapter_base.clone(),
             lora: raw.model.lora.clone(),
             engine: raw.engine.clone().unwrap_or_default(),
             precision: raw.precision.unwrap_or_default(),
@@ -335,6 +338,11 @@ impl Recipe {
             ];
             let missing = missing.iter().flatten();
             errors.extend(missing.map(|missing| self.missing("model.path", path, missing)));
+            if let Some(base) = &self.data.adapter_base
+                && let Some(missing) = model_folder::missing_base(path, base)
+            {
+                errors.push(self.missing("model.adapter_base", base, &missing));
+            }
         }
         if errors.is_empty() {
             Ok(())

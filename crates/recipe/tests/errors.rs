@@ -415,6 +415,55 @@ fn a_stage_needs_its_section_and_its_model() {
 }
 
 #[test]
+fn a_folder_says_what_it_has_in_place_of_a_model() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let write = |name: &str| std::fs::write(dir.path().join(name), "").expect("a file");
+    let path = dir.path().display();
+    let check = |more: &str| {
+        let model = format!("model={{ path = \"{path}\"{more} }}");
+        let recipe = load(GOOD, &[&model]).expect("the folder is looked at later");
+        recipe.check_inputs(Stage::Sft)
+    };
+    std::fs::create_dir(dir.path().join("config.json")).expect("a folder");
+    let text = check("").expect_err("a folder").to_string();
+    assert!(text.contains("`config.json` is a folder there"), "{text}");
+    std::fs::remove_dir(dir.path().join("config.json")).expect("a folder");
+    for name in ["config.json", "tokenizer.json", "pytorch_model.bin"] {
+        write(name);
+    }
+    let text = check("").expect_err("no weights").to_string();
+    assert!(text.contains("but `pytorch_model.bin`"), "{text}");
+    assert!(text.contains("hint: convert the model"), "{text}");
+
+    write("model.safetensors");
+    check("").expect("a model");
+    let base = |base: &str| {
+        let errors = check(&format!(", adapter_base = \"{base}\"")).expect_err("no base");
+        let key = [(ErrorKind::MissingFile, "model.adapter_base")];
+        assert_eq!(kinds(&errors), key);
+        errors.to_string()
+    };
+    let text = base(&path.to_string());
+    assert!(text.contains("no adapter folder"), "{text}");
+    assert!(base("none").contains("no such folder"));
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        write(name);
+    }
+    check(&format!(", adapter_base = \"{path}\"")).expect("adapters and their base");
+    let errors = refused(
+        &with(
+            "[model.init]",
+            "[model]\nadapter_base = \"m\"\n[model.init]",
+        ),
+        &[],
+    );
+    assert_eq!(
+        kinds(&errors),
+        [(ErrorKind::Conflict, "model.adapter_base")]
+    );
+}
+
+#[test]
 fn chat_prompts_need_a_folder_with_a_chat_template() {
     let dir = tempfile::tempdir().expect("a folder");
     let write = |name: &str, text: &str| {
@@ -445,6 +494,13 @@ fn chat_prompts_need_a_folder_with_a_chat_template() {
     refuse();
     write("tokenizer_config.json", "{\"chat_template\": \"{{ 1 }}\"}");
     recipe.check_inputs(Stage::Sft).expect("a template");
+    write(
+        "tokenizer_config.json",
+        "\u{feff}{\"chat_template\": \"{{ 1 }}\"}",
+    );
+    recipe
+        .check_inputs(Stage::Sft)
+        .expect("a byte-order mark is no part of the JSON");
     write("tokenizer_config.json", "{}");
     write("chat_template.jinja", "{{ 1 }}");
     recipe.check_inputs(Stage::Sft).expect("a template");

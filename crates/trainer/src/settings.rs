@@ -1,6 +1,6 @@
 //! Settings of the training stages, made once from the recipe. Nothing below takes the whole recipe.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -118,6 +118,7 @@ impl RunSettings {
                 shard: recipe.distributed.shard,
                 micro_batches_per_gather: recipe.distributed.micro_batches_per_gather,
                 lora: recipe.lora.as_ref().map(lora_config),
+                adapter_base: recipe.adapter_base.clone(),
                 seed: derive_seed(recipe.seed, Stream::Initialisation, 0, 0),
             },
             distributed: recipe.distributed.clone(),
@@ -169,6 +170,7 @@ fn lora_config(section: &LoraSection) -> LoraConfig {
             .iter()
             .filter_map(|module| LoraTarget::from_name(module.name()))
             .collect(),
+        without: BTreeSet::new(),
     }
 }
 

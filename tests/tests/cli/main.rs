@@ -8,6 +8,7 @@ mod data;
 mod help;
 mod launch;
 mod lines;
+mod model_files;
 mod ranks;
 mod score;
 mod stages;

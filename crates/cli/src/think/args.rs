@@ -21,6 +21,10 @@ pub(crate) struct ThinkArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
 
+    /// For an adapter folder: the folder of its base model, in place of the name or path in it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) base: Option<PathBuf>,
+
     /// Sampling temperature; 0 takes the likeliest token
     #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = temperature, allow_negative_numbers = true)]
     pub(crate) temperature: f64,

@@ -8,11 +8,10 @@ mod text;
 mod view;
 
 use std::io::{self, Read as _, Write};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use asyncthink_model::{ModelConfig, Parallelism, Precision, PretrainedModel};
+use asyncthink_model::{ModelConfig, Parallelism, Precision, PretrainedModel, check_folder};
 use asyncthink_rollout::{
     Episode, EpisodeSampler, Prompt, Query, RolloutEvent, RolloutObserver, RolloutProgress,
 };
@@ -24,23 +23,24 @@ use self::model::ThinkModel;
 use self::report::{ThinkLine, speed, write_summary};
 use self::view::{LiveView, PlainView, Silent, View};
 use crate::failure::Failure;
-use crate::signals;
+use crate::{preflight, signals};
 
 /// Bytes of the longest query that is read from standard input.
 const MAX_QUERY_BYTES: usize = 16 << 20;
 
 pub(crate) fn run(args: &ThinkArgs, out: &mut dyn Write) -> Result<(), Failure> {
     let query_text = query_text(&args.query)?;
-    let mut model = ThinkModel::read(&args.model)?;
+    let mut model = ThinkModel::read(&args.model, args.base.as_deref())?;
     args.override_card(&mut model.card);
     let sampler = EpisodeSampler::new(&model.card, args.temperature)?;
     let prompt = prompt(&model, &sampler, query_text)?;
+    preflight::warn(&check_folder(model.folder())?.warnings);
     let stop = signals::stop_flag()?;
     let device = open_device(&args.device)?;
     set_num_threads(0)?;
     keep_freed_memory();
     announce(args, &model);
-    let files = PretrainedModel::load(&model.dir, device, Precision::F32)?;
+    let files = PretrainedModel::load(model.folder(), device, Precision::F32)?;
     Parallelism::for_decoder(&files.decoder).apply();
     let query = Query {
         prompt: Arc::new(prompt),
@@ -192,7 +192,7 @@ fn from_stdin() -> Result<String, Failure> {
 fn prompt(model: &ThinkModel, sampler: &EpisodeSampler, query: String) -> Result<Prompt, Failure> {
     let prompt = sampler.prompt(&model.tokenizer, 0, query)?;
     let num_tokens = prompt.ids.len();
-    let max_tokens = context_tokens(&model.dir)?;
+    let max_tokens = context_tokens(model)?;
     if num_tokens < max_tokens {
         return Ok(prompt);
     }
@@ -208,8 +208,8 @@ fn prompt(model: &ThinkModel, sampler: &EpisodeSampler, query: String) -> Result
     )))
 }
 
-fn context_tokens(dir: &Path) -> Result<usize, Failure> {
-    let config = ModelConfig::from_dir(dir)?;
+fn context_tokens(model: &ThinkModel) -> Result<usize, Failure> {
+    let config = ModelConfig::from_dir(model.folder())?;
     Ok(usize::try_from(config.max_position_embeddings).unwrap_or(0))
 }
 

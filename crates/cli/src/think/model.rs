@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 
 use asyncthink_checkpoint::{RunLayout, newest_model};
 use asyncthink_data::{ChatSettings, Tokenizer};
+use asyncthink_model::ModelFolder;
 use asyncthink_recipe::Stage;
 use asyncthink_rollout::{MODEL_CARD_FILE, ModelCard};
 
 use crate::failure::Failure;
+use crate::preflight;
 
 /// How a model is prompted that brings no card of its own.
 const UNTRAINED: &str = include_str!("untrained.json");
@@ -19,6 +21,8 @@ const CONFIG_FILES: [&str; 2] = ["config.json", "adapter_config.json"];
 pub(crate) struct ThinkModel {
     /// The folder, links followed.
     pub(crate) dir: PathBuf,
+    /// The base model's folder, where it was given.
+    base: Option<PathBuf>,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) card: ModelCard,
     /// Whether the folder holds the card; if not, it is the one for models
@@ -29,8 +33,9 @@ pub(crate) struct ThinkModel {
 impl ThinkModel {
     /// Reads the model of a folder: its own, or the newest of the run that it
     /// belongs to.
-    pub(crate) fn read(given: &Path) -> Result<Self, Failure> {
+    pub(crate) fn read(given: &Path, base: Option<&Path>) -> Result<Self, Failure> {
         let dir = model_dir(given)?;
+        preflight::check_base(&dir, base)?;
         let tokenizer = Tokenizer::from_dir(&dir).map_err(|error| {
             Failure::from(error)
                 .hint("a model folder holds the `tokenizer.json` of a Hugging Face model")
@@ -43,10 +48,18 @@ impl ThinkModel {
         };
         Ok(Self {
             dir,
+            base: base.map(Path::to_owned),
             tokenizer,
             card,
             has_card,
         })
+    }
+}
+
+impl ThinkModel {
+    /// The folder to load, with the base model that was given for it.
+    pub(crate) fn folder(&self) -> ModelFolder<'_> {
+        ModelFolder::new(&self.dir).with_base(self.base.as_deref())
     }
 }
 

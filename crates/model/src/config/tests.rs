@@ -63,6 +63,15 @@ fn rotary_positions_are_read_in_both_spellings() {
 }
 
 #[test]
+fn a_rope_type_is_named_as_it_was_written() {
+    for key in ["type", "rope_type"] {
+        let error = read("llama", json!({"rope_scaling": {key: "longrope"}})).unwrap_err();
+        let expected = format!("`rope_scaling.{key}` is not supported: \"longrope\"");
+        assert!(error.to_string().contains(&expected), "{error}");
+    }
+}
+
+#[test]
 fn what_is_not_implemented_is_refused_by_key() {
     let yarn = |key: &str| json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, key: 1}});
     for (changes, key) in [
@@ -70,6 +79,7 @@ fn what_is_not_implemented_is_refused_by_key() {
             json!({"rope_scaling": {"rope_type": "longrope"}}),
             "rope_scaling.rope_type",
         ),
+        (json!({"rope_scaling": {"type": "su"}}), "rope_scaling.type"),
         (
             json!({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}),
             "rope_parameters.rope_type",

@@ -12,6 +12,7 @@ use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::generator::seeded;
 use crate::lora_config::LoraConfig;
+use crate::model_folder::ModelFolder;
 use crate::weights;
 
 impl Decoder {
@@ -19,14 +20,19 @@ impl Decoder {
     ///
     /// # Errors
     /// When the folder is no adapter folder, or anything in either folder is missing, misshaped or not supported.
-    pub fn load_adapted(dir: &Path, device: Device, kind: Kind) -> Result<Self> {
-        let base = base_of(dir)?.ok_or_else(|| Error::Adapter {
-            path: dir.to_owned(),
+    pub fn load_adapted<'a>(
+        folder: impl Into<ModelFolder<'a>>,
+        device: Device,
+        kind: Kind,
+    ) -> Result<Self> {
+        let folder = folder.into();
+        let base = base_of(folder)?.ok_or_else(|| Error::Adapter {
+            path: folder.dir().to_owned(),
             reason: "the folder holds no `adapter_config.json`".to_owned(),
         })?;
         let config = ModelConfig::from_dir(&base)?;
         // The small file first: it is the one that may not fit.
-        let adapters = Adapters::load(dir, &config, device, kind)?;
+        let adapters = Adapters::load(folder, &config, device, kind)?;
         let parameters = weights::load(&base, &config, device, kind)?;
         Self::assemble(config, device, kind, parameters, Some(adapters))
     }

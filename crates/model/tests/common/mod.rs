@@ -73,14 +73,23 @@ pub fn logits(decoder: &Decoder, ids: &[i64]) -> Tensor {
 
 /// Writes one weight file with tensors by the formula.
 pub fn write_tensors(path: &Path, shapes: &[(String, Vec<i64>)], width: f64) {
-    let bytes: Vec<Vec<u8>> = shapes
+    let named: Vec<_> = shapes
         .iter()
-        .map(|(name, shape)| {
-            let values = weight(name, shape.iter().product(), width);
+        .map(|(name, shape)| (name.clone(), name.clone(), shape.clone()))
+        .collect();
+    write_named_tensors(path, &named, width);
+}
+
+/// The same with tensors that have the values of another name, the second one.
+pub fn write_named_tensors(path: &Path, tensors: &[(String, String, Vec<i64>)], width: f64) {
+    let bytes: Vec<Vec<u8>> = tensors
+        .iter()
+        .map(|(_, values_of, shape)| {
+            let values = weight(values_of, shape.iter().product(), width);
             values.into_iter().flat_map(f32::to_le_bytes).collect()
         })
         .collect();
-    let views = shapes.iter().zip(&bytes).map(|((name, shape), bytes)| {
+    let views = tensors.iter().zip(&bytes).map(|((name, _, shape), bytes)| {
         let shape = shape.iter().map(|&size| size as usize).collect();
         let view = TensorView::new(Dtype::F32, shape, bytes).unwrap();
         (name.clone(), view)

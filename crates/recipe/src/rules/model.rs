@@ -24,6 +24,13 @@ pub(super) fn model(rules: &mut Rules<'_>) {
     if !rules.has("model.init") {
         return;
     }
+    if rules.has("model.adapter_base") {
+        rules.conflict(
+            "model.adapter_base",
+            "is the base of adapters in `model.path`, and `[model.init]` makes a new model",
+            "remove it, or give an adapter folder as `model.path`",
+        );
+    }
     if rules.has("model.lora") {
         rules.conflict(
             "model.lora",

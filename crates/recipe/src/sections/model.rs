@@ -15,6 +15,11 @@ pub(crate) struct ModelTable {
     /// `*.safetensors`. Relative to the folder that the command runs in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
+    /// Folder of the base model where `path` is an adapter folder (PEFT) whose
+    /// `adapter_config.json` names a model of a hub, or a path that is not
+    /// there. Absent means the folder that it names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter_base: Option<PathBuf>,
     /// A new model with random weights, and a tokenizer made from the task's
     /// own text.
     #[serde(skip_serializing_if = "Option::is_none")]

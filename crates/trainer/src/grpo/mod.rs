@@ -65,7 +65,7 @@ pub fn run_grpo(
     let origin = Origin {
         dataset: fingerprint::of_items(&problems)?,
         initial_model: match &initial {
-            Ok(dir) => Some(model_identity(dir)?),
+            Ok(dir) => Some(model_identity(run_settings.policy.folder(dir))?),
             Err(_) => None,
         },
     };
