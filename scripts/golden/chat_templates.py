@@ -16,6 +16,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from chat_families import FAMILIES
+
 OUT = pathlib.Path(__file__).resolve().parents[2] / "crates/data/tests/golden"
 FOLDER = OUT / "chat"
 
@@ -221,6 +223,10 @@ CONSTRUCTS = {
     "{{ m.content }}{% endif %}{% endfor %}",
     "calls": "{% macro wrap(tag) %}<{{ tag }}>{{ caller() }}</{{ tag }}>{% endmacro %}{% call wrap('b') %}x{% endcall %}"
     "{% filter upper %}abc{% endfilter %}{% raw %}{{ raw }}{% endraw %}",
+    "iterable": shown(
+        "none is iterable", "tools is iterable", "[] is iterable", "{} is iterable", "'' is iterable", "missing is iterable",
+        "1 is iterable", "1.5 is iterable", "true is iterable", "messages[1:] is iterable", "(1, 2) is iterable",
+        "{}.items() is iterable", "range(2) is iterable", "none is not iterable"),
     "none_arguments": shown("tools is none", "documents is none", "tools is defined", "add_generation_prompt"),
     "undefined_attribute": shown("missing.attribute"),
     "undefined_sum": shown("missing + 'x'"),
@@ -258,11 +264,29 @@ CONVERSATIONS = {
     "tool": [message("user", "Go."), message("tool", "42")],
 }
 
+# Keys in alphabetical order, as the file of the goldens has them.
+TOOLS = [
+    {
+        "function": {
+            "description": "Adds <two> numbers.",
+            "name": "add",
+            "parameters": {
+                "properties": {"a": {"description": "one", "enum": [1, 2.5], "type": "number"}, "b": {"type": "number"}},
+                "required": ["a", "b"],
+                "type": "object",
+            },
+        },
+        "type": "function",
+    },
+    {"function": {"description": "None.", "name": "stop", "parameters": {"properties": {}, "type": "object"}}, "type": "function"},
+]
+
 OPTIONS = [
     {"add_generation_prompt": True, "variables": {}},
     {"add_generation_prompt": False, "variables": {}},
     {"add_generation_prompt": True, "variables": {"enable_thinking": False}},
     {"add_generation_prompt": True, "variables": {"enable_thinking": True, "date_string": "1 Jan 2030"}},
+    {"add_generation_prompt": True, "variables": {"tools": TOOLS}},
 ]
 
 
@@ -282,6 +306,10 @@ def renderings():
         for conversation in CONVERSATIONS:
             for index, options in enumerate(OPTIONS):
                 cases.append(case(name, template, conversation, index, options))
+    for name, template in FAMILIES.items():
+        for conversation in ["question", "system", "turns", "after_reply", "two_questions", "tool"]:
+            for index in [0, 1, 2, 4]:
+                cases.append(case(name, template, conversation, index, OPTIONS[index]))
     for name, template in CONSTRUCTS.items():
         for conversation in ["system", "turns", "controls"]:
             cases.append(case(name, template, conversation, 0, OPTIONS[0]))
@@ -351,7 +379,7 @@ def main():
     golden = {
         "made_with": {"transformers": transformers.__version__, "jinja2": jinja2.__version__, "tokenizers": tokenizers.__version__},
         "special_tokens": SPECIAL_TOKENS,
-        "templates": TEMPLATES | CONSTRUCTS,
+        "templates": TEMPLATES | FAMILIES | CONSTRUCTS,
         "conversations": CONVERSATIONS,
         "options": OPTIONS,
         "renderings": renderings(),

@@ -21,6 +21,7 @@ fn data_hint(error: &asyncthink_data::Error) -> Option<String> {
         | E::ParquetRow { .. } => {
             "make the file again with `asyncthink-train synth RECIPE --resume never`"
         }
+        E::File(error) => return error.hint().map(str::to_owned),
         E::Tokenizer { .. } => {
             "give a folder that holds the `tokenizer.json` of a Hugging Face model"
         }

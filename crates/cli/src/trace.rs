@@ -139,37 +139,94 @@ impl<'a> ModelCounter<'a> {
         }
     }
 
-    fn encode(&self, text: &str) -> Vec<asyncthink_data::TokenId> {
-        self.tokenizer.encode(text).unwrap_or_else(|error| {
+    /// Keeps the first failure, and counts nothing where there is one.
+    fn kept<T: Default>(&self, result: asyncthink_data::Result<T>) -> T {
+        result.unwrap_or_else(|error| {
             self.failed.get_or_init(|| error.to_string());
-            Vec::new()
+            T::default()
         })
     }
 }
 
+/// What an agent writes follows its prompt, or what was put there.
 impl TokenCounter for ModelCounter<'_> {
     fn count(&self, text: &str) -> u64 {
-        self.encode(text).len() as u64
+        let ids = self.tokenizer.encode_continuation(text, None);
+        self.kept(ids).len() as u64
     }
 
     fn count_prefixes(&self, text: &str, ends: &[usize]) -> Vec<u64> {
         if ends.is_empty() {
             return Vec::new();
         }
+        // Several tokens of one character begin where it does; all of them belong to it.
+        let starts = self.kept(self.tokenizer.continuation_starts(text));
         let mut num_tokens = 0;
-        let mut at_bytes = 0;
-        let ids = self.encode(text);
-        let mut ids = ids.iter();
         ends.iter()
             .map(|&end| {
-                while at_bytes < end
-                    && let Some(id) = ids.next()
-                {
-                    at_bytes += self.tokenizer.token_bytes(*id).len();
+                while starts.get(num_tokens).is_some_and(|&start| start < end) {
                     num_tokens += 1;
                 }
-                num_tokens
+                num_tokens as u64
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn tokenizer(name: &str) -> Tokenizer {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/tests/golden/tokenizers");
+        Tokenizer::from_dir(&folder.join(name)).expect("a tokenizer")
+    }
+
+    #[test]
+    fn fragments_have_the_tokens_of_a_sequence_up_to_each_tag() {
+        let texts = [
+            "3 5 7<FORK1>3 5</FORK1> the<JOIN1>",
+            "15</JOIN1>",
+            " 中文 answer\n<ANSWER>15</ANSWER>",
+        ];
+        let line = json!({"id": 1, "capacity": 2, "organizer": texts.concat(),
+            "workers": [{"sub_query_id": 1, "text": "3 * 5<RETURN>15</RETURN>"}]});
+        for name in [
+            "prepend",
+            "metaspace_first",
+            "metaspace_never",
+            "byte_level",
+            "llama",
+        ] {
+            let tokenizer = tokenizer(name);
+            let counter = ModelCounter::new(&tokenizer);
+            let line = line.to_string();
+            let found = verdict(line.as_bytes(), TagStyle::Plain, Overflow::Error, &counter);
+            let fragments = found.ok().and_then(|verdict| verdict.fragments);
+            // The whole sequence, cut where the text is.
+            let prompt = "3 5 7 = 15\n";
+            let num_tokens = |text: &str| {
+                let ids = tokenizer.encode(&(prompt.to_owned() + text)).expect("ids");
+                ids.len() as u64
+            };
+            let (to_join, to_end) = (texts[..1].concat(), texts[..2].concat());
+            let expected = vec![
+                num_tokens(&to_join) - num_tokens(""),
+                num_tokens(&texts.concat()) - num_tokens(&to_end),
+            ];
+            assert_eq!(fragments, Some(expected), "{name}");
+            let end = to_join.find("</FORK1>").expect("a tag") + "</FORK1>".len();
+            let ends = counter.count_prefixes(&to_join, &[end]);
+            assert_eq!(
+                ends,
+                [num_tokens(&to_join[..end]) - num_tokens("")],
+                "{name}"
+            );
+            assert_eq!(counter.failed.get(), None);
+        }
     }
 }

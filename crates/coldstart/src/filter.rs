@@ -101,7 +101,9 @@ impl<'a> RuleFilter<'a> {
     fn with_pair_tokens(&self, mut trace: SynthTrace) -> Result<SynthTrace, &'static str> {
         let pairs = trace.pairs(self.templates, self.tokenizer);
         for pair in pairs.map_err(|_| "chat template")? {
-            let row = pair.tokenize(self.tokenizer).map_err(|_| "tokenizer")?;
+            let row = pair
+                .tokenize(self.tokenizer, self.templates.form())
+                .map_err(|_| "tokenizer")?;
             if self
                 .max_sequence_tokens
                 .is_some_and(|limit| row.len() > limit)
@@ -120,6 +122,13 @@ struct TokenizerCounter<'a>(&'a Tokenizer);
 impl TokenCounter for TokenizerCounter<'_> {
     fn count(&self, text: &str) -> u64 {
         // What cannot be encoded is refused when the pair is tokenised.
-        self.0.encode(text).map_or(0, |ids| ids.len() as u64)
+        let ids = self.0.encode_continuation(text, None);
+        ids.map_or(0, |ids| ids.len() as u64)
+    }
+
+    fn count_prefixes(&self, text: &str, ends: &[usize]) -> Vec<u64> {
+        let starts = self.0.continuation_starts(text).unwrap_or_default();
+        let num_before = |end: &usize| starts.iter().filter(|start| *start < end).count();
+        ends.iter().map(|end| num_before(end) as u64).collect()
     }
 }

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use asyncthink_coldstart::{ColdstartSettings, Error, SynthReport, run, synthesize};
 use asyncthink_data::parquet::{Role, read_problems, read_sft_pairs};
-use asyncthink_data::{PromptTemplates, PromptText, SynthFolder, Tokenizer};
+use asyncthink_data::{PromptForm, PromptTemplates, PromptText, SynthFolder, Tokenizer};
 use asyncthink_protocol::{CharCounter, Overflow, TagStyle, Trace};
 use asyncthink_recipe::Recipe;
 use asyncthink_tasks::mcd::{self, McdTask};
@@ -63,7 +63,7 @@ fn pairs_are_complete_and_lossless() {
         for text in [&pair.prompt, &pair.response] {
             assert_eq!(tokenizer.decode(&tokenizer.encode(text).unwrap()), *text);
         }
-        let row = pair.tokenize(&tokenizer).unwrap();
+        let row = pair.tokenize(&tokenizer, PromptForm::Plain).unwrap();
         assert_eq!(
             tokenizer.decode(row.ids()),
             format!("{}{}", pair.prompt, pair.response)

@@ -18,31 +18,18 @@ mod settings;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use fs_err as fs;
 use minijinja::value::Serde;
 use minijinja::{Environment, Value};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::marks::{Piece, mark, pieces};
 pub use self::settings::ChatSettings;
+use crate::companions::{self, Companions};
+use crate::special_tokens::{CONFIG_FILE, SPECIAL_TOKENS_FILE, special_tokens};
 use crate::{Error, Result};
 
-/// The file that holds a template alone; it comes before one in [`CONFIG_FILE`].
+/// The file that holds a template alone; it comes before one in the settings.
 pub(crate) const TEMPLATE_FILE: &str = "chat_template.jinja";
-
-/// The file that names the special tokens and may hold a template.
-pub(crate) const CONFIG_FILE: &str = "tokenizer_config.json";
-
-/// Special tokens that `transformers` puts into a template's scope by these names.
-const SPECIAL_TOKENS: [&str; 7] = [
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-];
 
 /// Longest template that is compiled; real ones have some ten thousand bytes.
 const MAX_TEMPLATE_BYTES: usize = 1 << 20;
@@ -71,7 +58,8 @@ impl ChatMessage {
 pub struct ChatOptions {
     /// Whether the text ends where the assistant's next message begins.
     pub add_generation_prompt: bool,
-    /// More variables in the template's scope, such as `enable_thinking`. They come before special tokens of the same name.
+    /// More variables in the template's scope, such as `enable_thinking`. They come before special tokens of the same
+    /// name, and before `tools` and `documents`, which are none.
     pub variables: BTreeMap<String, serde_json::Value>,
 }
 
@@ -97,56 +85,43 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     /// Reads the template of a model folder: `chat_template.jinja`, or else `chat_template` in `tokenizer_config.json`, a
-    /// text or a list of named ones of which `default` is taken. Special tokens come from `tokenizer_config.json`.
+    /// text or a list of named ones of which `default` is taken. Special tokens come from `tokenizer_config.json` and
+    /// `special_tokens_map.json`.
     ///
     /// # Errors
     /// A file cannot be read, there is no template, or it uses what the engine does not know.
     pub fn from_dir(directory: &Path) -> Result<Self> {
-        let read = |name: &str| -> Result<Option<Vec<u8>>> {
-            let path = directory.join(name);
-            Ok(path.is_file().then(|| fs::read(path)).transpose()?)
-        };
-        Self::from_files(
-            directory,
-            read(TEMPLATE_FILE)?.as_deref(),
-            read(CONFIG_FILE)?.as_deref(),
-        )
+        let companions = companions::read(directory)?;
+        let json = |name| companions::json(&companions, directory, name);
+        let names = special_tokens(&json(CONFIG_FILE)?, &json(SPECIAL_TOKENS_FILE)?);
+        Self::from_files(directory, &companions, &names)
     }
 
-    /// [`ChatTemplate::from_dir`] from the contents of the two files, where they are there.
+    /// [`ChatTemplate::from_dir`] from the contents of its files, and the special tokens by name.
     pub(crate) fn from_files(
         directory: &Path,
-        template: Option<&[u8]>,
-        config: Option<&[u8]>,
+        companions: &Companions,
+        special_tokens: &BTreeMap<String, String>,
     ) -> Result<Self> {
-        let config_file = directory.join(CONFIG_FILE);
-        let config = match config {
-            None => serde_json::Value::Null,
-            Some(bytes) => serde_json::from_slice(bytes)
-                .map_err(|error| refused(&config_file, error.to_string()))?,
-        };
-        let (file, source) = match template {
-            Some(bytes) => {
-                let file = directory.join(TEMPLATE_FILE);
-                let source = str::from_utf8(bytes)
-                    .map_err(|_| refused(&file, "the file is not UTF-8 text"))?;
-                (file, source)
-            }
-            None => match named_template(&config["chat_template"]) {
-                Ok(Some(source)) => (config_file, source),
+        let (file, source) = if let Some(bytes) = companions.get(TEMPLATE_FILE) {
+            let file = directory.join(TEMPLATE_FILE);
+            let source =
+                asyncthink_files::decode_text(bytes).map_err(|error| error.in_file(&file))?;
+            (file, source.to_owned())
+        } else {
+            let file = directory.join(CONFIG_FILE);
+            let config = companions::json(companions, directory, CONFIG_FILE)?;
+            match named_template(&config["chat_template"]) {
+                Ok(Some(source)) => (file, source.to_owned()),
                 Ok(None) => {
                     return Err(Error::NoChatTemplate {
                         directory: directory.to_path_buf(),
                     });
                 }
-                Err(message) => return Err(refused(&config_file, message)),
-            },
+                Err(message) => return Err(refused(&file, message)),
+            }
         };
-        let special_tokens = SPECIAL_TOKENS
-            .into_iter()
-            .filter_map(|name| Some((name.to_owned(), special_name(&config[name])?)))
-            .collect();
-        Self::new(file, source, special_tokens)
+        Self::new(file, &source, special_tokens.clone())
     }
 
     /// Compiles a template; `file` is used in messages only, `special_tokens` are in scope by name.
@@ -194,13 +169,12 @@ impl ChatTemplate {
             .iter()
             .map(|(name, text)| (name.as_str(), Value::from(text.as_str())))
             .collect();
+        scope.extend(["tools", "documents"].map(|name| (name, Value::from(()))));
         for (name, value) in &options.variables {
             scope.insert(name.as_str(), Value::from(Serde(value)));
         }
         scope.extend([
             ("messages", Value::from(messages)),
-            ("tools", Value::from(())),
-            ("documents", Value::from(())),
             (
                 "add_generation_prompt",
                 Value::from(options.add_generation_prompt),
@@ -230,14 +204,6 @@ fn refused(path: &Path, message: impl Into<String>) -> Error {
         path: path.to_path_buf(),
         message: message.into(),
     }
-}
-
-/// Text of a special token in `tokenizer_config.json`: the value itself, or the `content` of an object.
-pub(crate) fn special_name(value: &serde_json::Value) -> Option<String> {
-    value
-        .as_str()
-        .or_else(|| value["content"].as_str())
-        .map(str::to_owned)
 }
 
 /// The template in a value of `tokenizer_config.json`: a text, or the `default` one of a list.

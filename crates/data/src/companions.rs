@@ -5,6 +5,9 @@ use std::io;
 use std::path::Path;
 
 use fs_err as fs;
+use serde_json::Value;
+
+use crate::{Error, Result};
 
 /// Files by name, relative to the model folder with `/`.
 pub(crate) type Companions = BTreeMap<String, Vec<u8>>;
@@ -55,6 +58,19 @@ pub(crate) fn read(directory: &Path) -> io::Result<Companions> {
         }
     }
     Ok(companions)
+}
+
+/// Content of a JSON file, null where it is not there; a byte-order mark before it is no part of it.
+pub(crate) fn json(companions: &Companions, directory: &Path, name: &str) -> Result<Value> {
+    let Some(content) = companions.get(name) else {
+        return Ok(Value::Null);
+    };
+    let path = directory.join(name);
+    let text = asyncthink_files::decode_text(content).map_err(|error| error.in_file(&path))?;
+    serde_json::from_str(text).map_err(|error| Error::Tokenizer {
+        path,
+        message: error.to_string(),
+    })
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ mod pack;
 pub mod parquet;
 mod row;
 mod seeds;
+mod special_tokens;
 mod task_tokenizer;
 mod template;
 mod tokenizer;
@@ -31,7 +32,7 @@ pub use crate::row::{EpisodeIndex, TrainingRow};
 pub use crate::seeds::{DataOrder, Draws, Stream, derive_seed, epoch_order};
 pub use crate::task_tokenizer::{TaskTokenizerConfig, task_tokenizer};
 pub use crate::template::{PromptTemplates, PromptText};
-pub use crate::tokenizer::{TokenId, Tokenizer};
+pub use crate::tokenizer::{PromptForm, TokenId, Tokenizer};
 
 /// The result of this crate's fallible functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{ModelFacts, Tokenizer};
 use crate::{Error, Result};
 
 /// Pieces: a tag, a whole number, a word with the space before it, or one character.
@@ -116,7 +116,7 @@ fn build(vocab: &BTreeMap<String, usize>) -> Result<Tokenizer> {
         Ok::<_, Error>(text)
     };
     let companions = BTreeMap::from([("tokenizer_config.json".to_owned(), bytes(&config)?)]);
-    Tokenizer::from_parts(memory, bytes(&json)?, companions, &BTreeSet::new())
+    Tokenizer::from_parts(memory, bytes(&json)?, companions, &ModelFacts::default())
 }
 
 /// Splits text as [`PIECES`] does. Written out because the vocabulary is made before there is a tokenizer.
@@ -165,7 +165,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::TokenId;
+    use crate::{PromptForm, TokenId};
 
     const TEXT: &str = "3 5 7 = 15\n3*5=15 ok\n5+7=12 no\n<FORK1>3 5 7 = 15 with *</FORK1><JOIN1>3*5</JOIN1><ANSWER>3*5\n</ANSWER><RETURN>";
 
@@ -183,14 +183,14 @@ mod tests {
         let eos = tokenizer.eos_id().unwrap();
         for text in ["3*5<eos>7", "<eos>", "<pad><eos><FORK1>"] {
             assert!(tokenizer.encode(text).unwrap().contains(&eos));
-            let ids = tokenizer.encode_plain(text).unwrap();
+            let ids = tokenizer.encode_continuation(text, None).unwrap();
             assert_eq!(tokenizer.decode(&ids), text);
             let filled = format!("sub {text} of\n");
             let ids = tokenizer.encode_filled(&filled, "sub  of\n").unwrap();
             assert_eq!(tokenizer.decode(&ids), filled);
         }
         assert_eq!(
-            tokenizer.encode_plain(TEXT).unwrap(),
+            tokenizer.encode_continuation(TEXT, None).unwrap(),
             tokenizer.encode(TEXT).unwrap()
         );
         // The template's own ones stay.
@@ -203,6 +203,22 @@ mod tests {
         assert_eq!(
             tokenizer.encode_filled(plain, "sub  of\n").unwrap(),
             tokenizer.encode(plain).unwrap()
+        );
+    }
+
+    #[test]
+    fn a_prompt_is_its_text_and_nothing_else() {
+        let tokenizer = tokenizer();
+        let ids = tokenizer.encode(TEXT).unwrap();
+        assert_eq!(
+            tokenizer.encode_prompt(TEXT, PromptForm::Plain).unwrap(),
+            ids
+        );
+        assert_eq!(tokenizer.encode_filled(TEXT, "").unwrap(), ids);
+        assert_eq!(tokenizer.encode_continuation(TEXT, None).unwrap(), ids);
+        assert_eq!(
+            tokenizer.response_end_id(PromptForm::Plain),
+            tokenizer.eos_id()
         );
     }
 

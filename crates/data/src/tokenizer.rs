@@ -1,36 +1,63 @@
+//! Text to ids and back.
+
+mod bytes;
+mod ends;
+mod llama;
+mod rules;
+mod token_id;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use fs_err as fs;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tokenizers::AddedToken;
 
-use crate::chat::{CONFIG_FILE, ChatTemplate, Piece, TEMPLATE_FILE, mark, pieces, special_name};
+use self::bytes::{strips_first_space, token_bytes};
+pub(crate) use self::ends::ModelFacts;
+use self::ends::turn_end;
+use self::rules::{Place, Rules};
+pub use self::token_id::TokenId;
+use crate::chat::{ChatTemplate, Piece, mark, pieces};
 use crate::companions::{self, Companions};
+use crate::special_tokens::{CONFIG_FILE, SPECIAL_TOKENS_FILE, special_tokens};
 use crate::{Error, Result, write_bytes_atomic};
 
-/// The id of a token in the vocabulary.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct TokenId(pub u32);
+/// Origin of a prompt's first tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PromptForm {
+    /// Plain text: the tokenizer puts its beginning-of-sequence token before it, if it has one.
+    Plain,
+    /// A rendered chat template, which writes every special token itself.
+    Chat,
+}
 
 /// Text to ids and back, in the format of `tokenizer.json`.
 ///
+/// A text is encoded in one of two ways. [`Tokenizer::encode`] and [`Tokenizer::encode_prompt`] take what begins a sequence;
+/// [`Tokenizer::encode_continuation`] takes what follows in one, without the space that `SentencePiece` tokenizers put before
+/// a beginning. Ids of the parts are then those of the whole, wherever no token reaches across a seam.
+///
 /// Every id has a fixed byte string, so decoding is concatenation and can be done a token at a time; special tokens have the
-/// empty string, because the protocol reads decoded text only. [`Tokenizer::save`] writes the files that were read, byte for byte.
+/// empty string, because the protocol reads decoded text only. [`Tokenizer::save`] writes the files that were read.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    trusted: Rules,
     /// The same rules, but the written form of a special token is text like any other.
-    plain: tokenizers::Tokenizer,
+    plain: Rules,
     /// `tokenizer.json` as it was read or made.
     json: Vec<u8>,
     companions: Companions,
+    /// Texts of the named special tokens.
+    names: BTreeMap<String, String>,
     token_bytes: Vec<Box<[u8]>>,
+    strips_first_space: bool,
+    /// What comes before a plain prompt.
+    beginning: Vec<TokenId>,
     eos_ids: Vec<TokenId>,
     eos_id: Option<TokenId>,
+    turn_end_id: Option<TokenId>,
     special_ids: BTreeSet<TokenId>,
     /// Written forms of the special tokens, longest first.
     special_texts: Vec<String>,
@@ -47,19 +74,11 @@ impl Tokenizer {
     /// # Errors
     /// A file cannot be read, or is not a tokenizer.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let json = fs::read(path)?;
+        let json = asyncthink_files::read_structured(path)?;
         let directory = path.parent().unwrap_or_else(|| Path::new("."));
         let companions = companions::read(directory)?;
-        // The ids that end generation are written in up to three places; a model stops at any of them.
-        let mut eos = BTreeSet::new();
-        for name in ["generation_config.json", "config.json"] {
-            let companion = directory.join(name);
-            if companion.is_file() {
-                let content: Value = parse_json(&fs::read(&companion)?, &companion)?;
-                collect_ids(&content["eos_token_id"], &mut eos);
-            }
-        }
-        Self::from_parts(path, json, companions, &eos)
+        let facts = ModelFacts::read(directory)?;
+        Self::from_parts(path, json.into_bytes(), companions, &facts)
     }
 
     /// Reads `tokenizer.json` of a model folder.
@@ -74,12 +93,22 @@ impl Tokenizer {
         path: &Path,
         json: Vec<u8>,
         companions: Companions,
-        eos: &BTreeSet<u32>,
+        facts: &ModelFacts,
     ) -> Result<Self> {
         let bad = |message: String| Error::Tokenizer {
             path: path.to_path_buf(),
             message,
         };
+        let directory = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or_else(|| Path::new("."));
+        let companion = |name: &str| companions::json(&companions, directory, name);
+        let (config, map) = (companion(CONFIG_FILE)?, companion(SPECIAL_TOKENS_FILE)?);
+        let names = special_tokens(&config, &map);
+
+        let content: Value =
+            serde_json::from_slice(&json).map_err(|error| bad(error.to_string()))?;
         let mut inner =
             tokenizers::Tokenizer::from_bytes(&json).map_err(|error| bad(error.to_string()))?;
         // A stored truncation or padding would silently change what is trained.
@@ -87,74 +116,113 @@ impl Tokenizer {
             .with_truncation(None)
             .map_err(|error| bad(error.to_string()))?;
         inner.with_padding(None);
-        let token_bytes = token_bytes(&inner, &parse_json(&json, path)?);
-        let mut eos = eos.clone();
-        let (mut pad_id, mut eos_id) = (None, None);
-        if let Some(config) = companions.get(CONFIG_FILE) {
-            let config: Value = parse_json(config, &path.with_file_name(CONFIG_FILE))?;
-            let named =
-                |key: &str| special_name(&config[key]).and_then(|name| inner.token_to_id(&name));
-            eos_id = named("eos_token");
-            eos.extend(eos_id);
-            pad_id = named("pad_token").map(TokenId);
-        }
-        let eos_ids: Vec<TokenId> = eos
+        llama::apply_class(&mut inner, &content, &config, facts.model_type.as_deref());
+
+        let chat = ChatTemplate::from_files(directory, &companions, &names);
+        let turn_end = chat.as_ref().ok().and_then(|chat| turn_end(chat, &inner));
+        // These are special whatever `tokenizer.json` calls them: no message and no agent may write one.
+        let named = |name: &str| names.get(name).cloned();
+        let always_special = [named("bos_token"), named("eos_token"), turn_end.clone()];
+        let always_special: BTreeSet<String> = always_special
             .into_iter()
-            .filter(|&id| (id as usize) < token_bytes.len())
-            .map(TokenId)
+            .flatten()
+            .filter(|text| inner.token_to_id(text).is_some())
             .collect();
-        let eos_id = eos_id
-            .map(TokenId)
-            .filter(|id| eos_ids.contains(id))
-            .or_else(|| eos_ids.first().copied());
-        let (special_ids, mut special_texts): (BTreeSet<_>, Vec<_>) = inner
-            .get_added_tokens_decoder()
-            .into_iter()
-            .filter(|(_, token)| token.special)
-            .map(|(id, token)| (TokenId(id), token.content))
-            .unzip();
-        special_texts.retain(|text| !text.is_empty());
+        let tokens: Vec<AddedToken> = always_special
+            .iter()
+            .map(|text| AddedToken::from(text.as_str(), true))
+            .collect();
+        inner.add_special_tokens(&tokens);
+
+        let id_of = |text: &String| inner.token_to_id(text).map(TokenId);
+        let added = inner.get_added_tokens_decoder();
+        let special_texts: BTreeSet<String> = added
+            .into_values()
+            .filter(|token| token.special)
+            .map(|token| token.content)
+            .chain(always_special)
+            .filter(|text| !text.is_empty())
+            .collect();
+        let special_ids: BTreeSet<TokenId> = special_texts.iter().filter_map(id_of).collect();
+        let mut special_texts: Vec<String> = special_texts.into_iter().collect();
         special_texts.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+
+        let mut token_bytes = token_bytes(&inner, &content);
+        for id in &special_ids {
+            token_bytes[id.0 as usize] = Box::default();
+        }
+        let eos_id = names.get("eos_token").and_then(id_of);
+        let turn_end_id = turn_end.as_ref().and_then(id_of);
+        let pad_id = names.get("pad_token").and_then(id_of);
+        let known = |id: &TokenId| (id.0 as usize) < token_bytes.len();
+        let eos_ids: BTreeSet<TokenId> = facts
+            .eos
+            .iter()
+            .copied()
+            .map(TokenId)
+            .chain(eos_id)
+            .chain(turn_end_id)
+            .filter(known)
+            .collect();
+        let eos_ids: Vec<TokenId> = eos_ids.into_iter().collect();
         let mut plain = inner.clone();
         plain.set_encode_special_tokens(true);
+        let trusted = Rules::new(inner);
         Ok(Self {
-            inner,
-            plain,
+            beginning: trusted.beginning().map_err(bad)?,
+            trusted,
+            plain: Rules::new(plain),
             json,
-            companions,
+            names,
             token_bytes,
+            strips_first_space: strips_first_space(&content["decoder"]),
+            eos_id: eos_id.or_else(|| eos_ids.first().copied()),
             eos_ids,
-            eos_id,
+            turn_end_id,
             special_ids,
             special_texts,
             pad_id,
-            directory: path
-                .parent()
-                .filter(|parent| !parent.as_os_str().is_empty())
-                .unwrap_or_else(|| Path::new("."))
-                .to_path_buf(),
-            chat: OnceLock::new(),
+            directory: directory.to_path_buf(),
+            companions,
+            chat: chat.map_or_else(|_| OnceLock::new(), |chat| OnceLock::from(Arc::new(chat))),
         })
     }
 
-    /// Turns text into ids; nothing is added at either end.
+    /// Turns a text that begins a sequence into ids. Special tokens are recognised; none is added at either end.
     ///
     /// # Errors
     /// The tokenizer's rules cannot be applied to the text.
     pub fn encode(&self, text: &str) -> Result<Vec<TokenId>> {
-        Self::encode_with(&self.inner, text)
+        part(&self.trusted, text, &[])
     }
 
-    /// [`Tokenizer::encode`] for text that nobody vouches for, such as what an agent wrote: the written form of a special
-    /// token is spelled in ordinary tokens. Text without any has the same ids as by [`Tokenizer::encode`].
+    /// Turns a text that continues a sequence into ids: what an agent writes, or what is put into its context. `last` is the
+    /// id before it, `None` stands for ordinary text. No space is put before the text unless the tokenizer does so behind
+    /// `last`. Nobody vouches for such text: the written form of a special token is spelled in ordinary tokens.
     ///
     /// # Errors
     /// The tokenizer's rules cannot be applied to the text.
-    pub fn encode_plain(&self, text: &str) -> Result<Vec<TokenId>> {
-        Self::encode_with(&self.plain, text)
+    pub fn encode_continuation(&self, text: &str, last: Option<TokenId>) -> Result<Vec<TokenId>> {
+        let place = self.plain.place_after(last);
+        self.plain
+            .encode(text, place)
+            .map_err(|message| failed(text, message))
     }
 
-    /// Encodes a filled template of which only the template may bring special tokens: `empty` is it without the values.
+    /// For each token of [`Tokenizer::encode_continuation`] behind ordinary text, the byte of `text` that it begins at.
+    ///
+    /// # Errors
+    /// The tokenizer's rules cannot be applied to the text.
+    pub fn continuation_starts(&self, text: &str) -> Result<Vec<usize>> {
+        let tokens = self
+            .plain
+            .encode_with_starts(text, Place::AfterText)
+            .map_err(|message| failed(text, message))?;
+        Ok(tokens.into_iter().map(|(_, start)| start).collect())
+    }
+
+    /// Encodes a filled template of plain text, of which only the template may bring special tokens: `empty` is it without
+    /// the values. The tokenizer's beginning-of-sequence token comes first.
     ///
     /// # Errors
     /// The tokenizer's rules cannot be applied to the text.
@@ -167,19 +235,17 @@ impl Tokenizer {
         };
         let found = num_special(&ids);
         if found == 0 || found == num_special(&self.encode(empty)?) {
-            return Ok(ids);
+            return Ok(self.with_beginning(ids));
         }
         // The values do. What template and value have in common with the empty one lies at the two ends.
         let start = common_prefix(filled, empty);
         let end = common_suffix(&filled[start..], &empty[start..]);
         let (head, rest) = filled.split_at(start);
         let (value, tail) = rest.split_at(rest.len() - end);
-        Ok([
-            self.encode(head)?,
-            self.encode_plain(value)?,
-            self.encode(tail)?,
-        ]
-        .concat())
+        let mut ids = part(&self.trusted, head, &[])?;
+        ids.extend(part(&self.plain, value, &ids)?);
+        ids.extend(part(&self.trusted, tail, &ids)?);
+        Ok(self.with_beginning(ids))
     }
 
     /// Encodes what [`PromptTemplates::organizer_prompt`](crate::PromptTemplates::organizer_prompt) and its like give:
@@ -187,19 +253,30 @@ impl Tokenizer {
     ///
     /// # Errors
     /// The tokenizer's rules cannot be applied to the text.
-    pub fn encode_prompt(&self, text: &str) -> Result<Vec<TokenId>> {
+    pub fn encode_prompt(&self, text: &str, form: PromptForm) -> Result<Vec<TokenId>> {
         let mut ids = Vec::new();
         for piece in pieces(text) {
             match piece {
-                Piece::Trusted(text) => ids.extend(self.encode(text)?),
+                Piece::Trusted(text) => ids.extend(part(&self.trusted, text, &ids)?),
                 Piece::Foreign(text) => {
-                    let spelled = self.encode_plain(text)?;
+                    let spelled = part(&self.plain, text, &ids)?;
                     // Some vocabularies give a special token as an ordinary one too; leaving it out is all that is left.
                     ids.extend(spelled.iter().filter(|id| !self.special_ids.contains(id)));
                 }
             }
         }
-        Ok(ids)
+        Ok(match form {
+            PromptForm::Plain => self.with_beginning(ids),
+            PromptForm::Chat => ids,
+        })
+    }
+
+    /// Puts the beginning-of-sequence token first, unless the text brought it.
+    fn with_beginning(&self, ids: Vec<TokenId>) -> Vec<TokenId> {
+        if ids.starts_with(&self.beginning) {
+            return ids;
+        }
+        [self.beginning.as_slice(), &ids].concat()
     }
 
     /// The content of a message with what spells a special token marked, for [`Tokenizer::encode_prompt`].
@@ -215,24 +292,22 @@ impl Tokenizer {
         if let Some(template) = self.chat.get() {
             return Ok(template);
         }
-        let file = |name| self.companions.get(name).map(Vec::as_slice);
-        let template =
-            ChatTemplate::from_files(&self.directory, file(TEMPLATE_FILE), file(CONFIG_FILE))?;
+        let template = ChatTemplate::from_files(&self.directory, &self.companions, &self.names)?;
         Ok(self.chat.get_or_init(|| Arc::new(template)))
     }
 
-    fn encode_with(rules: &tokenizers::Tokenizer, text: &str) -> Result<Vec<TokenId>> {
-        let encoding = rules
-            .encode_fast(text, false)
-            .map_err(|error| Error::Encode {
-                num_bytes: text.len(),
-                message: error.to_string(),
-            })?;
-        Ok(encoding.get_ids().iter().copied().map(TokenId).collect())
+    /// The text of ids that begin a sequence: their bytes in order, with U+FFFD for what is not UTF-8, and without the space
+    /// that the tokenizer put before it.
+    pub fn decode(&self, ids: &[TokenId]) -> String {
+        let mut text = self.decode_continuation(ids);
+        if self.strips_first_space && text.starts_with(' ') {
+            text.remove(0);
+        }
+        text
     }
 
-    /// The text of ids: their bytes in order, with U+FFFD for what is not UTF-8.
-    pub fn decode(&self, ids: &[TokenId]) -> String {
+    /// The text of ids that continue a sequence: their bytes in order, with U+FFFD for what is not UTF-8.
+    pub fn decode_continuation(&self, ids: &[TokenId]) -> String {
         let bytes: Vec<u8> = ids
             .iter()
             .flat_map(|&id| self.token_bytes(id))
@@ -253,10 +328,11 @@ impl Tokenizer {
 
     /// The id of a token by its written form.
     pub fn token_id(&self, token: &str) -> Option<TokenId> {
-        self.inner.token_to_id(token).map(TokenId)
+        self.trusted.token_id(token)
     }
 
-    /// The ids that end a sequence, ascending.
+    /// The ids that end a sequence, ascending: those of the configurations, the tokenizer's `eos_token`, and the token that
+    /// ends an assistant's message in the chat template.
     pub fn eos_ids(&self) -> &[TokenId] {
         &self.eos_ids
     }
@@ -264,6 +340,15 @@ impl Tokenizer {
     /// The id that ends what is written by this tokenizer: its own `eos_token`, or the smallest of [`Tokenizer::eos_ids`].
     pub fn eos_id(&self) -> Option<TokenId> {
         self.eos_id
+    }
+
+    /// The id that a response to a prompt ends with: in a chat the one that the template writes behind an assistant's message,
+    /// else [`Tokenizer::eos_id`].
+    pub fn response_end_id(&self, form: PromptForm) -> Option<TokenId> {
+        match form {
+            PromptForm::Plain => self.eos_id,
+            PromptForm::Chat => self.turn_end_id.or(self.eos_id),
+        }
     }
 
     /// The padding id, where the tokenizer names one.
@@ -295,6 +380,24 @@ impl Tokenizer {
     }
 }
 
+/// Encodes a part of a prompt, of which `before` is there already.
+fn part(rules: &Rules, text: &str, before: &[TokenId]) -> Result<Vec<TokenId>> {
+    let place = match before.last() {
+        None => Place::Start,
+        last => rules.place_after(last.copied()),
+    };
+    rules
+        .encode(text, place)
+        .map_err(|message| failed(text, message))
+}
+
+fn failed(text: &str, message: String) -> Error {
+    Error::Encode {
+        num_bytes: text.len(),
+        message,
+    }
+}
+
 /// Length of the longest common beginning, at a character's boundary.
 fn common_prefix(a: &str, b: &str) -> usize {
     a.chars()
@@ -314,172 +417,5 @@ fn common_suffix(a: &str, b: &str) -> usize {
         .sum()
 }
 
-fn parse_json(bytes: &[u8], path: &Path) -> Result<Value> {
-    serde_json::from_slice(bytes).map_err(|error| Error::Tokenizer {
-        path: PathBuf::from(path),
-        message: error.to_string(),
-    })
-}
-
-fn collect_ids(value: &Value, ids: &mut BTreeSet<u32>) {
-    let values = value
-        .as_array()
-        .map_or_else(|| std::slice::from_ref(value), Vec::as_slice);
-    ids.extend(
-        values
-            .iter()
-            .filter_map(|id| u32::try_from(id.as_u64()?).ok()),
-    );
-}
-
-/// How the vocabulary writes bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Alphabet {
-    /// Tokens are text as it is.
-    Plain,
-    /// GPT-2's: each byte is one printable character.
-    ByteLevel,
-    /// `SentencePiece`'s: U+2581 is a space, `<0x0A>` a byte.
-    SentencePiece,
-}
-
-impl Alphabet {
-    fn of(json: &Value) -> Self {
-        let decoder = json["decoder"].to_string();
-        if decoder.contains("\"ByteLevel\"") {
-            Self::ByteLevel
-        } else if decoder.contains("\"ByteFallback\"") || decoder.contains("\"Metaspace\"") {
-            Self::SentencePiece
-        } else {
-            Self::Plain
-        }
-    }
-
-    fn bytes(self, token: &str) -> Vec<u8> {
-        match self {
-            Self::Plain => token.as_bytes().to_vec(),
-            Self::ByteLevel => {
-                // A token that is not written in the alphabet is taken as plain text.
-                let bytes: Option<Vec<u8>> = token.chars().map(byte_of_char).collect();
-                bytes.unwrap_or_else(|| token.as_bytes().to_vec())
-            }
-            Self::SentencePiece => {
-                let byte = token
-                    .strip_prefix("<0x")
-                    .and_then(|rest| rest.strip_suffix('>'));
-                match byte.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-                    Some(byte) => vec![byte],
-                    None => token.replace('\u{2581}', " ").into_bytes(),
-                }
-            }
-        }
-    }
-}
-
-/// The inverse of GPT-2's table: printable Latin-1 stands for itself, the other 68 bytes follow from U+0100 in order.
-fn byte_of_char(c: char) -> Option<u8> {
-    let is_printable = |byte: u32| matches!(byte, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF);
-    let code = u32::from(c);
-    if code < 0x100 {
-        return u8::try_from(code).ok().filter(|_| is_printable(code));
-    }
-    let rank = usize::try_from(code - 0x100).ok()?;
-    (0_u8..=255)
-        .filter(|&byte| !is_printable(u32::from(byte)))
-        .nth(rank)
-}
-
-fn token_bytes(inner: &tokenizers::Tokenizer, json: &Value) -> Vec<Box<[u8]>> {
-    let alphabet = Alphabet::of(json);
-    let vocab: BTreeMap<u32, String> = inner
-        .get_vocab(true)
-        .into_iter()
-        .map(|(token, id)| (id, token))
-        .collect();
-    let added: BTreeMap<u32, bool> = inner
-        .get_added_tokens_decoder()
-        .into_iter()
-        .map(|(id, token)| (id, token.special))
-        .collect();
-    let size = vocab.last_key_value().map_or(0, |(&id, _)| id as usize + 1);
-    let mut bytes = vec![Box::<[u8]>::default(); size];
-    for (id, token) in vocab {
-        bytes[id as usize] = match added.get(&id) {
-            Some(true) => Box::default(),
-            Some(false) => token.into_bytes().into(),
-            None => alphabet.bytes(&token).into(),
-        };
-    }
-    bytes
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_byte_alphabet_is_a_bijection() {
-        let mut seen = BTreeSet::new();
-        for code in 0..0x200 {
-            if let Some(byte) = char::from_u32(code).and_then(byte_of_char) {
-                assert!(seen.insert(byte));
-            }
-        }
-        assert_eq!(seen.len(), 256);
-        assert_eq!(byte_of_char('Ġ'), Some(b' '));
-        assert_eq!(byte_of_char('Ċ'), Some(b'\n'));
-    }
-
-    #[test]
-    fn sentence_pieces_become_bytes() {
-        assert_eq!(Alphabet::SentencePiece.bytes("<0x0A>"), b"\n");
-        assert_eq!(Alphabet::SentencePiece.bytes("\u{2581}the"), b" the");
-    }
-
-    #[test]
-    fn the_named_end_of_sequence_comes_first_and_all_of_them_survive_saving() {
-        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let text = ["a", "b", "<|endoftext|>", "<|im_end|>"];
-        let special = |id: u32| {
-            serde_json::json!({"id": id, "content": text[id as usize], "single_word": false, "lstrip": false,
-                "rstrip": false, "normalized": false, "special": true})
-        };
-        let json = serde_json::json!({
-            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [special(2), special(3)],
-            "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null,
-            "model": {"type": "WordLevel", "unk_token": "a", "vocab": {"a": 0, "b": 1}},
-        });
-        let write = |name: &str, value: serde_json::Value| {
-            fs::write(from.path().join(name), value.to_string()).unwrap();
-        };
-        write("tokenizer.json", json);
-        write(
-            "tokenizer_config.json",
-            serde_json::json!({"eos_token": "<|im_end|>"}),
-        );
-        write(
-            "generation_config.json",
-            serde_json::json!({"eos_token_id": [3, 2]}),
-        );
-        let tokenizer = Tokenizer::from_dir(from.path()).unwrap();
-        assert_eq!(tokenizer.eos_id(), Some(TokenId(3)));
-        assert_eq!(tokenizer.eos_ids(), [TokenId(2), TokenId(3)]);
-        tokenizer.save(to.path()).unwrap();
-        let again = Tokenizer::from_dir(to.path()).unwrap();
-        assert_eq!(again.eos_id(), tokenizer.eos_id());
-        assert_eq!(again.eos_ids(), tokenizer.eos_ids());
-    }
-
-    #[test]
-    fn a_broken_file_is_an_error() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("tokenizer.json");
-        fs::write(&path, "{").unwrap();
-        let error = Tokenizer::from_dir(directory.path()).unwrap_err();
-        assert!(matches!(error, Error::Tokenizer { .. }), "{error}");
-        assert!(matches!(
-            Tokenizer::from_file(&directory.path().join("none")),
-            Err(Error::Io(_))
-        ));
-    }
-}
+mod tests;

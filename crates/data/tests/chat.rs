@@ -119,7 +119,7 @@ fn ids_are_those_of_transformers() {
             seed: 0,
             topology: String::new(),
         };
-        let row = pair.tokenize(&tokenizer).unwrap();
+        let row = pair.tokenize(&tokenizer, prompts.form()).unwrap();
         assert_eq!(row.ids()[..case.ids.len()], case.ids);
     }
 }

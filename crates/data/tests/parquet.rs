@@ -4,7 +4,7 @@ use asyncthink_data::parquet::{
     EpisodeRecord, Role, SftPair, Span, read_episodes, read_problems, read_sft_pairs,
     write_episodes, write_problems, write_sft_pairs,
 };
-use asyncthink_data::{Error, TaskTokenizerConfig, TokenId, task_tokenizer};
+use asyncthink_data::{Error, PromptForm, TaskTokenizerConfig, TokenId, task_tokenizer};
 use asyncthink_tasks::{Problem, mcd};
 use proptest::prelude::*;
 
@@ -157,7 +157,7 @@ fn injected_text_is_context() {
     }];
     let corpus = [pair.prompt.as_str(), pair.response.as_str()];
     let tokenizer = task_tokenizer(corpus, &TaskTokenizerConfig::default()).unwrap();
-    let row = pair.tokenize(&tokenizer).unwrap();
+    let row = pair.tokenize(&tokenizer, PromptForm::Plain).unwrap();
     let trained = |wanted: bool| -> String {
         let ids = row.ids().iter().zip(row.loss_mask());
         ids.filter(|&(_, &mask)| mask == wanted)

@@ -382,7 +382,8 @@ impl RunningEpisode {
             _ => "",
         };
         let text = format!("{returned}{}", shared.settings.protocol.tags.join_close(id));
-        let ids = shared.tokenizer.encode_plain(&text)?;
+        let last = self.organizer.ids().last().copied();
+        let ids = shared.tokenizer.encode_continuation(&text, last)?;
         if self.organizer.ids().len() + ids.len() >= source.max_sequence_tokens() {
             return Ok(Some(self.cut()));
         }

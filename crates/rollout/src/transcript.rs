@@ -50,7 +50,7 @@ impl Episode {
 }
 
 fn decoded_text(record: &AgentRecord, tokenizer: &Tokenizer) -> String {
-    tokenizer.decode(&record.ids()[record.prompt_tokens()..])
+    tokenizer.decode_continuation(&record.ids()[record.prompt_tokens()..])
 }
 
 /// What the organizer decoded, read again.

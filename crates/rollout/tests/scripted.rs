@@ -14,6 +14,8 @@ mod backend;
 mod chat;
 #[path = "scripted/observed.rs"]
 mod observed;
+#[path = "scripted/seams.rs"]
+mod seams;
 
 use asyncthink_data::{PromptTemplates, PromptText};
 use asyncthink_protocol::{Overflow, Timeline};

@@ -543,7 +543,7 @@ fn trainer_and_sampler_agree_and_gradients_do_not_depend_on_packing() {
         .into_iter()
         .map(|episode| {
             let problem = &problems[episode.prompt_index];
-            reward_episode(episode, problem, &tokenizer, &rule, true)
+            reward_episode(episode, problem, &model.tokenizer, &rule, true)
         })
         .collect();
     assign_advantages(&mut graded, 6, &MeanCentred);

@@ -227,6 +227,11 @@ fn announce(args: &ThinkArgs, model: &ThinkModel) {
              trained on them rarely keeps to the format",
         );
     }
+    if let Some(reason) = &model.chat_refusal {
+        say(&format!(
+            "warning: the model's chat template is not used, and prompts are plain text: {reason}"
+        ));
+    }
 }
 
 /// Says something on standard error; nobody is told where it is closed.

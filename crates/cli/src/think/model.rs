@@ -28,6 +28,8 @@ pub(crate) struct ThinkModel {
     /// Whether the folder holds the card; if not, it is the one for models
     /// that were not trained.
     pub(crate) has_card: bool,
+    /// Why the prompts are plain text although the model has a chat template.
+    pub(crate) chat_refusal: Option<String>,
 }
 
 impl ThinkModel {
@@ -41,8 +43,11 @@ impl ThinkModel {
                 .hint("a model folder holds the `tokenizer.json` of a Hugging Face model")
         })?;
         let has_card = dir.join(MODEL_CARD_FILE).exists();
-        let card = if has_card {
-            ModelCard::read(&dir).map_err(|error| Failure::of(&error, true, Some(card_hint())))?
+        let (card, chat_refusal) = if has_card {
+            let card = ModelCard::read(&dir)
+                .map_err(|error| Failure::of(&error, true, Some(card_hint())))?;
+            check_trained_chat(&card, &tokenizer)?;
+            (card, None)
         } else {
             untrained_card(&tokenizer)?
         };
@@ -52,6 +57,7 @@ impl ThinkModel {
             tokenizer,
             card,
             has_card,
+            chat_refusal,
         })
     }
 }
@@ -70,25 +76,47 @@ fn card_hint() -> String {
     )
 }
 
+/// A model that was trained inside its chat template is prompted in no other way.
+fn check_trained_chat(card: &ModelCard, tokenizer: &Tokenizer) -> Result<(), Failure> {
+    let templates = card.templates()?;
+    if templates.chat().is_none() {
+        return Ok(());
+    }
+    let checked = tokenizer
+        .chat_template()
+        .and_then(|template| templates.check_chat(template));
+    checked.map_err(|error| {
+        Failure::from(error).hint(format!(
+            "the model was trained with its chat template, as `{MODEL_CARD_FILE}` says: copy the template from the \
+             checkpoint again"
+        ))
+    })
+}
+
 /// The card of a model that brings none. Where the model has a chat template
-/// that takes the prompts, they are put into it.
-fn untrained_card(tokenizer: &Tokenizer) -> Result<ModelCard, Failure> {
+/// that takes the prompts, they are put into it; where it has one that does
+/// not, the reason comes with the card.
+fn untrained_card(tokenizer: &Tokenizer) -> Result<(ModelCard, Option<String>), Failure> {
     let mut card: ModelCard = serde_json::from_str(UNTRAINED).map_err(|error| {
         Failure::run(format!("the built-in model card cannot be read: {error}"))
     })?;
-    if let Ok(template) = tokenizer.chat_template() {
-        // Thoughts before the answer would use up the budget, and may quote tags.
-        let can_think = template.source().contains("enable_thinking");
-        let chat = ChatSettings {
-            system: None,
-            enable_thinking: can_think.then_some(false),
-        };
-        let templates = card.templates()?.with_chat(Some(chat.clone()));
-        if templates.check_chat(template).is_ok() {
-            card.chat = Some(chat);
-        }
+    let template = match tokenizer.chat_template() {
+        Ok(template) => template,
+        Err(asyncthink_data::Error::NoChatTemplate { .. }) => return Ok((card, None)),
+        Err(error) => return Ok((card, Some(error.to_string()))),
+    };
+    // Thoughts before the answer would use up the budget, and may quote tags.
+    let can_think = template.source().contains("enable_thinking");
+    let chat = ChatSettings {
+        system: None,
+        enable_thinking: can_think.then_some(false),
+    };
+    let templates = card.templates()?.with_chat(Some(chat.clone()));
+    let refusal = templates.check_chat(template).err();
+    if refusal.is_none() {
+        card.chat = Some(chat);
     }
-    Ok(card)
+    Ok((card, refusal.map(|error| error.to_string())))
 }
 
 fn model_dir(given: &Path) -> Result<PathBuf, Failure> {
@@ -143,7 +171,8 @@ mod tests {
 
     #[test]
     fn the_built_in_card_prompts_as_it_should() {
-        let card = untrained_card(&tokenizer(None)).expect("a card");
+        let (card, refusal) = untrained_card(&tokenizer(None)).expect("a card");
+        assert_eq!(refusal, None);
         assert_eq!(card.chat, None);
         let templates = card.templates().expect("placeholders");
         let prompt = templates.organizer("2 + 2?");
@@ -154,18 +183,39 @@ mod tests {
 
     #[test]
     fn a_chat_template_is_used_where_it_takes_the_prompts() {
-        let chat = |source| {
-            untrained_card(&tokenizer(Some(source)))
-                .expect("a card")
-                .chat
+        let prompted = |source| {
+            let (card, refusal) = untrained_card(&tokenizer(Some(source))).expect("a card");
+            (card.chat, refusal)
         };
         let plain = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}";
-        assert_eq!(chat(plain), Some(ChatSettings::default()));
+        assert_eq!(prompted(plain), (Some(ChatSettings::default()), None));
         let thinking = plain.to_owned() + "{% if enable_thinking %}!{% endif %}";
-        let settings = chat(&thinking).expect("settings");
-        assert_eq!(settings.enable_thinking, Some(false));
-        assert_eq!(chat("says nothing"), None);
-        assert_eq!(chat("{% if %}"), None);
+        let (settings, refusal) = prompted(&thinking);
+        assert_eq!(settings.expect("settings").enable_thinking, Some(false));
+        assert_eq!(refusal, None);
+        for (source, reason) in [
+            ("says nothing", "does not show the user message"),
+            ("{{ raise_exception('Not for you.') }}", "Not for you."),
+            ("{% if %}", "syntax error"),
+        ] {
+            let (chat, refusal) = prompted(source);
+            assert_eq!(chat, None);
+            let refusal = refusal.expect("a reason");
+            assert!(refusal.contains(reason), "{refusal}");
+            assert!(refusal.contains("chat_template.jinja"), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn a_model_trained_with_its_chat_template_is_refused_without() {
+        let (mut card, _) = untrained_card(&tokenizer(None)).expect("a card");
+        check_trained_chat(&card, &tokenizer(None)).expect("plain prompts");
+        card.chat = Some(ChatSettings::default());
+        for source in [None, Some("{% if %}"), Some("says nothing")] {
+            assert!(check_trained_chat(&card, &tokenizer(source)).is_err());
+        }
+        let plain = "{% for m in messages %}{{ m.content }}{% endfor %}";
+        check_trained_chat(&card, &tokenizer(Some(plain))).expect("a template");
     }
 
     #[test]

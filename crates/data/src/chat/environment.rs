@@ -32,6 +32,7 @@ pub(super) fn compile(source: &str) -> Result<Environment<'static>, Error> {
     environment.add_filter("tojson", tojson);
     environment.add_filter("trim", python::trim);
     environment.add_test("sequence", python::is_sequence);
+    environment.add_test("iterable", python::is_iterable);
     environment.add_function("raise_exception", raise_exception);
     environment.add_template_owned(NAME, without_generation_tags(&with_newlines(source)))?;
     Ok(environment)

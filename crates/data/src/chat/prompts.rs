@@ -2,7 +2,7 @@
 
 use super::{ChatMessage, ChatOptions, ChatSettings, ChatTemplate};
 use crate::template::fill;
-use crate::{Error, PromptTemplates, Result, TokenId, Tokenizer};
+use crate::{Error, PromptForm, PromptTemplates, Result, TokenId, Tokenizer};
 
 /// Stands for a query where a template is tried out.
 const SAMPLE_QUERY: &str = "3 5 7 = 15";
@@ -18,6 +18,14 @@ impl PromptTemplates {
     /// The settings for the chat template; `None` where prompts are plain text.
     pub fn chat(&self) -> Option<&ChatSettings> {
         self.chat.as_ref()
+    }
+
+    /// Form that the prompts have, for [`Tokenizer::encode_prompt`].
+    pub fn form(&self) -> PromptForm {
+        match self.chat {
+            Some(_) => PromptForm::Chat,
+            None => PromptForm::Plain,
+        }
     }
 
     /// The text that an organizer's context begins with, for [`Tokenizer::encode_prompt`].
@@ -42,7 +50,9 @@ impl PromptTemplates {
     /// As [`PromptTemplates::organizer_prompt`], or the tokenizer's rules cannot be applied.
     pub fn organizer_ids(&self, tokenizer: &Tokenizer, query: &str) -> Result<Vec<TokenId>> {
         match self.chat {
-            Some(_) => tokenizer.encode_prompt(&self.organizer_prompt(tokenizer, query)?),
+            Some(_) => {
+                tokenizer.encode_prompt(&self.organizer_prompt(tokenizer, query)?, self.form())
+            }
             None => tokenizer.encode_filled(&self.organizer(query), &self.organizer("")),
         }
     }
@@ -53,7 +63,9 @@ impl PromptTemplates {
     /// As [`PromptTemplates::organizer_ids`].
     pub fn worker_ids(&self, tokenizer: &Tokenizer, sub_query: &str) -> Result<Vec<TokenId>> {
         match self.chat {
-            Some(_) => tokenizer.encode_prompt(&self.worker_prompt(tokenizer, sub_query)?),
+            Some(_) => {
+                tokenizer.encode_prompt(&self.worker_prompt(tokenizer, sub_query)?, self.form())
+            }
             None => tokenizer.encode_filled(&self.worker(sub_query), &self.worker("")),
         }
     }

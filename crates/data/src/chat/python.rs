@@ -84,6 +84,11 @@ pub(super) fn is_sequence(value: &Value) -> bool {
     )
 }
 
+/// The test `iterable`: the engine takes nothing for an empty list, Python does not.
+pub(super) fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
 /// What `str.isspace` takes for a space.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || matches!(c, '\x1c'..='\x1f')

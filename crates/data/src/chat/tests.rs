@@ -1,3 +1,5 @@
+use fs_err as fs;
+
 use super::*;
 use crate::{PromptTemplates, PromptText};
 
@@ -68,7 +70,7 @@ fn what_is_no_template_is_named_with_its_file() {
     }
     write(CONFIG_FILE, b"{}");
     write(TEMPLATE_FILE, b"\xff");
-    assert!(failure().contains("not UTF-8"), "{}", failure());
+    assert!(failure().contains("not valid UTF-8"), "{}", failure());
     write(TEMPLATE_FILE, &vec![b'a'; MAX_TEMPLATE_BYTES + 1]);
     assert!(failure().contains("more than"), "{}", failure());
 }

@@ -3,7 +3,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::table::{self, Columns};
-use crate::{Error, Result, Tokenizer, TrainingRow};
+use crate::{Error, PromptForm, Result, Tokenizer, TrainingRow};
 
 const KIND: &str = "sft_pairs";
 
@@ -70,16 +70,16 @@ pub struct SftPair {
 
 impl SftPair {
     /// Turns the pair into a training row, cut where the runtime cuts: prompt, decoded spans and injected spans are encoded
-    /// apart, as they are at run time, and an end of sequence follows.
+    /// apart, as they are at run time, and the token that ends a response follows. `form` is that of the prompt.
     ///
     /// # Errors
     /// A text cannot be encoded, or a span is outside the response.
-    pub fn tokenize(&self, tokenizer: &Tokenizer) -> Result<TrainingRow> {
-        let mut ids = tokenizer.encode_prompt(&self.prompt)?;
+    pub fn tokenize(&self, tokenizer: &Tokenizer, form: PromptForm) -> Result<TrainingRow> {
+        let mut ids = tokenizer.encode_prompt(&self.prompt, form)?;
         let mut mask = vec![false; ids.len()];
         // What agents write brings no special tokens, at run time or here.
         let mut push = |text: &str, decoded: bool| -> Result<()> {
-            ids.extend(tokenizer.encode_plain(text)?);
+            ids.extend(tokenizer.encode_continuation(text, ids.last().copied())?);
             mask.resize(ids.len(), decoded);
             Ok(())
         };
@@ -91,7 +91,7 @@ impl SftPair {
             from = end;
         }
         push(self.text(from, self.response.len())?, true)?;
-        ids.extend(tokenizer.eos_id());
+        ids.extend(tokenizer.response_end_id(form));
         mask.resize(ids.len(), true);
         TrainingRow::sft_masked(ids, mask)
     }

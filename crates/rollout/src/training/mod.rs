@@ -124,7 +124,7 @@ fn record(
         prompt_len: count(agent.prompt_tokens()),
         decoded: agent.decoded().to_vec(),
         logprobs: agent.logprobs().to_vec(),
-        text: tokenizer.decode(&agent.ids()[agent.prompt_tokens()..]),
+        text: tokenizer.decode_continuation(&agent.ids()[agent.prompt_tokens()..]),
         answer: episode.answer().map(str::to_owned),
         error: episode.format_error().map(|error| error.code().to_owned()),
         reward: reward.total,

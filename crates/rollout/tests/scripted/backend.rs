@@ -122,7 +122,8 @@ impl AgentBackend for ScriptedBackend<'_> {
             .scripts
             .get(&prompt)
             .unwrap_or_else(|| panic!("no script for `{prompt}`"));
-        let script = self.tokenizer.encode(script).unwrap();
+        let last = request.prompt.last().copied();
+        let script = self.tokenizer.encode_continuation(script, last).unwrap();
         let playing = Playing {
             script,
             next: 0,

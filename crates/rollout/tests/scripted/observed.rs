@@ -152,7 +152,7 @@ struct Counter<'a>(&'a Tokenizer);
 
 impl TokenCounter for Counter<'_> {
     fn count(&self, text: &str) -> u64 {
-        self.0.encode(text).unwrap().len() as u64
+        self.0.encode_continuation(text, None).unwrap().len() as u64
     }
 }
 

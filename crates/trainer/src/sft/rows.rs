@@ -28,6 +28,7 @@ pub(super) fn read_rows(settings: &SftSettings) -> Result<Rows> {
     }
     check_synth_is_complete(&settings.run.layout)?;
     let tokenizer = sft_tokenizer(&settings.run)?;
+    let form = settings.run.card.templates()?.form();
     let pairs = read_sft_pairs(&path)?;
     let held_out_problems = match settings.section.eval_every_steps {
         Some(_) => held_out_problems(&pairs),
@@ -36,9 +37,9 @@ pub(super) fn read_rows(settings: &SftSettings) -> Result<Rows> {
     let (mut train, mut held_out) = (Vec::new(), Vec::new());
     for pair in &pairs {
         if !held_out_problems.contains(&pair.problem_index) {
-            train.push(pair.tokenize(&tokenizer)?);
+            train.push(pair.tokenize(&tokenizer, form)?);
         } else if held_out.len() < MAX_HELD_OUT {
-            held_out.push(pair.tokenize(&tokenizer)?);
+            held_out.push(pair.tokenize(&tokenizer, form)?);
         }
     }
     if train.is_empty() {
