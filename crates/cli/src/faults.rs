@@ -25,7 +25,6 @@ fn data_hint(error: &asyncthink_data::Error) -> Option<String> {
         E::Tokenizer { .. } => {
             "give a folder that holds the `tokenizer.json` of a Hugging Face model"
         }
-        E::File(error) => return error.hint().map(str::to_owned),
         E::NoChatTemplate { .. } => {
             "fetch the model's `chat_template.jinja` or `tokenizer_config.json` too, or remove `[prompts.chat]`"
         }

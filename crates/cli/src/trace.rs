@@ -204,8 +204,11 @@ mod tests {
         ] {
             let tokenizer = tokenizer(name);
             let counter = ModelCounter::new(&tokenizer);
-            let line = line.to_string();
-            let found = verdict(line.as_bytes(), TagStyle::Plain, Overflow::Error, &counter);
+            let line = lines::Line {
+                number: 1,
+                bytes: line.to_string().into_bytes(),
+            };
+            let found = verdict(&line, TagStyle::Plain, Overflow::Error, &counter);
             let fragments = found.ok().and_then(|verdict| verdict.fragments);
             // The whole sequence, cut where the text is.
             let prompt = "3 5 7 = 15\n";

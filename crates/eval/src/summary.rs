@@ -97,11 +97,11 @@ pub fn summarise(
 }
 
 /// A value that counts once.
-fn one(value: f64) -> Option<(f64, f64)> {
-    Some((value, 1.0))
+fn one(value: f64) -> (f64, f64) {
+    (value, 1.0)
 }
 
-fn indicator(holds: bool) -> Option<(f64, f64)> {
+fn indicator(holds: bool) -> (f64, f64) {
     one(f64::from(u8::from(holds)))
 }
 
@@ -124,7 +124,7 @@ fn definitions(episodes: &[GradedEpisode]) -> Vec<Definition> {
             format!("at_least_{count}_correct"),
             format!(">= {count} correct"),
             true,
-            Box::new(move |graded| indicator(graded.num_correct >= count)),
+            Box::new(move |graded| Some(indicator(graded.num_correct >= count))),
         ));
     }
     for (key, label, is_share, part) in FIXED {
@@ -137,7 +137,7 @@ fn definitions(episodes: &[GradedEpisode]) -> Vec<Definition> {
             true,
             Box::new(move |graded| {
                 let error = graded.episode.format_error();
-                indicator(error.is_some_and(|error| error.code() == code))
+                Some(indicator(error.is_some_and(|error| error.code() == code)))
             }),
         ));
     }
@@ -150,22 +150,22 @@ type FixedPart = fn(&GradedEpisode) -> Option<(f64, f64)>;
 /// Metrics that every task has, in the order of the table.
 const FIXED: [(&str, &str, bool, FixedPart); 15] = [
     ("all_correct", "all correct", true, |graded| {
-        indicator(graded.is_complete())
+        Some(indicator(graded.is_complete()))
     }),
     ("accuracy", "mean accuracy", true, |graded| {
-        one(graded.accuracy)
+        Some(one(graded.accuracy))
     }),
     ("latency_tokens", "latency, tokens", false, |graded| {
-        one(graded.concurrency?.latency_tokens as f64)
+        Some(one(graded.concurrency?.latency_tokens as f64))
     }),
     ("eta_ratio", "concurrency eta/c", true, |graded| {
-        one(graded.concurrency?.eta_ratio)
+        Some(one(graded.concurrency?.eta_ratio))
     }),
     (
         "join_wait_share",
         "organizer waits at Joins",
         true,
-        |graded| one(graded.episode.join_wait_share()?),
+        |graded| Some(one(graded.episode.join_wait_share()?)),
     ),
     ("forks_per_query", "Forks per query", false, |graded| {
         valid(&graded.episode, graded.episode.num_forks())
@@ -238,7 +238,7 @@ const FIXED: [(&str, &str, bool, FixedPart); 15] = [
         },
     ),
     ("format_errors", "format errors", true, |graded| {
-        indicator(graded.episode.format_error().is_some())
+        Some(indicator(graded.episode.format_error().is_some()))
     }),
 ];
 

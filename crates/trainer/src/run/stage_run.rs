@@ -89,12 +89,11 @@ impl StageRun {
         let opened = opened.transpose().map_err(Error::before_work);
         let (folder, checkpoint) = ranks.agree(opened)?.unzip();
         let checkpoint = of_first_rank(checkpoint.flatten(), &ranks)?;
-        match &checkpoint {
-            Some(checkpoint) => state.take_progress_of(&checkpoint.state),
-            None => {
-                let id = ranks.first_rank_bytes(new_run_id().as_bytes())?;
-                state.run = String::from_utf8_lossy(&id).into_owned();
-            }
+        if let Some(checkpoint) = &checkpoint {
+            state.take_progress_of(&checkpoint.state);
+        } else {
+            let id = ranks.first_rank_bytes(new_run_id().as_bytes())?;
+            state.run = String::from_utf8_lossy(&id).into_owned();
         }
         let checkpoints = settings.layout.checkpoints(stage);
         let store = CheckpointStore::attach(&checkpoints, save.retention);
