@@ -11,6 +11,9 @@ use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 
 use super::token_id::TokenId;
 
+/// A noncharacter, which no vocabulary holds.
+const UNKNOWN: &str = "\u{FDD2}";
+
 /// Position of a text in its sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
@@ -62,7 +65,11 @@ impl Rules {
             inside.with_pre_tokenizer(pre_tokenizer);
             Box::new(inside)
         });
-        let added = start.get_added_tokens_decoder().into_keys().collect();
+        let mut added: BTreeSet<u32> = start.get_added_tokens_decoder().into_keys().collect();
+        // The unknown token is in that list too, but stands for ordinary text.
+        if let Ok(unknown) = start.encode_fast(UNKNOWN, false) {
+            added.retain(|id| !unknown.get_ids().contains(id));
+        }
         Self {
             start,
             inside,
