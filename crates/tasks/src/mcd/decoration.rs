@@ -295,10 +295,19 @@ pub(super) fn is_heading(text: &str) -> bool {
             || is_blank(c)
             || matches!(
                 c,
-                '\'' | '\u{2019}' | '"' | '#' | '.' | '?' | '!' | '(' | ')' | '-'
+                '\'' | '\u{2019}' | '"' | '#' | '.' | '?' | '!' | '(' | ')'
             )
     };
-    if !body.contains(char::is_alphabetic) || !body.chars().all(is_plain) {
+    // A hyphen joins letters; elsewhere it may be a minus.
+    let is_hyphen = |at: usize| {
+        body[..at].ends_with(char::is_alphabetic) && body[at + 1..].starts_with(char::is_alphabetic)
+    };
+    let is_text = body
+        .char_indices()
+        .all(|(at, c)| is_plain(c) || c == '-' && is_hyphen(at));
+    let mut words = body.split(|c: char| !c.is_alphabetic());
+    // A single letter may be meant as a variable, or as a sign.
+    if !is_text || !words.any(|word| word.len() > 1) {
         return false;
     }
     let is_announced = body.len() < core.len()

@@ -140,7 +140,11 @@ fn no_expression(puzzle: &Puzzle, rng: &mut Rng) -> (&'static str, String) {
     } else {
         Hand::random(rng)
     };
-    let tree = rng.pick(&puzzle.solutions).shuffled(rng);
+    let mut tree = rng.pick(&puzzle.solutions).shuffled(rng);
+    if let Tree::Number(_) = tree {
+        // Words and a number would be a heading.
+        tree = Tree::node('*', tree, Tree::Number(1));
+    }
     let core = hand.tree(&tree, rng);
     let target = puzzle.problem.target;
     let claim = if rng.chance(50) {
