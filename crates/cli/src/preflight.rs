@@ -1,4 +1,4 @@
-//! What can be wrong with a model, its tokenizer and its prompts, found before anything is loaded or started.
+//! Checks of a model, its tokenizer and its prompts before anything is loaded or started.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use crate::FileKind;
 
-/// Why a file's text cannot be had.
+/// A reason for which a file's text cannot be had.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -15,7 +15,7 @@ pub enum Error {
     OtherKind {
         /// The file.
         path: PathBuf,
-        /// What it is.
+        /// Kind of the file.
         kind: FileKind,
     },
     /// The file is text in an encoding that is not known, or no text.
@@ -39,7 +39,7 @@ impl Error {
         }
     }
 
-    /// What to do about it.
+    /// Advice for the user.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Io(_) => None,

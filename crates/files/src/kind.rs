@@ -5,16 +5,16 @@ use std::path::Path;
 /// Bytes of a file's beginning that tell its kind.
 pub const HEAD_BYTES: usize = 512;
 
-/// What some editors put before text in UTF-8.
+/// Mark that some editors put before text in UTF-8.
 pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// What a file is that stands where another one was expected.
+/// Kind of a file that stands where another one was expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FileKind {
     /// A folder.
     Folder,
-    /// What Git keeps in place of a large file until `git lfs pull`.
+    /// Text that Git keeps in place of a large file until `git lfs pull`.
     LfsPointer,
     /// A page that a server sent in place of the file, as HTML or XML.
     WebPage,
@@ -95,7 +95,7 @@ impl FileKind {
         self != Self::WebPage
     }
 
-    /// What to do about it.
+    /// Advice for the user.
     pub fn hint(self) -> &'static str {
         match self {
             Self::Folder => "give the file itself, not the folder that holds it",

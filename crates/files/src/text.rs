@@ -4,7 +4,7 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::kind::{BYTE_ORDER_MARK, FileKind, HEAD_BYTES};
 
-/// Why bytes are no text.
+/// A reason for which bytes are no text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotText {
     /// They are something else.

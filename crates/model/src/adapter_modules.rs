@@ -1,4 +1,4 @@
-//! Which projections have an adapter: `target_modules` of `adapter_config.json` and the keys that narrow it down, read as
+//! Choice of the projections that have an adapter: `target_modules` of `adapter_config.json` and the keys that narrow it down, read as
 //! PEFT reads them.
 
 use std::collections::BTreeSet;
@@ -41,7 +41,7 @@ enum Names {
 #[derive(Debug)]
 struct LayerRule {
     indices: BTreeSet<usize>,
-    /// What finds a layer's index in a path, tried in turn.
+    /// Expressions that find a layer's index in a path, tried in turn.
     patterns: Vec<Regex>,
 }
 

@@ -49,7 +49,7 @@ pub struct ModelConfig {
     pub max_position_embeddings: i64,
     /// Whether the output head is the embedding matrix.
     pub tie_word_embeddings: bool,
-    /// What was read in another way than it is written, for people.
+    /// Sentences for people on what was read in another way than it is written.
     warnings: Vec<String>,
     /// The whole file.
     raw: Map<String, Value>,
@@ -175,7 +175,7 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// What was read in another way than it is written: sentences for people.
+    /// Sentences for people on what was read in another way than it is written.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }

@@ -75,7 +75,7 @@ pub enum Error {
     /// The weights are stored in a quantised form.
     #[error("the weights are quantised: {what}")]
     Quantised {
-        /// What shows it.
+        /// Sign of it.
         what: String,
     },
     /// The tensors of a checkpoint are not those of its configuration.
@@ -150,13 +150,13 @@ impl From<asyncthink_files::Error> for Error {
     }
 }
 
-/// What a folder without weights has instead, for the message.
+/// Weights in another format, as the message names them.
 fn instead(found: Option<&str>) -> String {
     found.map_or_else(String::new, |name| format!(", but `{name}`"))
 }
 
 impl Error {
-    /// What to do about it.
+    /// Advice for the user.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::File(error) => error.hint(),

@@ -21,7 +21,7 @@ pub struct FolderReport {
     pub num_bytes: u64,
     /// Matrices of adapters.
     pub num_adapter_tensors: usize,
-    /// What is passed over or read in another way than it is written: sentences for people.
+    /// Sentences for people on what is passed over or read in another way than it is written.
     pub warnings: Vec<String>,
 }
 

@@ -1,4 +1,4 @@
-//! Where a model is read from.
+//! Place that a model is read from.
 
 use std::path::{Path, PathBuf};
 

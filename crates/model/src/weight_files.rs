@@ -1,4 +1,4 @@
-//! Which files of a folder hold its weights: one safetensors file, or shards with an index.
+//! Files of a folder that hold its weights: one safetensors file, or shards with an index.
 
 use std::collections::BTreeMap;
 use std::path::Path;

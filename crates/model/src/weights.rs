@@ -57,19 +57,19 @@ pub(crate) fn read_each(
 pub(crate) struct Place {
     /// Index of the file.
     pub(crate) file: usize,
-    /// Its name there.
+    /// Name of the parameter there.
     pub(crate) stored_name: String,
 }
 
 /// The tensors of weight files, compared with a configuration.
 pub(crate) struct Placement {
-    /// Where each parameter is, by name.
+    /// Place of each parameter, by name.
     pub(crate) parameters: BTreeMap<String, Place>,
     /// Names of tensors that the configuration has no use for.
     pub(crate) unused: Vec<String>,
 }
 
-/// Which file holds which parameter. A parameter must be there once, in its shape and in a type that is read.
+/// Finds the file of each parameter. A parameter must be there once, in its shape and in a type that is read.
 pub(crate) fn place(dir: &Path, config: &ModelConfig, files: &[TensorFile]) -> Result<Placement> {
     let mut wanted: BTreeMap<String, Vec<i64>> = config.parameter_shapes().into_iter().collect();
     let is_tied = config.tie_word_embeddings;

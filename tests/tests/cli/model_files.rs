@@ -1,15 +1,5 @@
 //! Model folders as people have them: what commands say of them, and what `--dry-run` finds in them before a run would.
 
-#[path = "../../../crates/model/tests/common/mod.rs"]
-#[allow(
-    clippy::unwrap_used,
-    clippy::cast_possible_wrap,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a panic is a failed test, and the numbers are small"
-)]
-mod model_folder;
-
 use std::path::Path;
 
 use asyncthink_data::{TaskTokenizerConfig, Tokenizer, task_tokenizer};
@@ -17,6 +7,8 @@ use asyncthink_model::{ModelConfig, ModelSizes, PretrainedModel};
 use asyncthink_tests::{Workspace, stdout};
 use serde_json::{Value, json};
 use tch::Device;
+
+use crate::model_folder;
 
 /// What `transformers` computes: `scripts/golden/foreign_folders.py`.
 const FOREIGN: &str = include_str!("../../../crates/model/tests/golden/foreign_folders.json");

@@ -1,21 +1,13 @@
 //! `score`: log-probabilities of given tokens.
 
-#[path = "../../../crates/model/tests/common/mod.rs"]
-#[allow(
-    clippy::unwrap_used,
-    clippy::cast_possible_wrap,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a panic is a failed test, and the numbers are small"
-)]
-mod model_folder;
-
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use asyncthink_tests::{Workspace, stdout};
+
+use crate::model_folder;
 
 /// What `transformers` computes: `scripts/golden/family_logits.py`.
 const GOLDEN: &str = include_str!("../../golden/families.json");
