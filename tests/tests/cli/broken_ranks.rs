@@ -98,8 +98,10 @@ fn ranks_that_do_not_share_the_run_folder_are_refused() {
         &workspace.path().join("run"),
         &workspace.path().join("apart"),
     );
-    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = port.local_addr().expect("an address").port();
+    // Free again once it is known.
+    let free =
+        std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    let port = free.expect("a port").port();
     let ranks = ["run", "apart"].iter().zip(0..).map(|(run_dir, rank)| {
         let run_dir = format!("--set=run_dir={run_dir:?}");
         let timeout = "--set=distributed.timeout_secs=6";
