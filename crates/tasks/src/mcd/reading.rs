@@ -12,13 +12,16 @@ const MAX_LAYERS: usize = 8;
 /// Separators of thousands.
 const THOUSANDS_SEPARATORS: [&str; 6] = [",", "{,}", "\\,", "\u{a0}", "\u{2009}", "\u{202f}"];
 
+/// An integer that a text states; `None` beyond 128 bits.
+pub(super) type Stated = Option<i128>;
+
 /// An item that reads as a solution, before anything is asked about its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Reading {
     /// The expression that the item offers.
     pub(super) solution: Expr,
     /// Integers that the item states its value to be; `None` beyond 128 bits.
-    pub(super) claims: Vec<Option<i128>>,
+    pub(super) claims: Vec<Stated>,
     /// Further expressions that the item states to be equal.
     pub(super) equals: Vec<Expr>,
 }
@@ -94,9 +97,9 @@ impl Reading {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
     /// A number by itself; `None` beyond 128 bits.
-    Number(Option<i128>),
+    Number(Stated),
     /// An integer that no expression holds: with a sign, or with its thousands set apart.
-    Claim(Option<i128>),
+    Claim(Stated),
     /// An expression with an operator.
     Expr(Expr),
 }
@@ -127,7 +130,7 @@ impl Part {
 }
 
 /// A text of digits as its number, `None` beyond 128 bits.
-fn digits(text: &str) -> Option<Option<i128>> {
+fn digits(text: &str) -> Option<Stated> {
     let mut value = Some(0_i128);
     for c in text.chars() {
         let digit = digit_of(c)?;
@@ -139,7 +142,7 @@ fn digits(text: &str) -> Option<Option<i128>> {
 }
 
 /// An integer with a sign, because a target may be negative, or with its thousands set apart.
-fn claim(text: &str) -> Option<Option<i128>> {
+fn claim(text: &str) -> Option<Stated> {
     let is_minus = |c: char| operator_of(c) == Some(Operator::Subtract);
     let unsigned = text.strip_prefix(is_minus).unwrap_or(text);
     let number = digits(unsigned).or_else(|| {

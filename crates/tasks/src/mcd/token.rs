@@ -102,9 +102,8 @@ fn command(rest: &str, chars: &mut Peekable<CharIndices<'_>>) -> Result<Option<T
 /// Whether a character separates and is not seen: blanks of every width, and what only says how a sign is drawn.
 pub(super) fn is_blank(c: char) -> bool {
     match c {
-        ' ' | '\t' => true,
         '\n' | '\r' | '!'..='~' => false,
-        '\u{200b}' | '\u{2060}' | '\u{feff}' | '\u{fe0e}' | '\u{fe0f}' => true,
+        ' ' | '\t' | '\u{200b}' | '\u{2060}' | '\u{feff}' | '\u{fe0e}' | '\u{fe0f}' => true,
         _ => c.is_whitespace(),
     }
 }
