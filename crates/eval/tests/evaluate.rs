@@ -115,6 +115,10 @@ fn an_evaluation_repeats_itself_and_its_parts_add_up() {
         measure(&model, &with(&["engine.max_agents=2"]), &mut |_| true).unwrap(),
         (evaluation.clone(), lines.clone())
     );
+    // A sample of the problems: episodes of the whole evaluation.
+    let (part, some) = measure(&model, &with(&["eval.num_problems=2"]), &mut |_| true).unwrap();
+    assert_eq!((part.num_problems, some.len()), (2, 6));
+    assert!(some.iter().all(|line| lines.contains(line)));
     // Budgets of one token make every episode fail; those of the model count, unless the recipe says otherwise.
     let short = [
         "protocol.organizer_max_tokens=1",

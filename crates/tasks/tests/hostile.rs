@@ -34,6 +34,15 @@ fn a_megabyte_of_anything_is_graded_in_time() {
         repeat(&format!("{};", "9".repeat(511))),
         repeat(&format!("1{}2;", " ".repeat(509))),
         repeat("<FORK1>\u{0}"),
+        repeat("$"),
+        repeat("1$"),
+        repeat("**1"),
+        repeat("Solution 1:\n"),
+        repeat("\\frac{1}{"),
+        repeat("- > 1. `$**\"1"),
+        repeat(&format!("{}1;", "$".repeat(510))),
+        repeat(&format!("{}1;", "\\(".repeat(255))),
+        repeat(&format!("{}1;", "1=".repeat(255))),
     ];
     // The second problem makes the grader look at as many items as any problem may.
     for required in [4, 1024] {

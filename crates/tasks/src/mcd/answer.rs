@@ -76,13 +76,13 @@ impl<'a> Items<'a> {
                     .get(start..)
                     .and_then(|rest| rest.strip_prefix(target.as_str()));
                 after.is_some_and(|after| {
-                    let follows_number =
-                        self.rest[..start].ends_with(|c: char| c.is_ascii_digit() || c == ',');
-                    let has_next_group = after.starts_with(',')
+                    let is_within = self.rest[..start]
+                        .ends_with(|c: char| c.is_ascii_digit() || c == ',')
+                        || is_digit_at(after, 0);
+                    let goes_on = after.starts_with(',')
                         && (1..4).all(|at| is_digit_at(after, at))
                         && !is_digit_at(after, 4);
-                    let goes_on = is_digit_at(after, 0) || has_next_group;
-                    !follows_number && !goes_on
+                    !is_within && !goes_on
                 })
             })
     }

@@ -85,7 +85,7 @@ fn check(problem: &Problem, pool: &Pool, reading: Reading) -> Result<Expr, McdRe
     if numbers.len() > problem.rules.max_numbers {
         return Err(McdReason::TooManyNumbers);
     }
-    let target = Some(i128::from(problem.target));
+    let target = i128::from(problem.target);
     if reading.claims.iter().any(|&claim| claim != target) {
         return Err(McdReason::WrongTarget);
     }

@@ -12,16 +12,13 @@ const MAX_LAYERS: usize = 8;
 /// Separators of thousands.
 const THOUSANDS_SEPARATORS: [&str; 6] = [",", "{,}", "\\,", "\u{a0}", "\u{2009}", "\u{202f}"];
 
-/// An integer that a text states; `None` beyond 128 bits.
-pub(super) type Stated = Option<i128>;
-
 /// An item that reads as a solution, before anything is asked about its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Reading {
     /// The expression that the item offers.
     pub(super) solution: Expr,
-    /// Integers that the item states its value to be; `None` beyond 128 bits.
-    pub(super) claims: Vec<Stated>,
+    /// Integers that the item states its value to be.
+    pub(super) claims: Vec<i128>,
     /// Further expressions that the item states to be equal.
     pub(super) equals: Vec<Expr>,
 }
@@ -72,10 +69,9 @@ impl Reading {
             .ok_or(McdReason::Syntax)?;
         let solution = match parts.remove(chosen) {
             Part::Expr(expr) => expr,
-            Part::Number(number) => number
-                .and_then(|number| i64::try_from(number).ok())
+            Part::Number(number) => i64::try_from(number)
                 .map(Expr::Number)
-                .ok_or(McdReason::NumberNotAvailable)?,
+                .map_err(|_| McdReason::NumberNotAvailable)?,
             Part::Claim(_) => return Err(McdReason::Syntax),
         };
         let (mut claims, mut equals) = (Vec::new(), Vec::new());
@@ -96,10 +92,10 @@ impl Reading {
 /// A side of `=`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
-    /// A number by itself; `None` beyond 128 bits.
-    Number(Stated),
+    /// A number by itself.
+    Number(i128),
     /// An integer that no expression holds: with a sign, or with its thousands set apart.
-    Claim(Stated),
+    Claim(i128),
     /// An expression with an operator.
     Expr(Expr),
 }
@@ -122,27 +118,24 @@ impl Part {
             return Ok(Self::Number(number));
         }
         match Expr::parse(text) {
-            Ok(Expr::Number(number)) => Ok(Self::Number(Some(number.into()))),
+            Ok(Expr::Number(number)) => Ok(Self::Number(number.into())),
             Ok(expr) => Ok(Self::Expr(expr)),
             Err(reason) => claim(text).map(Self::Claim).ok_or(reason),
         }
     }
 }
 
-/// A text of digits as its number, `None` beyond 128 bits.
-fn digits(text: &str) -> Option<Stated> {
-    let mut value = Some(0_i128);
+/// A text of digits as its number, which saturates far beyond any target.
+fn digits(text: &str) -> Option<i128> {
+    let mut value = 0_i128;
     for c in text.chars() {
-        let digit = digit_of(c)?;
-        value = value
-            .and_then(|value| value.checked_mul(10))
-            .and_then(|value| value.checked_add(digit.into()));
+        value = value.saturating_mul(10).saturating_add(digit_of(c)?.into());
     }
     (!text.is_empty()).then_some(value)
 }
 
 /// An integer with a sign, because a target may be negative, or with its thousands set apart.
-fn claim(text: &str) -> Option<Stated> {
+fn claim(text: &str) -> Option<i128> {
     let is_minus = |c: char| operator_of(c) == Some(Operator::Subtract);
     let unsigned = text.strip_prefix(is_minus).unwrap_or(text);
     let number = digits(unsigned).or_else(|| {
@@ -159,5 +152,5 @@ fn claim(text: &str) -> Option<Stated> {
         })
     })?;
     let is_negative = unsigned.len() < text.len();
-    Some(number.map(|number| if is_negative { -number } else { number }))
+    Some(if is_negative { -number } else { number })
 }

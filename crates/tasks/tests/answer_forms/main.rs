@@ -3,8 +3,6 @@
 //! The reference knows the tree of every expression before it is written down: it reads no text. `NUM_ANSWERS` sets how many
 //! answers are made, for a longer run than the usual one.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
-
 mod misses;
 mod plain;
 mod reference;

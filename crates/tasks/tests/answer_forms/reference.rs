@@ -46,21 +46,21 @@ impl Tree {
             };
             return Some((i128::from(*number), 1));
         };
-        let ((a, b), (c, d)) = (left.value()?, right.value()?);
+        let (left, right) = (left.value()?, right.value()?);
         let (top, bottom) = match sign {
-            '+' => (a * d + c * b, b * d),
-            '-' => (a * d - c * b, b * d),
-            '*' => (a * c, b * d),
-            _ => (a * d, b * c),
+            '+' => (left.0 * right.1 + right.0 * left.1, left.1 * right.1),
+            '-' => (left.0 * right.1 - right.0 * left.1, left.1 * right.1),
+            '*' => (left.0 * right.0, left.1 * right.1),
+            _ => (left.0 * right.1, left.1 * right.0),
         };
         if bottom == 0 {
             return None;
         }
-        let (mut x, mut y) = (top.abs(), bottom.abs());
-        while y != 0 {
-            (x, y) = (y, x % y);
+        let (mut larger, mut smaller) = (top.abs(), bottom.abs());
+        while smaller != 0 {
+            (larger, smaller) = (smaller, larger % smaller);
         }
-        let divisor = x * bottom.signum();
+        let divisor = larger * bottom.signum();
         Some((top / divisor, bottom / divisor))
     }
 
@@ -169,7 +169,7 @@ fn random_tree(numbers: &[i64], rng: &mut Rng) -> Tree {
 pub(crate) fn puzzles(rng: &mut Rng, count: usize) -> Vec<Puzzle> {
     let mut puzzles = Vec::new();
     while puzzles.len() < count {
-        let pool: Vec<i64> = (0..6).map(|_| 1 + rng.below(40) as i64).collect();
+        let pool: Vec<i64> = (0..6).map(|_| rng.number(40)).collect();
         let used = 2 + rng.below(3);
         let target = match random_tree(&pool[..used], rng).value() {
             Some((top, 1)) if (-5_000_000..5_000_000).contains(&top) => top,
@@ -178,7 +178,8 @@ pub(crate) fn puzzles(rng: &mut Rng, count: usize) -> Vec<Puzzle> {
         let wanted = match puzzles.len() % 4 {
             0 => target >= 1000,
             1 => target < 0,
-            _ => target > 0,
+            // Labels are numbers of up to 12.
+            _ => target > 12,
         };
         if !wanted {
             continue;

@@ -15,6 +15,11 @@ impl Rng {
         usize::try_from((word ^ (word >> 31)) % bound as u64).expect("below a usize")
     }
 
+    /// A number from 1.
+    pub(crate) fn number(&mut self, largest: usize) -> i64 {
+        1 + i64::try_from(self.below(largest)).expect("a small number")
+    }
+
     pub(crate) fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
