@@ -84,6 +84,11 @@ impl AgentRecord {
     pub fn num_decoded(&self) -> usize {
         self.decoded.iter().filter(|&&decoded| decoded).count()
     }
+
+    /// Number of decoded ids that latency and concurrency count: an end of sequence costs nothing, as it has no text.
+    pub fn num_counted(&self) -> usize {
+        self.num_decoded() - usize::from(self.ends_with_eos)
+    }
 }
 
 /// JSON has no NaN.

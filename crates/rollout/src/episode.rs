@@ -169,6 +169,11 @@ impl Episode {
         std::iter::once(&self.organizer).chain(workers)
     }
 
+    /// Tokens of all agents that latency and concurrency count: all that they decoded but their ends of sequence.
+    pub fn counted_tokens(&self) -> usize {
+        self.agents().map(AgentRecord::num_counted).sum()
+    }
+
     /// Tokens decoded by all agents.
     pub fn decoded_tokens(&self) -> usize {
         self.agents().map(AgentRecord::num_decoded).sum()

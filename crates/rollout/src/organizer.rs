@@ -143,11 +143,12 @@ impl RunningEpisode {
         let decoded = AgentEvent::Decoded { token, bytes };
         self.tell(observer, Agent::Organizer, decoded);
         self.organizer.push_decoded(token, logprob);
-        self.fragment.num_tokens += 1;
         self.tokens_since_join += 1;
         let is_eos = shared.is_eos(token);
         if is_eos {
             self.organizer.end_with_eos();
+        } else {
+            self.fragment.num_tokens += 1;
         }
         if let Some(answer) = self.answer.take() {
             return Ok(Some(Outcome::Answered(answer)));
@@ -427,7 +428,7 @@ impl RunningEpisode {
         let worker_tokens = this
             .workers
             .iter()
-            .map(|worker| worker.record.num_decoded() as u64)
+            .map(|worker| worker.record.num_counted() as u64)
             .collect();
         let timeline = match outcome {
             Outcome::Failed(_) => None,

@@ -87,14 +87,14 @@ fn the_organizer_goes_on_while_its_worker_runs_and_waits_at_the_join() {
         "a<FORK1> one</FORK1> b b<JOIN1>{12}{</JOIN1>} c<ANSWER>7</ANSWER>"
     );
     let timeline = episode.timeline.as_ref().unwrap();
-    // Fork complete at 4, the worker decodes 10 with its end of sequence, so the Join (at 7) is served at 14; then 5 tokens
-    // more.
-    assert_eq!(timeline.latency(), 19);
+    // Fork complete at 4, the worker decodes 9, so the Join (at 7) is served at 13; then 4 tokens more. Each of the two ends
+    // its sequence in a step that is not counted.
+    assert_eq!(timeline.latency(), 17);
     assert_eq!(num_steps, 19);
     assert_eq!(episode.decoded_tokens(), 12 + 10);
     let concurrency = timeline.concurrency(true);
-    assert!((concurrency.eta - 22.0 / 19.0).abs() < 1e-12);
-    assert!((episode.join_wait_share().unwrap() - 7.0 / 19.0).abs() < 1e-12);
+    assert!((concurrency.eta - 20.0 / 17.0).abs() < 1e-12);
+    assert!((episode.join_wait_share().unwrap() - 6.0 / 17.0).abs() < 1e-12);
     assert_eq!(episode.num_completed_agents(), 2);
     assert_eq!(episode.num_missing_eos(), 0);
     assert_eq!(episode.workers[0].end, WorkerEnd::Returned("12".into()));
@@ -137,7 +137,7 @@ fn unjoined_workers_are_cancelled_at_the_organizers_last_step() {
         "it decodes while the organizer does"
     );
     let concurrency = episode.timeline.unwrap().concurrency(true);
-    assert!((concurrency.eta - 13.0 / 8.0).abs() < 1e-12);
+    assert!((concurrency.eta - 11.0 / 7.0).abs() < 1e-12);
 }
 
 #[test]
@@ -284,9 +284,9 @@ fn queued_workers_wait_for_a_slot() {
         "<FORK1>a</FORK1><FORK2>b</FORK2><JOIN2>{2}{</JOIN2>}<JOIN1>{1}{</JOIN1>}<ANSWER>1</ANSWER>"
     );
     let timeline = episode.timeline.unwrap();
-    // Worker 1 runs steps 4 to 13, worker 2 steps 14 to 18; the second Join is one token later, the Answer three, and its end
-    // of sequence one.
-    assert_eq!(timeline.latency(), 23);
+    // Worker 1 runs steps 4 to 12, worker 2 steps 13 to 16; the second Join is one token later, the Answer three. Three ends of
+    // a sequence are not counted.
+    assert_eq!(timeline.latency(), 20);
     assert_eq!(num_steps, 23);
 }
 
@@ -337,7 +337,8 @@ fn a_worker_whose_prompt_fills_the_context_waits_for_no_slot() {
         (&WorkerEnd::Empty, 0)
     );
     assert!(matches!(episode.workers[0].end, WorkerEnd::Returned(_)));
-    assert_eq!(episode.timeline.unwrap().latency(), backend.num_polls);
+    // The end of sequence of the worker and of the organizer.
+    assert_eq!(episode.timeline.unwrap().latency() + 2, backend.num_polls);
 }
 
 #[test]
@@ -418,7 +419,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn latency_is_the_number_of_steps(
+    fn latency_is_the_number_of_steps_but_for_ends_of_sequence(
         (organizer, workers) in random_scripts(),
         capacity in 2u32..5,
         queue in any::<bool>(),
@@ -435,8 +436,11 @@ proptest! {
         prop_assert_eq!(ids, episode.organizer.decoded().len());
         prop_assert_eq!(ids, episode.organizer.logprobs().len());
         if let Some(timeline) = &episode.timeline {
-            prop_assert_eq!(timeline.latency(), num_steps);
-            prop_assert_eq!(timeline.simulate().latency_tokens, num_steps);
+            let latency = timeline.latency();
+            prop_assert_eq!(timeline.simulate().latency_tokens, latency);
+            // The organizer's takes a step; that of a worker does only where a Join or a queued worker waits for it.
+            let bounds = latency + 1..=latency + 1 + episode.num_forks() as u64;
+            prop_assert!(bounds.contains(&num_steps), "{num_steps} steps, latency {latency}");
             let ratio = timeline.concurrency(true).eta_ratio;
             prop_assert!(ratio <= 1.0 + 1e-12);
         }

@@ -222,6 +222,8 @@ fn decoded_tokens_are_trained_and_given_ones_are_not() {
         "1 -7.5 *",
         "1   -8 2",
         "1 -8.5 </ANSWER>",
+        // The end of sequence.
+        "1   -9 ",
     ];
     assert_eq!(lines(&tokenizer, &rows[0]), organizer);
     let worker = [
@@ -236,6 +238,7 @@ fn decoded_tokens_are_trained_and_given_ones_are_not() {
         "1   -2 *",
         "1 -2.5 2",
         "1   -3 </RETURN>",
+        "1 -3.5 ",
     ];
     assert_eq!(lines(&tokenizer, &rows[1]), worker);
     for row in &rows {

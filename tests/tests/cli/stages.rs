@@ -90,7 +90,7 @@ fn a_signal_saves_and_the_same_command_goes_on() {
 #[test]
 fn settings_are_chosen_on_problems_that_are_not_tested_on() {
     let workspace = Workspace::new();
-    let made = "task.mcd.num_validation_problems=6";
+    let made = "task.mcd.num_validation_problems=12";
     workspace.done(&["synth", "tiny.toml", "--set", made]);
     workspace.done(&["sft", "tiny.toml", "--set", made]);
     let eval = |more: &[&str]| {
@@ -98,13 +98,13 @@ fn settings_are_chosen_on_problems_that_are_not_tested_on() {
         stdout(&workspace.done(&args))
     };
     let shown = eval(&["--set", "eval.split=validation"]);
-    assert!(shown.contains("6 validation problems x 1"), "{shown}");
+    assert!(shown.contains("10 validation problems x"), "{shown}");
     assert!(
         shown.contains("run/eval/results_validation.json"),
         "{shown}"
     );
     let shown = eval(&[]);
-    assert!(shown.contains("20 test problems x 1"), "{shown}");
+    assert!(shown.contains("10 test problems x"), "{shown}");
     for file in ["results_validation.json", "results.json"] {
         assert!(workspace.path().join("run/eval").join(file).is_file());
     }

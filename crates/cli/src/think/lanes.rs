@@ -77,14 +77,15 @@ impl Lane {
         }
     }
 
-    /// Tokens decoded so far.
+    /// Tokens with text decoded so far.
     pub(crate) fn num_tokens(&self) -> u64 {
         self.num_tokens
     }
 
     /// Appends decoded bytes and gives the lines that they complete.
     fn decode(&mut self, bytes: &[u8]) -> Vec<String> {
-        self.num_tokens += 1;
+        // An end of sequence has no text; the totals leave it out too.
+        self.num_tokens += u64::from(!bytes.is_empty());
         let mut lines = Vec::new();
         for c in self.pieces.push(bytes).chars() {
             if c == '\n' {

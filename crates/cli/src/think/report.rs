@@ -58,7 +58,7 @@ impl<'a> ThinkLine<'a> {
                 .timeline
                 .as_ref()
                 .map(|timeline| timeline.fragments().iter().map(|f| f.num_tokens).collect()),
-            decoded_tokens: episode.decoded_tokens(),
+            decoded_tokens: episode.counted_tokens(),
             answer: episode.answer(),
             seed,
             temperature,
@@ -93,7 +93,7 @@ pub(crate) fn write_summary(episode: &Episode, out: &mut dyn Write) -> io::Resul
     let counts = [
         counted(episode.num_forks() as u64, "fork"),
         counted(episode.num_joins as u64, "join"),
-        counted(episode.decoded_tokens() as u64, "token"),
+        counted(episode.counted_tokens() as u64, "token"),
     ]
     .join(", ");
     match concurrency(episode) {

@@ -13,6 +13,7 @@ pub struct EvalSection {
     /// nowhere in training. Settings are chosen on `validation`, whose targets
     /// are a third part, so that test targets are looked at once.
     #[serde(default, skip_serializing_if = "EvalSplit::is_test")]
+    #[schemars(extend("default" = "test"))]
     pub split: EvalSplit,
     /// Held-out problems to use, a sample by the recipe's `seed`; absent means
     /// all.

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use asyncthink_data::Tokenizer;
-use asyncthink_protocol::{Overflow, RawTrace, Timeline, TokenCounter, Trace, TraceError};
+use asyncthink_protocol::{Overflow, RawTrace, TokenCounter, Trace, TraceError};
 use asyncthink_rollout::{
     Agent, AgentEvent, Episode, RolloutEvent, RolloutObserver, RolloutProgress, RolloutSettings,
     rollout_observed,
@@ -168,19 +168,6 @@ fn checked(
     (raw, verdict)
 }
 
-/// The timeline of the text, in which no end of sequence stands.
-fn without_eos(episode: &Episode, timeline: &Timeline) -> Timeline {
-    let mut fragments = timeline.fragments().to_vec();
-    let last = fragments.last_mut().unwrap();
-    last.num_tokens -= u64::from(episode.organizer.ends_with_eos());
-    let workers = timeline.worker_tokens().iter().zip(&episode.workers);
-    let worker_tokens =
-        workers.map(|(num_tokens, worker)| num_tokens - u64::from(worker.record.ends_with_eos()));
-    let worker_tokens = worker_tokens.collect();
-    let (capacity, overflow) = (timeline.capacity(), timeline.overflow());
-    Timeline::new(capacity, overflow, fragments, worker_tokens).unwrap()
-}
-
 #[test]
 fn a_join_that_does_not_fit_is_not_in_the_text() {
     let tokenizer = tokenizer();
@@ -287,7 +274,7 @@ proptest! {
             (Ok(trace), None) => {
                 let timeline = episode.timeline.as_ref().unwrap();
                 prop_assert_eq!(Some(trace.answer()), episode.answer());
-                prop_assert_eq!(trace.timeline(), &without_eos(&episode, timeline));
+                prop_assert_eq!(trace.timeline(), timeline);
             }
             (Err(TraceError::Format(found)), Some(error)) => prop_assert_eq!(&found, error),
             (verdict, error) => prop_assert!(false, "{verdict:?} for {error:?}"),

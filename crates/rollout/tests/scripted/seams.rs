@@ -60,7 +60,8 @@ fn a_context_has_the_ids_of_its_text() {
                 "Subtask: 3 5\n3 * 5<RETURN>15</RETURN>",
             ),
         ] {
-            let whole = tokenizer.encode_prompt(text, PromptForm::Plain).unwrap();
+            let mut whole = tokenizer.encode_prompt(text, PromptForm::Plain).unwrap();
+            whole.push(tokenizer.eos_ids()[0]);
             assert_eq!(record.ids(), whole, "{name}");
         }
         let trace = episode.raw_trace(&tokenizer, settings.protocol);

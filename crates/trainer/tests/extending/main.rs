@@ -79,7 +79,12 @@ fn train(recipe: &Recipe) {
 fn a_token_loss_with_an_option_trains_and_reports_its_metric() {
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
-    let recipe = recipe(dir.path(), &["grpo.loss={ reinforce = { scale = 0.5 } }"]);
+    // With a reference every row is computed, whatever its advantage.
+    let sets = [
+        "grpo.loss={ reinforce = { scale = 0.5 } }",
+        "grpo.kl_beta=0.1",
+    ];
+    let recipe = recipe(dir.path(), &sets);
     train(&recipe);
     for line in common::metrics(&recipe, Stage::Grpo) {
         let metric = line["loss_metrics"]["advantage_abs"].as_f64();
