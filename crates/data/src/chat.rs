@@ -2,7 +2,7 @@
 //!
 //! A template is a program that came with the model. It sees the messages, the tokenizer's named special tokens and the
 //! variables that the caller gives, and nothing else: no files, no other templates, no clock. Its steps and its output are
-//! bounded.
+//! bounded; what a single step takes is not, such as `indent` by a huge width.
 //!
 //! `strftime_now` is not defined. A prompt that depends on the day would differ between training and use, and between two
 //! runs of one recipe. Templates that ask whether it is defined fall back to a date of their own; one that calls it all the

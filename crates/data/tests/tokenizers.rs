@@ -328,6 +328,20 @@ fn tokens_of_a_continuation_begin_where_they_do_in_the_text() {
 }
 
 #[test]
+fn a_token_begins_at_the_spaces_before_its_word() {
+    for name in ["byte_level", "byte_level_bos", "metaspace_first"] {
+        let tokenizer = tokenizer(name);
+        let text = "the \n\n  the 3";
+        let ids = tokenizer.encode_continuation(text, None).unwrap();
+        let starts = tokenizer.continuation_starts(text).unwrap();
+        for (at, start) in starts.into_iter().enumerate() {
+            let before = tokenizer.decode_continuation(&ids[..at]);
+            assert_eq!(before, &text[..start], "{name}");
+        }
+    }
+}
+
+#[test]
 fn byte_order_marks_are_left_out() {
     let folder = tempfile::tempdir().unwrap();
     let from = directory("metaspace_first");

@@ -77,7 +77,12 @@ impl FileKind {
             });
         }
         if let Some((_, kind)) = STARTS.iter().find(|(start, _)| head.starts_with(start)) {
-            let is_text = *kind == Self::Bzip2 && head.get(4..10) != Some(b"1AY&SY");
+            let is_text = match kind {
+                Self::Bzip2 => head.get(4..10) != Some(b"1AY&SY"),
+                // A version, or the first field of a header, follows; neither is a character.
+                Self::Gguf | Self::Parquet => head.get(4).is_some_and(|&byte| is_char(byte)),
+                _ => false,
+            };
             return (!is_text).then_some(*kind);
         }
         if head.starts_with(b"\xfe\xff") || is_unmarked_utf16(head) {
@@ -171,7 +176,6 @@ fn is_torch_archive(head: &[u8]) -> bool {
 /// Text in UTF-16 without a mark: printable ASCII and a zero byte in turn. No UTF-8 text that is read here holds zero bytes.
 fn is_unmarked_utf16(head: &[u8]) -> bool {
     const PAIRS: usize = 4;
-    let is_char = |byte: u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
     let Some(head) = head.get(..2 * PAIRS) else {
         return false;
     };
@@ -180,6 +184,10 @@ fn is_unmarked_utf16(head: &[u8]) -> bool {
             .all(|pair| is_char(pair[char_at]) && pair[1 - char_at] == 0)
     };
     all(0) || all(1)
+}
+
+fn is_char(byte: u8) -> bool {
+    byte.is_ascii_graphic() || byte.is_ascii_whitespace()
 }
 
 #[cfg(test)]
@@ -249,6 +257,8 @@ mod tests {
             b"{\"model_type\": \"qwen3\"}",
             b"\xef\xbb\xbf{}",
             b"BZhou wrote: x",
+            b"GGUF files are not read here.",
+            b"PAR1 = 3",
             b"<|im_start|>user",
             b"<think>\n",
             b"version = 1\n",

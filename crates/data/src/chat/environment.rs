@@ -1,6 +1,7 @@
 //! The template engine, set up as `transformers` sets up its own, with bounds.
 
 use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
@@ -44,7 +45,10 @@ pub(super) fn render(environment: &Environment<'_>, scope: Value) -> Result<Stri
         .get_template(NAME)
         .map_err(|error| describe(&error))?;
     let mut output = BoundedText::default();
-    let result = template.render_captured_to(scope, &mut output).map(drop);
+    // The engine panics where an empty text is sliced backwards, and may elsewhere. Rendering changes nothing but the output.
+    let run = || template.render_captured_to(scope, &mut output).map(drop);
+    let result = catch_unwind(AssertUnwindSafe(run))
+        .map_err(|_| "the template engine cannot run it: it panicked".to_owned())?;
     if output.is_cut {
         return Err(format!("it writes more than {MAX_OUTPUT_BYTES} bytes"));
     }

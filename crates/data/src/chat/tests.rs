@@ -102,6 +102,13 @@ fn steps_and_output_are_bounded() {
 }
 
 #[test]
+fn a_panic_of_the_engine_is_an_error() {
+    let text = failure("{{ ''[::-1] }}");
+    assert!(text.contains("`m/chat_template.jinja`"), "{text}");
+    assert!(text.contains("panicked"), "{text}");
+}
+
+#[test]
 fn other_files_are_out_of_reach() {
     for source in [
         "{% include 'tokenizer_config.json' %}",

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use tokenizers::PostProcessorWrapper;
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::metaspace::PrependScheme;
@@ -49,7 +50,11 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    pub(super) fn new(start: tokenizers::Tokenizer) -> Self {
+    pub(super) fn new(mut start: tokenizers::Tokenizer) -> Self {
+        if let Some(mut post_processor) = start.get_post_processor().cloned() {
+            keep_spaces(&mut post_processor);
+            start.with_post_processor(Some(post_processor));
+        }
         let mut found = PrefixSpace::Never;
         let normalizer = start
             .get_normalizer()
@@ -168,6 +173,16 @@ impl Rules {
             Some(inside) if !begins_anew => inside,
             _ => &self.start,
         }
+    }
+}
+
+/// Lets a token that begins with spaces begin at the first of them; many post-processors say where the word begins.
+fn keep_spaces(post_processor: &mut PostProcessorWrapper) {
+    match post_processor {
+        PostProcessorWrapper::ByteLevel(bytes) => bytes.trim_offsets = false,
+        PostProcessorWrapper::Roberta(roberta) => roberta.trim_offsets = false,
+        PostProcessorWrapper::Sequence(parts) => parts.as_mut().iter_mut().for_each(keep_spaces),
+        PostProcessorWrapper::Bert(_) | PostProcessorWrapper::Template(_) => {}
     }
 }
 
