@@ -12,7 +12,7 @@ use libfuzzer_sys::fuzz_target;
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// What valid UTF-8 that is refused begins with, unless it holds zero bytes.
+/// Prefixes of valid UTF-8 that is refused, unless it holds zero bytes.
 const OTHER_STARTS: [&[u8]; 6] = [
     b"BZh",
     b"GGUF",
@@ -44,7 +44,7 @@ fuzz_target!(|data: &[u8]| {
             assert_eq!((line, byte), (num_ends + 1, content[at]));
         }
     }
-    // What is read from a file is the same.
+    // Reading it from a file gives the same text.
     let file = PathBuf::from(format!("/dev/shm/file_kind.{}", std::process::id()));
     fs::write(&file, data).expect("a file");
     assert_eq!(FileKind::of_path(&file), kind);

@@ -34,7 +34,7 @@ pub enum Error {
         /// Where it should be.
         dir: PathBuf,
     },
-    /// What other ranks have written of a checkpoint is not seen by the first one, which would publish it.
+    /// Files that other ranks wrote are not visible to the first rank, so the checkpoint cannot be published.
     #[error("checkpoint `{dir}` is not complete after {} s: {}", waited.as_secs(), missing.join("; "))]
     MissingParts {
         /// The folder that it is written to.

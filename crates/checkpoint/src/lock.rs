@@ -71,7 +71,7 @@ impl StageLock {
         Ok(self.file.sync_all()?)
     }
 
-    /// What the owner left, as this process sees it; `None` where nothing can be read.
+    /// Text that the owner left in the lock file, as this process sees it; `None` where nothing can be read.
     pub fn left(layout: &RunLayout, stage: Stage) -> Option<String> {
         // Listing the folder makes a network file system ask its server.
         let _ = fs::read_dir(layout.root()).map(Iterator::count);

@@ -322,7 +322,7 @@ impl CheckpointStore {
         }
     }
 
-    /// Those of `steps` that the run wrote which the checkpoint of `step` is of. What somebody copied here is not among them.
+    /// Steps among `steps` written by the same run as the checkpoint of `step`; copied-in checkpoints of other runs are left out.
     fn of_run_of(&self, step: u64, mut steps: Vec<u64>) -> Vec<u64> {
         let run_of = |step| self.state_of(step).map(|state| state.run);
         let run = run_of(step);

@@ -118,7 +118,7 @@ fn a_checkpoint_that_is_copied_in_makes_no_other_vanish_and_stays() {
     copy_in(&store, 35, "step_35");
     copy_in(&store, 40, "step_40");
     save_with_loss(&store, 40, Some(4.0));
-    // Its own: the two best and the newest. Of the others nothing is gone.
+    // The run's own checkpoints shrink to the two best and the newest; those of other runs all stay.
     assert_eq!(store.steps().unwrap(), [5, 10, 11, 12, 15, 20, 35, 40]);
     assert_eq!(links::named_step(dir.path(), BEST), Some(10));
     assert_eq!(store.newest().unwrap().checkpoint.unwrap().state.run, "r");
@@ -130,7 +130,7 @@ fn a_checkpoint_that_is_copied_in_makes_no_other_vanish_and_stays() {
     ] {
         assert!(Checkpoint::open(&dir.path().join(name)).is_ok(), "{name}");
     }
-    // What says that it is of another step is none of this folder.
+    // A folder whose state names another step is not a checkpoint of this store.
     links::point(dir.path(), LATEST, 12).unwrap();
     let found = store.newest().unwrap();
     assert_eq!(found.passed_over.len(), 2);

@@ -89,7 +89,7 @@ impl Failure {
         }
     }
 
-    /// The same, as an error of the input: nothing has been done yet, so that what it names can be changed first.
+    /// Converts to an input error: no work has started, so the user can change what it names first.
     pub(crate) fn before_work(mut self) -> Self {
         self.exit = EXIT_INPUT;
         self

@@ -31,9 +31,9 @@ pub(crate) type Id = Option<Box<RawValue>>;
 /// A line of the input that is not blank.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Line {
-    /// Its number in the file, from 1.
+    /// Line number in the file, from 1.
     pub(crate) number: u64,
-    /// Its text, without the newline.
+    /// Line text, without the newline.
     pub(crate) bytes: Vec<u8>,
 }
 
@@ -274,7 +274,7 @@ fn unreadable_file(file: &Path, error: &std::io::Error) -> Failure {
 #[derive(Debug)]
 struct TooLong {
     number: u64,
-    /// What the beginning of the line tells.
+    /// Id found at the beginning of the line.
     id: Id,
 }
 

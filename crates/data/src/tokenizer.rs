@@ -53,7 +53,7 @@ pub struct Tokenizer {
     names: BTreeMap<String, String>,
     token_bytes: Vec<Box<[u8]>>,
     strips_first_space: bool,
-    /// What comes before a plain prompt.
+    /// Ids that precede a plain prompt.
     beginning: Vec<TokenId>,
     eos_ids: Vec<TokenId>,
     eos_id: Option<TokenId>,

@@ -144,7 +144,7 @@ fn definitions(episodes: &[GradedEpisode]) -> Vec<Definition> {
     definitions
 }
 
-/// What an episode adds to a metric.
+/// Numerator and denominator that one episode adds to a metric.
 type FixedPart = fn(&GradedEpisode) -> Option<(f64, f64)>;
 
 /// Metrics that every task has, in the order of the table.

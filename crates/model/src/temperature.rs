@@ -56,7 +56,7 @@ mod tests {
             assert!((all[0] - half).abs() < 1e-6 && (all[2] - half).abs() < 1e-6);
             assert!(all[1] < -1e5 && all[3] < -1e5, "{all:?}");
         }
-        // What is no number stays none.
+        // A logit that is not finite gives NaN.
         assert!(log_softmax(&[1.0, f32::NAN], 1e-30)[0].is_nan());
         assert!(log_softmax(&[1.0, f32::INFINITY], 1e-30)[0].is_nan());
     }

@@ -103,7 +103,7 @@ fn logprobs_are_those_of_transformers_and_what_is_passed_over_is_said() {
             "{name}"
         );
 
-        // What is saved says what the model is, so that there is nothing to warn of.
+        // The saved config matches the weights, so loading it gives no warning.
         let again = tempfile::tempdir().unwrap();
         decoder.save(again.path()).unwrap();
         let saved = load(again.path());
@@ -359,7 +359,7 @@ fn an_adapter_folder_takes_the_base_that_is_given() {
     assert_eq!(report.num_adapter_tensors, 2);
     let decoder = Decoder::load_adapted(folder, Device::Cpu, Kind::Float).unwrap();
     assert_eq!(decoder.adapters().unwrap().base(), base);
-    // What is saved names the folder that was used.
+    // The saved adapter config names the base folder that was used.
     decoder.save(&adapter).unwrap();
     assert_eq!(check_folder(&adapter).unwrap().num_adapter_tensors, 2);
 }

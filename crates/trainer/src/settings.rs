@@ -263,10 +263,10 @@ pub struct GrpoSettings {
     pub sft: Option<SftGoal>,
 }
 
-/// What the recipe asks of the stage `sft` that a run of `grpo` starts from.
+/// Requirement on the `sft` stage that a `grpo` run starts from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SftGoal {
-    /// Its steps; `None` where the recipe has no `[sft]`.
+    /// Steps that the recipe asks for; `None` where it has no `[sft]`.
     pub num_steps: Option<u64>,
 }
 

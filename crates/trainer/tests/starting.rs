@@ -1,4 +1,4 @@
-//! What GRPO starts from, and what its checkpoints are compared by.
+//! Initial model of GRPO, and the metric that ranks its checkpoints.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
@@ -62,7 +62,7 @@ fn an_unfinished_sft_is_started_from_only_if_the_recipe_says_so() {
     let watcher = start(&recipe(dir.path(), &asked), Resume::Auto).unwrap();
     assert_eq!(watcher.steps, [1, 2]);
     assert!(watcher.warnings[0].contains("still running, at step 4 of 6; starting from it"));
-    // What has begun goes on, without the key too.
+    // A run that has begun resumes without the key too.
     assert!(start(&plain, Resume::Auto).unwrap().warnings.is_empty());
     drop(lock);
 

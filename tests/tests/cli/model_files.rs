@@ -10,10 +10,10 @@ use tch::Device;
 
 use crate::model_folder;
 
-/// What `transformers` computes: `scripts/golden/foreign_folders.py`.
+/// Reference log-probs by `transformers`: `scripts/golden/foreign_folders.py`.
 const FOREIGN: &str = include_str!("../../../crates/model/tests/golden/foreign_folders.json");
 
-/// What PEFT computes: `scripts/golden/lora_logits.py`.
+/// Reference log-probs by PEFT: `scripts/golden/lora_logits.py`.
 const LORA: &str = include_str!("../../../crates/model/tests/golden/lora.json");
 
 fn parse(text: &str) -> Value {

@@ -9,7 +9,7 @@ use asyncthink_tests::{Workspace, stdout};
 
 use crate::model_folder;
 
-/// What `transformers` computes: `scripts/golden/family_logits.py`.
+/// Reference log-probs by `transformers`: `scripts/golden/family_logits.py`.
 const GOLDEN: &str = include_str!("../../golden/families.json");
 
 #[derive(Deserialize)]

@@ -40,7 +40,7 @@ pub(crate) fn run(args: &LaunchArgs) -> Result<(), Failure> {
         listener: None,
     };
     match launch(&plan, io)? {
-        // What could not be written is said at the end, as by a command alone.
+        // Failed writes are reported at the end, as for a command run alone.
         Outcome::Done => console
             .take_output_error()
             .map_or(Ok(()), |error| Err(error.into())),

@@ -80,7 +80,7 @@ pub fn write_tensors(path: &Path, shapes: &[(String, Vec<i64>)], width: f64) {
     write_named_tensors(path, &named, width);
 }
 
-/// The same with tensors that have the values of another name, the second one.
+/// Folder in which each first tensor has the values of the second.
 pub fn write_named_tensors(path: &Path, tensors: &[(String, String, Vec<i64>)], width: f64) {
     let bytes: Vec<Vec<u8>> = tensors
         .iter()

@@ -87,7 +87,7 @@ impl Tree {
         }
     }
 
-    /// The same solution in another order.
+    /// Same solution, operands in another order.
     pub(crate) fn shuffled(&self, rng: &mut Rng) -> Self {
         match self {
             Self::Number(_) => self.clone(),

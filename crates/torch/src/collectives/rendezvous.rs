@@ -141,7 +141,7 @@ impl Place<'_> {
         Ok(value.and_then(|value| Some(value.split(' ').next()?.to_owned())))
     }
 
-    /// What every rank announced last.
+    /// Last announcement of every rank.
     fn announcements(&self) -> Result<Vec<Option<String>>> {
         let ranks = 0..self.world_size;
         ranks.map(|rank| self.read(&hello(rank))).collect()

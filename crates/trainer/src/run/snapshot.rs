@@ -70,7 +70,7 @@ impl RankSnapshot {
         Ok(self.moments.write(&self.dir)?)
     }
 
-    /// What this rank has written beside the first one's files.
+    /// Files that this rank wrote beside those of the first.
     pub(super) fn part(&self) -> Result<Part> {
         Ok(Part::of(&self.dir, self.moments.file_name())?)
     }

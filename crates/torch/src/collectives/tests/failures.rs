@@ -215,7 +215,7 @@ fn a_stopped_first_rank_that_serves_the_store_is_named() {
         .unwrap();
     let group = ProcessGroup::new(&connect(port, LONG).unwrap(), Device::Cpu, &options).unwrap();
     group.within(LONG).barrier().unwrap();
-    // Its signs of life come twice a second.
+    // The heartbeat comes twice a second.
     std::thread::sleep(SHORT);
     first.signal("STOP");
     let mut tensor = given(0, 4, Kind::Float);
