@@ -6,10 +6,9 @@ mod link;
 use std::path::{Path, PathBuf};
 
 /// C++ that is linked into every program.
-const SOURCES: [&str; 6] = [
+const SOURCES: [&str; 5] = [
     "cpp/allocator.cpp",
     "cpp/training.cpp",
-    "cpp/decode_attention.cpp",
     "cpp/memory_file.cpp",
     "cpp/store.cpp",
     "cpp/collectives.cpp",

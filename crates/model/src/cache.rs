@@ -1,4 +1,4 @@
-//! Keys and values of the sequences being decoded.
+//! Keys and values of the sequences being decoded, in pages.
 
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -6,66 +6,68 @@ use crate::attention::LayerCache;
 use crate::config::ModelConfig;
 use crate::error::Result;
 
-/// Per layer, keys and values `[slots, kv_heads, capacity, head_dim]`; a sequence owns one slot.
+/// Paged KV cache: per layer, keys and values `[blocks, block_size, kv_heads, head_dim]`; block tables say which blocks hold
+/// a sequence.
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<(Tensor, Tensor)>,
-    num_slots: i64,
-    capacity_tokens: i64,
+    num_blocks: usize,
+    block_size: usize,
 }
 
 impl KvCache {
-    /// Allocates room for `num_slots` sequences of up to `capacity_tokens` tokens each.
+    /// Allocates `num_blocks` blocks of `block_size` tokens. Their content is arbitrary until it is written.
     ///
     /// # Errors
     /// When the memory cannot be had.
     pub fn new(
         config: &ModelConfig,
-        num_slots: i64,
-        capacity_tokens: i64,
+        num_blocks: usize,
+        block_size: usize,
         kind: Kind,
         device: Device,
     ) -> Result<Self> {
         let shape = [
-            num_slots,
+            to_size(num_blocks),
+            to_size(block_size),
             config.num_key_value_heads,
-            capacity_tokens,
             config.head_dim,
         ];
         let layers = (0..config.num_hidden_layers)
             .map(|_| {
                 Ok((
-                    Tensor::f_zeros(shape, (kind, device))?,
-                    Tensor::f_zeros(shape, (kind, device))?,
+                    Tensor::f_empty(shape, (kind, device))?,
+                    Tensor::f_empty(shape, (kind, device))?,
                 ))
             })
             .collect::<Result<Vec<_>, TchError>>()?;
         Ok(Self {
             layers,
-            num_slots,
-            capacity_tokens,
+            num_blocks,
+            block_size,
         })
     }
 
-    /// Sequences that fit.
-    pub fn num_slots(&self) -> i64 {
-        self.num_slots
+    /// Bytes of keys and values that one block takes in all layers.
+    pub fn block_bytes(config: &ModelConfig, block_size: usize, kind: Kind) -> u64 {
+        let heads = 2 * config.num_key_value_heads * config.head_dim;
+        let values = config.num_hidden_layers as u64 * u64::try_from(heads).unwrap_or(0);
+        values * block_size as u64 * kind.elt_size_in_bytes() as u64
     }
 
-    /// Bytes that slots of `capacity_tokens` tokens take.
-    pub fn bytes_of(&self, capacity_tokens: i64) -> u64 {
-        let bytes = |(key, value): &(Tensor, Tensor)| {
-            let size = key.size();
-            let per_token: i64 = size[0] * size[1] * size[3];
-            let element_bytes = key.kind().elt_size_in_bytes() + value.kind().elt_size_in_bytes();
-            u64::try_from(per_token * capacity_tokens).unwrap_or(0) * element_bytes as u64
-        };
-        self.layers.iter().map(bytes).sum()
+    /// Number of blocks.
+    pub fn num_blocks(&self) -> usize {
+        self.num_blocks
     }
 
-    /// Tokens that fit in one slot.
-    pub fn capacity_tokens(&self) -> i64 {
-        self.capacity_tokens
+    /// Tokens that one block holds.
+    pub fn block_size(&self) -> usize {
+        self.block_size
+    }
+
+    /// Type of keys and values.
+    pub fn kind(&self) -> Option<Kind> {
+        self.layers.first().map(|(keys, _)| keys.kind())
     }
 
     /// Keys and values of one layer.
@@ -74,33 +76,62 @@ impl KvCache {
         LayerCache { keys, values }
     }
 
-    /// Enlarges every slot to `capacity_tokens`, keeping what is cached. One tensor is replaced at a time, so that only
+    /// Copies blocks `[from, to]` in all layers. Every source is read before a destination is written.
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation; a block out of range is one.
+    pub fn copy_blocks(&self, copies: &[[i32; 2]]) -> Result<()> {
+        if copies.is_empty() {
+            return Ok(());
+        }
+        let _no_grad = tch::no_grad_guard();
+        let indices = |which: usize| {
+            let blocks: Vec<i64> = copies.iter().map(|pair| i64::from(pair[which])).collect();
+            Tensor::from_slice(&blocks)
+        };
+        let (from, to) = (indices(0), indices(1));
+        for tensor in self.layers.iter().flat_map(|(key, value)| [key, value]) {
+            let (from, to) = (
+                from.f_to_device(tensor.device())?,
+                to.f_to_device(tensor.device())?,
+            );
+            let content = tensor.f_index_select(0, &from)?;
+            let _ = tensor.shallow_clone().f_index_copy_(0, &to, &content)?;
+        }
+        Ok(())
+    }
+
+    /// Enlarges the cache to `num_blocks` blocks, keeping what is cached. One tensor is replaced at a time, so that only
     /// one is there twice.
     ///
     /// # Errors
-    /// When the memory cannot be had; what is cached and the capacity are then as before.
-    pub fn grow(&mut self, capacity_tokens: i64) -> Result<()> {
+    /// When the memory cannot be had; what is cached and the number of blocks are then as before.
+    pub fn grow(&mut self, num_blocks: usize) -> Result<()> {
         for tensor in self.layers.iter_mut().flat_map(|(key, value)| [key, value]) {
-            enlarge(tensor, capacity_tokens)?;
+            enlarge(tensor, to_size(num_blocks))?;
         }
-        self.capacity_tokens = self.capacity_tokens.max(capacity_tokens);
+        self.num_blocks = self.num_blocks.max(num_blocks);
         Ok(())
     }
 }
 
 /// Replaces a layer's keys or values by a larger tensor of the same content. (After a growth that failed halfway, some
 /// are large enough already.)
-fn enlarge(tensor: &mut Tensor, capacity_tokens: i64) -> Result<(), TchError> {
+fn enlarge(tensor: &mut Tensor, num_blocks: i64) -> Result<(), TchError> {
     let mut shape = tensor.size();
-    let held_tokens = shape[2];
-    if held_tokens >= capacity_tokens {
+    let held = shape[0];
+    if held >= num_blocks {
         return Ok(());
     }
-    shape[2] = capacity_tokens;
-    let new = Tensor::f_zeros(shape, (tensor.kind(), tensor.device()))?;
-    new.f_narrow(2, 0, held_tokens)?.f_copy_(tensor)?;
+    shape[0] = num_blocks;
+    let new = Tensor::f_empty(shape, (tensor.kind(), tensor.device()))?;
+    new.f_narrow(0, 0, held)?.f_copy_(tensor)?;
     *tensor = new;
     Ok(())
+}
+
+fn to_size(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -108,8 +139,10 @@ mod tests {
     use super::*;
     use crate::ModelSizes;
 
-    #[test]
-    fn growing_keeps_what_is_cached() {
+    const SHAPE: [i64; 4] = [3, 4, 2, 8];
+
+    /// A cache of three blocks, filled with numbers.
+    fn filled() -> (KvCache, Tensor) {
         let config = ModelConfig::new(&ModelSizes {
             vocab_size: 23,
             hidden_size: 16,
@@ -124,26 +157,52 @@ mod tests {
             eos_token_id: 0,
         })
         .unwrap();
-        let mut cache = KvCache::new(&config, 2, 4, Kind::Float, Device::Cpu).unwrap();
-        let filled = Tensor::arange(2 * 2 * 4 * 8, (Kind::Float, Device::Cpu)).view([2, 2, 4, 8]);
+        // Keys and values, 3 layers, 4 tokens, 2 heads of 8 values, 4 bytes each.
+        assert_eq!(
+            KvCache::block_bytes(&config, 4, Kind::Float),
+            2 * 3 * 4 * 2 * 8 * 4
+        );
+        let mut cache = KvCache::new(&config, 3, 4, Kind::Float, Device::Cpu).unwrap();
+        let numbers =
+            Tensor::arange(SHAPE.iter().product::<i64>(), (Kind::Float, Device::Cpu)).view(SHAPE);
         for (key, value) in &mut cache.layers {
-            key.copy_(&filled);
-            value.copy_(&(-&filled));
+            key.copy_(&numbers);
+            value.copy_(&(-&numbers));
         }
+        (cache, numbers)
+    }
+
+    #[test]
+    fn growing_keeps_what_is_cached() {
+        let (mut cache, numbers) = filled();
         // As if an earlier growth had stopped after one tensor.
         enlarge(&mut cache.layers[0].0, 10).unwrap();
-        assert_eq!(cache.capacity_tokens(), 4);
+        assert_eq!(cache.num_blocks(), 3);
         cache.grow(7).unwrap();
-        assert_eq!(cache.capacity_tokens(), 7);
+        assert_eq!(cache.num_blocks(), 7);
         for index in 0..3 {
-            let LayerCache {
-                keys: key,
-                values: value,
-            } = cache.layer(index);
-            assert!(key.narrow(2, 0, 4).equal(&filled) && value.narrow(2, 0, 4).equal(&-&filled));
-            assert!(key.size()[2] >= 7 && value.size()[2] == 7);
+            let LayerCache { keys, values } = cache.layer(index);
+            assert!(keys.narrow(0, 0, 3).equal(&numbers));
+            assert!(values.narrow(0, 0, 3).equal(&-&numbers));
+            assert!(keys.size()[0] >= 7 && values.size()[0] == 7);
         }
         cache.grow(5).unwrap();
-        assert_eq!(cache.capacity_tokens(), 7, "it never shrinks");
+        assert_eq!(cache.num_blocks(), 7, "it never shrinks");
+    }
+
+    #[test]
+    fn blocks_are_copied_in_all_layers() {
+        let (cache, numbers) = filled();
+        cache.copy_blocks(&[]).unwrap();
+        // What is a source and a destination is read first.
+        cache.copy_blocks(&[[0, 1], [1, 2]]).unwrap();
+        for index in 0..3 {
+            let LayerCache { keys, values } = cache.layer(index);
+            for (block, source) in [(0, 0), (1, 0), (2, 1)] {
+                assert!(keys.get(block).equal(&numbers.get(source)));
+                assert!(values.get(block).equal(&-&numbers.get(source)));
+            }
+        }
+        assert!(cache.copy_blocks(&[[0, 3]]).is_err());
     }
 }

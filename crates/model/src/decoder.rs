@@ -20,6 +20,7 @@ use crate::layer::{DecoderEnds, DecoderLayer};
 use crate::model_folder::ModelFolder;
 use crate::positions::{Packing, Positions};
 use crate::precision::Precision;
+use crate::step_batch::StepBatch;
 use crate::stream::draw_parameters;
 use crate::weights;
 
@@ -35,20 +36,6 @@ pub struct Decoder {
     ends: DecoderEnds,
     layers: Vec<DecoderLayer>,
     positions: Positions,
-}
-
-/// Tokens to feed in one decoding step. A sequence may bring several (its prompt, or text injected by a Join): they are
-/// ordinary rows with successive positions, so prefill and decoding share one batch without padding.
-#[derive(Debug)]
-pub struct StepBatch<'a> {
-    /// Token ids `[rows]`.
-    pub ids: &'a [i64],
-    /// Position of each row in its sequence.
-    pub positions: &'a [i64],
-    /// Cache slot of each row.
-    pub slots: &'a [i64],
-    /// Rows whose next token is wanted, ascending.
-    pub sample_rows: &'a [i64],
 }
 
 impl Decoder {
@@ -302,31 +289,26 @@ impl Decoder {
         &self.ends
     }
 
-    /// Feeds one batch of tokens to the cache and returns f32 logits `[sample_rows, vocab]`.
+    /// Feeds one batch of tokens to the cache and returns f32 logits `[samples, vocab]`.
     ///
-    /// Runs without gradients. The caller has made sure that every position is inside the cache's capacity.
+    /// Runs without gradients.
     ///
     /// # Errors
-    /// When libtorch refuses an operation.
-    pub fn step(&self, batch: &StepBatch<'_>, cache: &KvCache) -> Result<Tensor> {
+    /// When the batch names a block that the cache does not have, or libtorch refuses an operation.
+    pub fn step(&self, batch: &StepBatch, cache: &KvCache) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
+        batch.check(cache.num_blocks(), cache.block_size())?;
+        cache.copy_blocks(&batch.block_copies)?;
         let on_device = |values: &[i64]| Tensor::from_slice(values).f_to_device(self.device);
-        let rotary = self.positions.rotary(batch.positions)?;
-        let rows = DecodeRows {
-            slots: on_device(batch.slots)?,
-            positions: on_device(batch.positions)?,
-        };
-        let mut hidden = self.ends.embed(&on_device(batch.ids)?)?;
+        let rows = DecodeRows::new(batch, cache.block_size(), self.device)?;
+        let rotary = self.positions.rotary_at(&rows.positions)?;
+        let mut hidden = self.ends.embed(&on_device(&batch.ids)?)?;
         for (index, layer) in self.layers.iter().enumerate() {
             hidden = layer.forward_decode(&hidden, &rotary, cache.layer(index), &rows)?;
         }
-        let hidden = self.ends.norm(&hidden)?;
-        let wanted = if batch.sample_rows.len() == batch.ids.len() {
-            hidden
-        } else {
-            hidden.f_index_select(0, &on_device(batch.sample_rows)?)?
-        };
-        self.lm_head(&wanted)
+        let sample_rows: Vec<i64> = batch.sample_rows.iter().map(|&row| row.into()).collect();
+        let hidden = hidden.f_index_select(0, &on_device(&sample_rows)?)?;
+        self.lm_head(&self.ends.norm(&hidden)?)
     }
 
     /// Logits in f32 of hidden states: `[tokens, hidden]` to `[tokens, vocab]`. Callers bound `tokens` to a chunk.

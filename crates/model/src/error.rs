@@ -53,6 +53,9 @@ pub enum Error {
         /// The type found.
         kind: Kind,
     },
+    /// The parts of a decoding step contradict each other: a defect of the caller.
+    #[error("inconsistent decoding step: {0}")]
+    StepBatch(String),
     /// The numbers of the configuration contradict each other.
     #[error("invalid model configuration: {0}")]
     Config(String),

@@ -6,7 +6,8 @@
 //! ([`Decoder::step`]).
 //!
 //! Shape legend: `tokens` = packed tokens of all segments, `hidden`, `heads`, `kv_heads`, `head_dim`, `vocab`,
-//! `slots` = sequences that a cache can hold, `rows` = tokens of one decoding step.
+//! `blocks` of `block_size` tokens of a KV cache, `rows` = tokens of one decoding step, `samples` = rows whose next token is
+//! wanted.
 
 mod adapter_file;
 mod adapter_modules;
@@ -29,6 +30,7 @@ mod precision;
 mod pretrained;
 mod replicas;
 mod rope;
+mod step_batch;
 mod stream;
 mod temperature;
 mod tensor_file;
@@ -45,7 +47,7 @@ pub use attention::registry::AttentionBackends;
 pub use attention::{Attention, DecodeRows, LayerCache};
 pub use cache::KvCache;
 pub use config::{ModelConfig, ModelSizes};
-pub use decoder::{Decoder, StepBatch};
+pub use decoder::Decoder;
 pub use error::{Error, Result};
 pub use fields::Fields;
 pub use folder_check::{FolderReport, check_folder};
@@ -57,6 +59,7 @@ pub use precision::Precision;
 pub use pretrained::{PretrainedModel, fitting_tokenizer};
 pub use replicas::{Parallelism, run_on_replicas, run_workers};
 pub use rope::{Rope, RopeScaling};
+pub use step_batch::{RowSpan, StepBatch};
 pub use stream::{draw_parameters, read_parameters};
 pub use temperature::{MIN_TEMPERATURE, at_temperature};
 pub use weights::VisitParameter;

@@ -53,10 +53,13 @@ impl Positions {
         })
     }
 
-    pub(crate) fn rotary(&self, positions: &[i64]) -> Result<Rotary, TchError> {
-        let positions = Tensor::from_slice(positions)
-            .f_to_device(self.frequencies.device())?
-            .f_to_kind(Kind::Float)?;
+    fn rotary(&self, positions: &[i64]) -> Result<Rotary, TchError> {
+        self.rotary_at(&Tensor::from_slice(positions).f_to_device(self.frequencies.device())?)
+    }
+
+    /// Rotations of positions i64 `[tokens]` on the device of the model.
+    pub(crate) fn rotary_at(&self, positions: &Tensor) -> Result<Rotary, TchError> {
+        let positions = positions.f_to_kind(Kind::Float)?;
         let angles = positions.f_outer(&self.frequencies)?.f_unsqueeze(1)?;
         let scaled = |values: Tensor| {
             match self.attention_factor {

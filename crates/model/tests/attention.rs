@@ -84,13 +84,10 @@ fn every_layer_attends_by_the_backend_of_the_decoder() {
     assert!(hidden(&decoder.replica().unwrap()).equal(&expected));
     assert_eq!(counting.num_varlen.load(Ordering::Relaxed), 6);
 
-    let cache = KvCache::new(&config, 1, 8, Kind::Float, Device::Cpu).unwrap();
-    let batch = StepBatch {
-        ids: &ids,
-        positions: &[0, 1, 2, 3],
-        slots: &[0; 4],
-        sample_rows: &[3],
-    };
+    let cache = KvCache::new(&config, 2, 16, Kind::Float, Device::Cpu).unwrap();
+    let mut batch = StepBatch::default();
+    batch.push_sequence(ids, 0, [1]);
+    batch.sample_rows.push(3);
     let _ = decoder.step(&batch, &cache).unwrap();
     assert_eq!(counting.num_decode.load(Ordering::Relaxed), 3);
 }

@@ -75,17 +75,25 @@ fn decoding_agrees_with_a_plain_pass() {
         let decoder = Decoder::load(dir.path(), Device::Cpu, Kind::Float).unwrap();
         let expected = tch::no_grad(|| logits(&decoder, &golden.ids));
         let num_tokens = golden.ids.len() as i64;
-        let cache =
-            KvCache::new(decoder.config(), 2, num_tokens, Kind::Float, Device::Cpu).unwrap();
+        let block_size = 16;
+        let num_blocks = golden.ids.len().div_ceil(block_size);
+        let config = decoder.config();
+        // The pages lie in the reverse order, after one that is not used.
+        let cache = KvCache::new(
+            config,
+            num_blocks + 1,
+            block_size,
+            Kind::Float,
+            Device::Cpu,
+        )
+        .unwrap();
         let prompt_len = 13;
         let step = |from: i64, to: i64| {
-            let positions: Vec<i64> = (from..to).collect();
-            let batch = StepBatch {
-                ids: &golden.ids[from as usize..to as usize],
-                positions: &positions,
-                slots: &vec![1; positions.len()],
-                sample_rows: &[to - from - 1],
-            };
+            let mut batch = StepBatch::default();
+            let ids = &golden.ids[from as usize..to as usize];
+            let blocks = (1..=num_blocks as i32).rev();
+            batch.push_sequence(ids.iter().copied(), from as usize, blocks);
+            batch.sample_rows.push((to - from - 1) as i32);
             let ours = decoder.step(&batch, &cache).unwrap();
             let expected = expected.get(to - 1);
             let worst = (ours.get(0) - expected).abs().max().double_value(&[]);

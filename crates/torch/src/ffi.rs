@@ -45,16 +45,6 @@ unsafe extern "C" {
         count: usize,
         retain_graph: bool,
     ) -> *mut c_char;
-    pub(crate) fn asyncthink_decode_attention(
-        q: *const C_tensor,
-        k_new: *const C_tensor,
-        v_new: *const C_tensor,
-        k_cache: *const C_tensor,
-        v_cache: *const C_tensor,
-        slots: *const C_tensor,
-        positions: *const C_tensor,
-        output: *mut *mut C_tensor,
-    ) -> *mut c_char;
     pub(crate) fn asyncthink_memory_file(
         name: *const c_char,
         bytes: *const u8,

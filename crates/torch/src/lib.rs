@@ -7,11 +7,7 @@
 //! One program serves the CPU and CUDA. It links only `libtorch_cpu.so`; [`open_device`] opens `libtorch_cuda.so` at
 //! run time when a GPU is asked for, which must happen before any other use of libtorch, because libtorch decides
 //! once whether CUDA is there.
-//!
-//! Shapes in this crate's documents: `batch` sequences, `heads` query heads, `kv_heads` key-value heads, `head_dim`,
-//! `slots` and `max_len` of a cache.
 
-mod attention;
 mod autograd;
 mod ceiling;
 mod collectives;
@@ -23,9 +19,9 @@ mod library;
 mod memory;
 mod nccl;
 mod optim;
+mod sampling;
 mod threads;
 
-pub use attention::{MAX_KERNEL_HEAD_DIM, decode_attention_, decode_attention_portable_};
 pub use autograd::{backward_with_grad, backward_with_grads, set_grad};
 pub use ceiling::matmul_flops_per_sec;
 pub use collectives::{
@@ -39,6 +35,7 @@ pub use memory::{
     reset_peak_memory,
 };
 pub use optim::{AdamwSettings, AdamwState, clip_grad_norm_, fused_adamw_, global_norm, scale_};
+pub use sampling::{ReferenceSampler, SampledRow, SamplingBatch, SamplingRow, uniform};
 pub use threads::{
     manual_seed, num_threads, set_num_threads, set_operation_threads, thread_budget,
 };

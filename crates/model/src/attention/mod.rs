@@ -2,12 +2,14 @@
 //!
 //! One file per backend. A decoder is made with one and its layers hold it; threads share it.
 
+mod paged;
 pub(crate) mod registry;
 mod sdpa;
 
-use tch::Tensor;
+use tch::{Device, TchError, Tensor};
 
 use crate::error::Result;
+use crate::step_batch::{RowSpan, StepBatch};
 
 /// Attention kernels of the decoder layers. Shapes: `query` `[tokens, heads, head_dim]`, `key` and `value` `[tokens, kv_heads, head_dim]`; the
 /// result is `[tokens, heads, head_dim]`. Query head `h` uses key-value head `h / (heads / kv_heads)`.
@@ -28,7 +30,8 @@ pub trait Attention: std::fmt::Debug + Send + Sync {
         segment_lens: &[i64],
     ) -> Result<Tensor>;
 
-    /// Writes keys and values of a step into the cache of a layer, then attends to each row's sequence up to the row; no gradient.
+    /// Writes keys and values of a step into the pages of a layer, then attends to each row's sequence up to the row; no
+    /// gradient. All rows are written before any attends.
     ///
     /// # Errors
     /// When libtorch or a kernel refuses an operation.
@@ -42,7 +45,7 @@ pub trait Attention: std::fmt::Debug + Send + Sync {
     ) -> Result<Tensor>;
 }
 
-/// Keys and values of one layer that a cache holds, `[slots, kv_heads, capacity, head_dim]` each.
+/// Keys and values of one layer that a cache holds, `[blocks, block_size, kv_heads, head_dim]` each.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerCache<'a> {
     /// The keys.
@@ -51,11 +54,57 @@ pub struct LayerCache<'a> {
     pub values: &'a Tensor,
 }
 
-/// Where the rows of a decoding step belong, i64 `[rows]` on the device of the model.
+/// Where the rows of a decoding step belong; tensors are i64 on the device of the model.
 #[derive(Debug)]
 pub struct DecodeRows {
-    /// The cache slot of each row.
-    pub slots: Tensor,
-    /// The position of each row in its sequence.
+    /// Blocks of each sequence `[sequences, max_blocks]`, padded with 0.
+    pub block_tables: Tensor,
+    /// Position of each row in its sequence `[rows]`.
     pub positions: Tensor,
+    /// Place of each row in the pages `[rows]`: `block * block_size + offset`.
+    pub slots: Tensor,
+    /// Rows of each sequence, on the host.
+    pub spans: Vec<RowSpan>,
+}
+
+impl DecodeRows {
+    /// Those of a batch that was checked, for a cache of blocks of `block_size` tokens.
+    pub(crate) fn new(
+        batch: &StepBatch,
+        block_size: usize,
+        device: Device,
+    ) -> Result<Self, TchError> {
+        let spans: Vec<RowSpan> = batch.spans().collect();
+        let size = i64::try_from(block_size).unwrap_or(i64::MAX);
+        let mut positions = Vec::with_capacity(batch.num_rows());
+        let mut slots = Vec::with_capacity(batch.num_rows());
+        for (span, table) in spans.iter().zip(batch.block_tables()) {
+            for position in span.first_position..span.first_position + span.num_rows {
+                let index = usize::try_from(position / size).unwrap_or(usize::MAX);
+                let block = table.get(index).copied().unwrap_or(-1);
+                positions.push(position);
+                slots.push(i64::from(block) * size + position % size);
+            }
+        }
+        let max_blocks = batch.block_tables().map(<[i32]>::len).max().unwrap_or(0);
+        let mut tables = vec![0_i64; spans.len() * max_blocks];
+        if max_blocks > 0 {
+            for (padded, table) in tables
+                .chunks_exact_mut(max_blocks)
+                .zip(batch.block_tables())
+            {
+                for (place, &block) in padded.iter_mut().zip(table) {
+                    *place = i64::from(block);
+                }
+            }
+        }
+        let shape = [spans.len(), max_blocks].map(|size| i64::try_from(size).unwrap_or(0));
+        let on_device = |values: &[i64]| Tensor::from_slice(values).f_to_device(device);
+        Ok(Self {
+            block_tables: on_device(&tables)?.f_reshape(shape)?,
+            positions: on_device(&positions)?,
+            slots: on_device(&slots)?,
+            spans,
+        })
+    }
 }

@@ -1,9 +1,9 @@
-//! Attention by libtorch's `scaled_dot_product_attention` over packed segments, and by the decode kernel of crate `torch` over
-//! the cache.
+//! Attention by libtorch's `scaled_dot_product_attention` over packed segments, and by plain operations over the pages of a
+//! cache.
 
-use asyncthink_torch::decode_attention_;
 use tch::{TchError, Tensor};
 
+use super::paged::paged_attention;
 use super::{Attention, DecodeRows, LayerCache};
 use crate::error::Result;
 
@@ -34,15 +34,7 @@ impl Attention for Sdpa {
         cache: LayerCache<'_>,
         rows: &DecodeRows,
     ) -> Result<Tensor> {
-        Ok(decode_attention_(
-            query,
-            key,
-            value,
-            cache.keys,
-            cache.values,
-            &rows.slots,
-            &rows.positions,
-        )?)
+        Ok(paged_attention(query, key, value, cache, rows)?)
     }
 }
 
