@@ -140,8 +140,8 @@ void Decoder::gemm(Worker& worker, const Packed& b, const void* a, int64_t lda, 
                    int64_t ldc, Epilogue epilogue) {
   const int64_t panels = b.num_panels();
   // Enough items for threads that do not run all of the time, none smaller than what a tile reads at once.
-  int64_t step = std::max<int64_t>(rows <= 4 ? 8 : 2, panels / 64) / 2 * 2;
-  step = std::min(step, std::max<int64_t>(2, panels / 8 / 2 * 2));
+  const int64_t items = 6 * worker.num_threads();
+  const int64_t step = std::max<int64_t>(rows <= 4 ? 4 : 2, (panels + items - 1) / items / 2 * 2);
   const int64_t column_items = (panels + step - 1) / step, row_items = (rows + kRowBlock - 1) / kRowBlock;
   const int64_t c_bytes = epilogue == Epilogue::kSwiGlu ? kernels_->operand_bytes : static_cast<int64_t>(sizeof(float));
   worker.share(column_items * row_items, [&](int64_t item) {
@@ -361,7 +361,7 @@ void Decoder::step(Cache& cache, const Step& step, SampledRow* out) {
     // OpenMP may give fewer threads than were asked for.
 #pragma omp single
     barrier = std::make_unique<Barrier>(omp_get_num_threads());
-    Worker worker(omp_get_thread_num(), *barrier, counters.data(), num_phases);
+    Worker worker(omp_get_num_threads(), *barrier, counters.data(), num_phases);
     run(worker, cache, step, out);
   }
 }

@@ -23,10 +23,10 @@ class Barrier {
 // that is slow or not scheduled takes less.
 class Worker {
  public:
-  Worker(int index, Barrier& barrier, std::atomic<int64_t>* counters, int64_t num_counters)
-      : index_(index), barrier_(barrier), counters_(counters), num_counters_(num_counters) {}
+  Worker(int num_threads, Barrier& barrier, std::atomic<int64_t>* counters, int64_t num_counters)
+      : num_threads_(num_threads), barrier_(barrier), counters_(counters), num_counters_(num_counters) {}
 
-  int index() const { return index_; }
+  int num_threads() const { return num_threads_; }
 
   // Calls work(item) for the items 0 to count - 1 that this thread gets, then waits for the others.
   template <class Work>
@@ -40,7 +40,7 @@ class Worker {
   }
 
  private:
-  const int index_;
+  const int num_threads_;
   Barrier& barrier_;
   std::atomic<int64_t>* counters_;
   int64_t num_counters_;
