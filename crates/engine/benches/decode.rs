@@ -14,7 +14,7 @@
 use std::time::Instant;
 
 use asyncthink_data::TokenId;
-use asyncthink_engine::{AgentId, BatchedEngine, EngineSettings, Request, Temperature};
+use asyncthink_engine::{AgentId, BatchedEngine, EngineSettings, Request};
 use asyncthink_model::{Decoder, ModelConfig, ModelSizes};
 use tch::Device;
 
@@ -38,24 +38,16 @@ fn main() {
     let decoder = Decoder::init(&config, Device::Cpu, 1).unwrap();
     let ceiling = asyncthink_torch::matmul_flops_per_sec();
     for num_agents in [32, 128, 256, 512] {
-        let temperature = Temperature::new(1.0).unwrap();
-        let mut engine = BatchedEngine::new(
-            &config,
-            Device::Cpu,
-            EngineSettings::new(num_agents, temperature),
-        )
-        .unwrap();
+        let settings = EngineSettings::new(num_agents);
+        let mut engine = BatchedEngine::new(&config, Device::Cpu, settings).unwrap();
         for agent in 0..num_agents as u64 {
             let prompt = (0..24).map(|n| TokenId(n + agent as u32 % 100)).collect();
             engine
-                .add(&Request {
-                    agent: AgentId(agent),
-                    prompt,
-                    seed: agent,
-                })
+                .add(&Request::new(AgentId(agent), prompt, agent))
                 .unwrap();
         }
-        let _ = engine.step(&decoder).unwrap();
+        // The prompts are prefilled before the clock starts.
+        while engine.step(&decoder).unwrap().len() < num_agents {}
         let num_steps = 120;
         let start = Instant::now();
         for _ in 0..num_steps {

@@ -1,21 +1,25 @@
-//! Batched sampling with a KV cache: ids in, ids and log-probs out; knows no tags and no text.
+//! Batched sampling with a paged KV cache: ids in, ids and log-probs out; knows no tags and no text.
 //!
-//! Agents enter and leave between steps of a [`BatchedEngine`]; every step feeds all tokens that are not yet cached (prompts,
-//! injected text, last samples) as one flat batch and samples one token for each running agent.
+//! Agents enter and leave between steps of a [`BatchedEngine`]. Every step computes one token of each agent that decodes and,
+//! within a budget, parts of prompts and injected text, as one flat batch. Keys and values lie in blocks: agents whose
+//! contexts begin alike share them, and an agent keeps its own while it waits for text.
 //!
-//! One file per part: [`settings`](EngineSettings), sequence, cache slots, model runner, sampler, engine.
+//! One file per part: settings, sequence, block manager, scheduler, runner, sampler, engine.
 
+mod block_manager;
 mod engine;
 mod error;
 mod request;
 mod runner;
 mod sampler;
+mod scheduler;
 mod sequence;
 mod settings;
-mod slots;
+mod stats;
 
-pub use engine::{BatchedEngine, EngineStats};
+pub use engine::BatchedEngine;
 pub use error::{Error, Result};
 pub use request::{AgentId, Request, Sampled};
-pub use sampler::Temperature;
-pub use settings::EngineSettings;
+pub use sampler::{SamplingParams, Temperature};
+pub use settings::{DEFAULT_BLOCK_SIZE, DEFAULT_MAX_BATCH_TOKENS, EngineSettings};
+pub use stats::EngineStats;

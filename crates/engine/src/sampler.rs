@@ -1,9 +1,10 @@
-//! From a row of log-probs to a token.
+//! How tokens are drawn: checked settings of an agent.
+
+use std::sync::Arc;
 
 use asyncthink_data::TokenId;
 use asyncthink_model::MIN_TEMPERATURE;
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
+use asyncthink_torch::SamplingRow;
 
 use crate::error::{Error, Result};
 
@@ -29,137 +30,130 @@ impl Temperature {
         self.0
     }
 
-    /// What logits are divided by: greedy decoding reports the log-probs of the unscaled distribution.
-    pub(crate) fn divisor(self) -> f64 {
-        if self.is_greedy() { 1.0 } else { self.0 }
-    }
-
-    pub(crate) fn is_greedy(self) -> bool {
+    /// Whether the likeliest token is taken.
+    pub fn is_greedy(self) -> bool {
         self.0 == 0.0
     }
 }
 
-/// An agent's own random stream.
-#[derive(Debug)]
-pub(crate) struct AgentSampler {
-    rng: ChaCha8Rng,
+/// Sampling settings of an agent. The default draws from the model's own distribution.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplingParams {
+    temperature: Temperature,
+    top_k: Option<u32>,
+    top_p: f32,
+    min_p: f32,
+    banned_ids: Arc<[TokenId]>,
+    eos_ids: Arc<[TokenId]>,
 }
 
-impl AgentSampler {
-    pub(crate) fn new(seed: u64) -> Self {
+impl Default for SamplingParams {
+    fn default() -> Self {
+        Self::new(Temperature(1.0))
+    }
+}
+
+impl SamplingParams {
+    /// Draws at a temperature; no token is left out, and none ends the sequence.
+    pub fn new(temperature: Temperature) -> Self {
         Self {
-            rng: ChaCha8Rng::seed_from_u64(seed),
+            temperature,
+            top_k: None,
+            top_p: 1.0,
+            min_p: 0.0,
+            banned_ids: Arc::default(),
+            eos_ids: Arc::default(),
         }
     }
 
-    /// Draws from `logprobs` `[vocab]` by inverting the cumulative distribution; `None` when they are not finite.
-    pub(crate) fn sample(&mut self, logprobs: &[f32], greedy: bool) -> Option<(TokenId, f32)> {
-        let index = if greedy {
-            likeliest(logprobs)?
-        } else {
-            self.invert(logprobs)?
-        };
-        let logprob = logprobs[index];
-        logprob
-            .is_finite()
-            .then(|| (TokenId(u32::try_from(index).unwrap_or(u32::MAX)), logprob))
+    /// Draws among the `top_k` likeliest tokens, ties with the last of them included; `None` for all.
+    ///
+    /// # Errors
+    /// When it is 0 or above `i32::MAX`.
+    pub fn with_top_k(mut self, top_k: Option<u32>) -> Result<Self> {
+        if let Some(count) = top_k
+            && (count == 0 || i32::try_from(count).is_err())
+        {
+            return Err(Error::TopK(count));
+        }
+        self.top_k = top_k;
+        Ok(self)
     }
 
-    fn invert(&mut self, logprobs: &[f32]) -> Option<usize> {
-        // 53 random bits: a uniform number of [0, 1) in f64.
-        let uniform = (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-        let mut cumulative = 0.0;
-        for (index, &logprob) in logprobs.iter().enumerate() {
-            let probability = f64::from(logprob).exp();
-            if probability.is_nan() {
-                return None;
-            }
-            if probability > 0.0 {
-                cumulative += probability;
-                if uniform < cumulative {
-                    return Some(index);
-                }
-            }
+    /// Draws among the likeliest tokens that together have the probability `top_p`; 1 for all.
+    ///
+    /// # Errors
+    /// When it is not above 0 and at most 1.
+    pub fn with_top_p(mut self, top_p: f32) -> Result<Self> {
+        if !(top_p > 0.0 && top_p <= 1.0) {
+            return Err(Error::TopP(top_p));
         }
-        // Rounding can leave the sum just below 1. The last ids of a padded vocabulary are of no token.
-        likeliest(logprobs)
+        self.top_p = top_p;
+        Ok(self)
     }
-}
 
-fn likeliest(logprobs: &[f32]) -> Option<usize> {
-    let mut best = None;
-    for (index, &logprob) in logprobs.iter().enumerate() {
-        if logprob.is_nan() {
-            return None;
+    /// Draws among the tokens of at least `min_p` times the largest probability; 0 for all.
+    ///
+    /// # Errors
+    /// When it is not at least 0 and at most 1.
+    pub fn with_min_p(mut self, min_p: f32) -> Result<Self> {
+        if !(0.0..=1.0).contains(&min_p) {
+            return Err(Error::MinP(min_p));
         }
-        if best.is_none_or(|other: usize| logprob > logprobs[other]) {
-            best = Some(index);
+        self.min_p = min_p;
+        Ok(self)
+    }
+
+    /// Never draws these tokens.
+    #[must_use]
+    pub fn with_banned_ids(mut self, ids: impl Into<Arc<[TokenId]>>) -> Self {
+        self.banned_ids = ids.into();
+        self
+    }
+
+    /// Stops the agent once it has sampled one of these tokens.
+    #[must_use]
+    pub fn with_eos_ids(mut self, ids: impl Into<Arc<[TokenId]>>) -> Self {
+        self.eos_ids = ids.into();
+        self
+    }
+
+    /// The temperature.
+    pub fn temperature(&self) -> Temperature {
+        self.temperature
+    }
+
+    /// Tokens that are never drawn.
+    pub fn banned_ids(&self) -> &[TokenId] {
+        &self.banned_ids
+    }
+
+    /// Tokens that stop the agent.
+    pub fn eos_ids(&self) -> &[TokenId] {
+        &self.eos_ids
+    }
+
+    /// Settings of the sample at a position of a sequence.
+    pub(crate) fn row(&self, seed: u64, position: usize) -> SamplingRow {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a temperature fits f32, whose smallest normal number is the smallest temperature"
+        )]
+        let temperature = self.temperature.0 as f32;
+        SamplingRow {
+            temperature,
+            top_k: self.top_k.and_then(|k| i32::try_from(k).ok()).unwrap_or(0),
+            top_p: self.top_p,
+            min_p: self.min_p,
+            seed,
+            position: position as u64,
         }
     }
-    best
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn samples_follow_the_distribution_and_the_seed() {
-        let logprobs: Vec<f32> = [0.5f32, 0.3, 0.2].iter().map(|p| p.ln()).collect();
-        let draw = |seed| {
-            let mut sampler = AgentSampler::new(seed);
-            (0..20_000)
-                .map(|_| sampler.sample(&logprobs, false).unwrap().0.0)
-                .collect::<Vec<_>>()
-        };
-        let first = draw(1);
-        assert_eq!(first, draw(1));
-        assert_ne!(first, draw(2));
-        for (token, expected) in [(0, 0.5), (1, 0.3), (2, 0.2)] {
-            let share = first.iter().filter(|&&t| t == token).count() as f64 / 20_000.0;
-            assert!((share - expected).abs() < 0.02, "token {token}: {share}");
-        }
-    }
-
-    #[test]
-    fn greedy_takes_the_first_maximum_and_impossible_tokens_are_never_drawn() {
-        let mut sampler = AgentSampler::new(3);
-        assert_eq!(
-            sampler.sample(&[-1.0, -0.5, -0.5], true).unwrap().0,
-            TokenId(1)
-        );
-        let only = [f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY];
-        for _ in 0..100 {
-            assert_eq!(sampler.sample(&only, false).unwrap().0, TokenId(1));
-        }
-    }
-
-    #[test]
-    fn a_draw_beyond_the_sum_takes_the_likeliest_token() {
-        // Rounding makes a gap that no test would meet; this one is met by every second draw.
-        let logprobs: Vec<f32> = [0.1f32, 0.25, 0.1, 0.05].iter().map(|p| p.ln()).collect();
-        let mut sampler = AgentSampler::new(5);
-        let mut counts = [0_u32; 4];
-        for _ in 0..20_000 {
-            let (token, logprob) = sampler.sample(&logprobs, false).unwrap();
-            let index = token.0 as usize;
-            assert!((logprob - logprobs[index]).abs() < 1e-9);
-            counts[index] += 1;
-        }
-        for (count, expected) in counts.into_iter().zip([0.1, 0.75, 0.1, 0.05]) {
-            let share = f64::from(count) / 20_000.0;
-            assert!((share - expected).abs() < 0.02, "{counts:?}");
-        }
-        // Without a possible token there is none to take.
-        assert!(sampler.sample(&[f32::NEG_INFINITY; 3], false).is_none());
-    }
-
-    #[test]
-    fn not_a_number_is_refused() {
-        let mut sampler = AgentSampler::new(4);
-        assert!(sampler.sample(&[f32::NAN, 0.0], false).is_none());
-        assert!(sampler.sample(&[f32::NAN, 0.0], true).is_none());
-    }
 
     #[test]
     fn temperatures_are_checked() {
@@ -171,5 +165,30 @@ mod tests {
         }
         assert!(!Temperature::new(MIN_TEMPERATURE).unwrap().is_greedy());
         assert!(Temperature::new(0.0).unwrap().is_greedy());
+    }
+
+    #[test]
+    fn settings_are_checked() {
+        let params = SamplingParams::default;
+        for refused in [
+            params().with_top_k(Some(0)),
+            params().with_top_k(Some(u32::MAX)),
+            params().with_top_p(0.0),
+            params().with_top_p(1.1),
+            params().with_top_p(f32::NAN),
+            params().with_min_p(-0.1),
+            params().with_min_p(f32::NAN),
+        ] {
+            assert!(refused.is_err());
+        }
+        let params = params()
+            .with_top_k(Some(5))
+            .and_then(|params| params.with_top_p(0.9))
+            .and_then(|params| params.with_min_p(0.1))
+            .unwrap();
+        let row = params.row(3, 9);
+        assert_eq!((row.top_k, row.seed, row.position), (5, 3, 9));
+        let smallest = SamplingParams::new(Temperature::new(MIN_TEMPERATURE).unwrap());
+        assert!(smallest.row(0, 0).temperature > 0.0);
     }
 }

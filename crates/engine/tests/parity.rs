@@ -11,7 +11,9 @@
 use std::collections::BTreeMap;
 
 use asyncthink_data::TokenId;
-use asyncthink_engine::{AgentId, BatchedEngine, EngineSettings, Request, Temperature};
+use asyncthink_engine::{
+    AgentId, BatchedEngine, EngineSettings, Error, Request, SamplingParams, Temperature,
+};
 use asyncthink_model::{Decoder, ModelConfig, ModelSizes};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -47,11 +49,18 @@ fn decoder() -> Decoder {
     decoder
 }
 
+fn request(agent: AgentId, prompt: Vec<TokenId>, seed: u64) -> Request {
+    let sampling = SamplingParams::new(Temperature::new(TEMPERATURE).unwrap());
+    Request::new(agent, prompt, seed).with_sampling(sampling)
+}
+
 /// What one agent held at the end: ids, and the log-prob of each sampled one.
 #[derive(Default)]
 struct History {
     ids: Vec<i64>,
     sampled: Vec<Option<f32>>,
+    /// Raw log-prob of each sampled position.
+    raw: Vec<(usize, f32)>,
 }
 
 impl History {
@@ -64,7 +73,7 @@ impl History {
 #[test]
 fn sampled_logprobs_equal_a_plain_forward_pass() {
     let decoder = decoder();
-    let settings = EngineSettings::new(5, Temperature::new(TEMPERATURE).unwrap());
+    let settings = EngineSettings::new(5);
     let mut engine = BatchedEngine::new(decoder.config(), Device::Cpu, settings).unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     let mut below = |bound: u64| rng.next_u64() % bound;
@@ -77,13 +86,7 @@ fn sampled_logprobs_equal_a_plain_forward_pass() {
                 .map(|_| TokenId(below(VOCAB) as u32))
                 .collect();
             histories.entry(agent).or_default().give(&prompt);
-            engine
-                .add(&Request {
-                    agent,
-                    prompt,
-                    seed: step,
-                })
-                .unwrap();
+            engine.add(&request(agent, prompt, step)).unwrap();
             live.push((agent, true));
         }
         if !live.is_empty() {
@@ -98,8 +101,11 @@ fn sampled_logprobs_equal_a_plain_forward_pass() {
                     let ids: Vec<TokenId> = (0..below(6))
                         .map(|_| TokenId(below(VOCAB) as u32))
                         .collect();
-                    engine.extend(agent, &ids).unwrap();
-                    histories.get_mut(&agent).unwrap().give(&ids);
+                    let history = histories.get_mut(&agent).unwrap();
+                    let keep_tokens = engine.num_tokens(agent).unwrap();
+                    assert_eq!(keep_tokens, history.ids.len());
+                    engine.extend(agent, keep_tokens, &ids).unwrap();
+                    history.give(&ids);
                     live[index].1 = true;
                 }
                 3 if below(4) == 0 => {
@@ -118,6 +124,7 @@ fn sampled_logprobs_equal_a_plain_forward_pass() {
             let history = histories.get_mut(&sample.agent).unwrap();
             history.ids.push(i64::from(sample.token.0));
             history.sampled.push(Some(sample.logprob));
+            history.raw.push((history.ids.len() - 1, sample.raw_logprob));
         }
     }
     let _no_grad = tch::no_grad_guard();
@@ -127,8 +134,13 @@ fn sampled_logprobs_equal_a_plain_forward_pass() {
         let hidden = decoder
             .hidden_packed(&ids, &[history.ids.len() as i64])
             .unwrap();
-        let logits = decoder.lm_head(&hidden).unwrap() / TEMPERATURE;
-        let logprobs = logits.log_softmax(-1, Kind::Float);
+        let logits = decoder.lm_head(&hidden).unwrap();
+        let logprobs = (&logits / TEMPERATURE).log_softmax(-1, Kind::Float);
+        let raw = logits.log_softmax(-1, Kind::Float);
+        for &(position, ours) in &history.raw {
+            let expected = raw.double_value(&[position as i64 - 1, history.ids[position]]);
+            assert!((expected - f64::from(ours)).abs() < 1e-4);
+        }
         for (position, sampled) in history.sampled.iter().enumerate() {
             if let Some(sampled) = sampled {
                 let expected = logprobs.double_value(&[position as i64 - 1, history.ids[position]]);
@@ -147,26 +159,16 @@ fn sampled_logprobs_equal_a_plain_forward_pass() {
 fn an_agent_samples_the_same_tokens_whoever_shares_the_batch() {
     let decoder = decoder();
     let run = |companions: u64| {
-        let settings = EngineSettings::new(8, Temperature::new(1.0).unwrap());
+        let settings = EngineSettings::new(8);
         let mut engine = BatchedEngine::new(decoder.config(), Device::Cpu, settings).unwrap();
         for agent in 0..companions {
             let prompt = vec![TokenId(agent as u32 + 2); 4];
             engine
-                .add(&Request {
-                    agent: AgentId(100 + agent),
-                    prompt,
-                    seed: 900 + agent,
-                })
+                .add(&request(AgentId(100 + agent), prompt, 900 + agent))
                 .unwrap();
         }
         let prompt = vec![TokenId(1), TokenId(2), TokenId(3)];
-        engine
-            .add(&Request {
-                agent: AgentId(1),
-                prompt,
-                seed: 42,
-            })
-            .unwrap();
+        engine.add(&request(AgentId(1), prompt, 42)).unwrap();
         (0..30)
             .flat_map(|_| engine.step(&decoder).unwrap())
             .filter(|sample| sample.agent == AgentId(1))
@@ -179,21 +181,70 @@ fn an_agent_samples_the_same_tokens_whoever_shares_the_batch() {
 #[test]
 fn misuse_is_an_error() {
     let decoder = decoder();
-    let settings = EngineSettings::new(1, Temperature::new(1.0).unwrap());
+    let settings = EngineSettings::new(1);
     let mut engine = BatchedEngine::new(decoder.config(), Device::Cpu, settings).unwrap();
-    let request = |agent, len| Request {
-        agent: AgentId(agent),
-        prompt: vec![TokenId(1); len],
-        seed: 0,
-    };
+    let request = |agent, len| request(AgentId(agent), vec![TokenId(1); len], 0);
     assert!(engine.add(&request(1, 0)).is_err());
     assert!(engine.add(&request(1, 257)).is_err());
-    assert!(engine.extend(AgentId(9), &[]).is_err());
+    assert!(engine.extend(AgentId(9), 0, &[]).is_err());
     engine.add(&request(1, 3)).unwrap();
-    assert!(engine.add(&request(2, 3)).is_err(), "no slot is free");
-    assert!(engine.extend(AgentId(1), &[TokenId(1); 254]).is_err());
-    engine.remove(AgentId(1)).unwrap();
+    assert!(engine.add(&request(1, 3)).is_err(), "the name is taken");
+    assert!(engine.extend(AgentId(1), 3, &[TokenId(1); 254]).is_err());
+    assert!(engine.extend(AgentId(1), 4, &[]).is_err());
+    // More agents than may run at a time wait.
+    assert_eq!(engine.num_free(), 0);
     engine.add(&request(2, 3)).unwrap();
+    assert_eq!(engine.step(&decoder).unwrap()[0].agent, AgentId(1));
+    engine.remove(AgentId(1)).unwrap();
+    assert_eq!(engine.step(&decoder).unwrap()[0].agent, AgentId(2));
+    for settings in [
+        EngineSettings::new(0),
+        EngineSettings {
+            block_size: 0,
+            ..settings
+        },
+        EngineSettings {
+            max_batch_tokens: 0,
+            ..settings
+        },
+    ] {
+        let error = BatchedEngine::new(decoder.config(), Device::Cpu, settings).unwrap_err();
+        assert!(matches!(error, Error::Zero(_)));
+    }
+    let settings = EngineSettings {
+        dtype: Some(Kind::BFloat16),
+        ..settings
+    };
+    let error = BatchedEngine::new(decoder.config(), Device::Cpu, settings).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "sampling in bf16 is not supported for a model that computes in f32"
+    );
+}
+
+#[test]
+fn a_cache_is_as_large_as_its_budget_and_one_of_no_block_is_refused() {
+    let decoder = decoder();
+    let new = |max_cache_bytes| {
+        let settings = EngineSettings {
+            max_cache_bytes,
+            ..EngineSettings::new(3)
+        };
+        BatchedEngine::new(decoder.config(), Device::Cpu, settings)
+    };
+    // Keys and values of 2 layers, 16 tokens, 2 heads of 16 values, 4 bytes each.
+    let block_bytes = 2 * 2 * 16 * 2 * 16 * 4;
+    let engine = new(Some(5 * block_bytes + 7)).unwrap();
+    assert_eq!((engine.num_blocks(), engine.block_bytes()), (5, block_bytes));
+    // Never more than three sequences of the model's context need.
+    assert_eq!(new(None).unwrap().num_blocks(), 3 * 256 / 16);
+    assert_eq!(new(Some(1 << 40)).unwrap().num_blocks(), 3 * 256 / 16);
+    let error = new(Some(block_bytes - 1)).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "the KV cache cannot hold a sequence of 1 tokens: it takes 1 blocks of 16 tokens, and 0 blocks of 8192 bytes fit \
+         into the budget of 8191 bytes"
+    );
 }
 
 /// What agents sample in 40 steps of an engine that was just told that the weights changed.
@@ -201,12 +252,7 @@ fn sample(engine: &mut BatchedEngine, decoder: &Decoder, prompt_len: usize) -> V
     engine.weights_changed();
     for agent in 0..3 {
         let prompt = vec![TokenId(agent as u32 + 1); prompt_len + agent as usize];
-        let request = Request {
-            agent: AgentId(agent),
-            prompt,
-            seed: agent,
-        };
-        engine.add(&request).unwrap();
+        engine.add(&request(AgentId(agent), prompt, agent)).unwrap();
     }
     (0..40)
         .flat_map(|_| engine.step(decoder).unwrap())
@@ -217,10 +263,10 @@ fn sample(engine: &mut BatchedEngine, decoder: &Decoder, prompt_len: usize) -> V
 #[test]
 fn a_used_engine_samples_what_a_new_one_samples() {
     let decoder = decoder();
-    let settings = EngineSettings::new(4, Temperature::new(1.0).unwrap());
+    let settings = EngineSettings::new(4);
     let new = || BatchedEngine::new(decoder.config(), Device::Cpu, settings).unwrap();
     let expected = sample(&mut new(), &decoder, 3);
-    // Its cache has grown, its slots are used, and its agents were never removed.
+    // Its cache has grown, its blocks are known by their content, and its agents were never removed.
     let mut used = new();
     sample(&mut used, &decoder, 150);
     assert!(used.fits(&decoder, settings));
