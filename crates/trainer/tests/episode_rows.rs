@@ -131,6 +131,7 @@ fn episode(tokenizer: &Tokenizer, scripts: &[(&'static str, &'static str)]) -> E
         worker_max_tokens: 40,
         organizer_max_tokens: 40,
         organizer_total_tokens: None,
+        sampling: SamplingParams::default(),
     };
     let scripts = scripts.iter().copied().collect();
     let mut backend = ScriptedBackend {
