@@ -6,7 +6,13 @@ mod link;
 use std::path::{Path, PathBuf};
 
 /// C++ that is linked into every program.
-const SOURCES: [&str; 5] = [
+const SOURCES: [&str; 11] = [
+    "cpp/cpu_decoder/choose.cpp",
+    "cpp/cpu_decoder/decoder.cpp",
+    "cpp/cpu_decoder/ffi.cpp",
+    "cpp/cpu_decoder/memory.cpp",
+    "cpp/cpu_decoder/sampling.cpp",
+    "cpp/cpu_decoder/team.cpp",
     "cpp/allocator.cpp",
     "cpp/training.cpp",
     "cpp/memory_file.cpp",
@@ -14,8 +20,37 @@ const SOURCES: [&str; 5] = [
     "cpp/collectives.cpp",
 ];
 
+const AVX2: &[&str] = &["-mavx2", "-mfma"];
+const AVX512: &[&str] = &[
+    "-mavx2",
+    "-mfma",
+    "-mavx512f",
+    "-mavx512bw",
+    "-mavx512dq",
+    "-mavx512vl",
+];
+
+/// CPU kernels: a file for each instruction set, with its flags and the level of optimisation. (The generic ones are
+/// loops over arrays, which the third level unrolls for most of a minute.)
+const KERNELS: [(&str, &[&[&str]], u32); 6] = [
+    ("generic", &[], 2),
+    ("tiles_emulated", &[], 2),
+    ("avx2", &[AVX2], 3),
+    ("avx512", &[AVX512], 3),
+    ("avx512_bf16", &[AVX512, &["-mavx512bf16"]], 3),
+    (
+        "amx",
+        &[AVX512, &["-mavx512bf16", "-mamx-tile", "-mamx-bf16"]],
+        3,
+    ),
+];
+
+/// Kernels that every architecture compiles.
+const PORTABLE_KERNELS: usize = 2;
+
 /// What else makes the C++ side; folders count with all that is in them.
-const OTHER_SOURCES: [&str; 6] = [
+const OTHER_SOURCES: [&str; 7] = [
+    "cpp/cpu_decoder",
     "cpp/shim.h",
     "cpp/collectives.h",
     "cpp/cuda_memory.cpp",
@@ -39,11 +74,34 @@ fn main() {
         .flag("-isystem")
         .flag("cpp/gloo_headers")
         .files(SOURCES)
+        .objects(cpu_kernels(&include))
         .compile("asyncthink_torch");
     for library in ["torch_cpu", "c10", "gomp"] {
         println!("cargo:rustc-link-lib={library}");
     }
     build_cuda_libraries(&libraries, &include);
+}
+
+/// Compiles the CPU kernels and gives their object files.
+fn cpu_kernels(include: &Path) -> Vec<PathBuf> {
+    let is_x86_64 = std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
+    let num_kernels = if is_x86_64 {
+        KERNELS.len()
+    } else {
+        PORTABLE_KERNELS
+    };
+    let compile = |&(name, flags, opt_level): &(&str, &[&[&str]], u32)| {
+        let mut build = compiler(include);
+        build
+            .opt_level(opt_level)
+            .flags(flags.iter().copied().flatten())
+            // GCC takes its own intrinsics' undefined registers for mistakes.
+            .flag_if_supported("-Wno-maybe-uninitialized")
+            .flag_if_supported("-Wno-uninitialized")
+            .file(format!("cpp/cpu_decoder/kernels_{name}.cpp"));
+        build.compile_intermediates()
+    };
+    KERNELS[..num_kernels].iter().flat_map(compile).collect()
 }
 
 /// Settings of every C++ file: the language and ABI of the official libtorch builds, full optimisation in every

@@ -58,6 +58,17 @@ impl Positions {
     }
 
     /// Rotations of positions i64 `[tokens]` on the device of the model.
+    /// Cosines and sines `[num_positions, head_dim / 2]` of the positions from 0 on, row by row.
+    pub(crate) fn table(&self, num_positions: usize) -> Result<(Vec<f32>, Vec<f32>)> {
+        let count = i64::try_from(num_positions).unwrap_or(i64::MAX);
+        let positions = Tensor::f_arange(count, (Kind::Int64, self.frequencies.device()))?;
+        let rotary = self.rotary_at(&positions)?;
+        let values = |tensor: &Tensor| -> Result<Vec<f32>, TchError> {
+            Vec::try_from(tensor.f_to_kind(Kind::Float)?.f_flatten(0, -1)?)
+        };
+        Ok((values(&rotary.cos)?, values(&rotary.sin)?))
+    }
+
     pub(crate) fn rotary_at(&self, positions: &Tensor) -> Result<Rotary, TchError> {
         let positions = positions.f_to_kind(Kind::Float)?;
         let angles = positions.f_outer(&self.frequencies)?.f_unsqueeze(1)?;

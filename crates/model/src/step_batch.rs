@@ -81,6 +81,12 @@ impl StepBatch {
         self.first_positions.len()
     }
 
+    /// Number of positions that a rotary table must have: one more than the last of any row.
+    pub(crate) fn num_positions(&self) -> usize {
+        let ends = self.spans().map(|span| span.first_position + span.num_rows);
+        ends.max().map_or(0, |end| usize::try_from(end).unwrap_or(0))
+    }
+
     /// Rows of each sequence with the position of the first.
     pub(crate) fn spans(&self) -> impl Iterator<Item = RowSpan> + '_ {
         let rows = self.cu_rows.windows(2);

@@ -13,7 +13,8 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use asyncthink_model::{Decoder, KvCache, StepBatch};
+use asyncthink_model::{Decoder, KvCache, PackedDecoder, StepBatch};
+use asyncthink_torch::{SamplingBatch, SamplingRow};
 use common::{BF16_WIDTH, WIDTH, logits, write_folder};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -104,6 +105,57 @@ fn decoding_agrees_with_a_plain_pass() {
             step(position, position + 1);
         }
     }
+}
+
+/// The packed decoder of the CPU kernels computes what a plain pass does, in every family. (Heads are as wide as the kernels want them.)
+#[test]
+fn packed_decoding_agrees_with_a_plain_pass() {
+    let golden = golden();
+    let mut num_checked = 0;
+    for (name, case) in &golden.cases {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = case.config.clone();
+        let head_dim = if num_checked % 2 == 0 { 16 } else { 32 };
+        config.insert("head_dim".to_owned(), head_dim.into());
+        write_folder(dir.path(), &config, WIDTH, 2);
+        let decoder = Decoder::load(dir.path(), Device::Cpu, Kind::Float).unwrap();
+        assert!(PackedDecoder::supports(decoder.config(), Kind::Float));
+        num_checked += 1;
+        let expected = tch::no_grad(|| logits(&decoder, &golden.ids)).log_softmax(-1, Kind::Float);
+        let mut packed = PackedDecoder::new(decoder.config(), Kind::Float).unwrap();
+        packed.pack(&decoder).unwrap();
+        let num_tokens = golden.ids.len();
+        let mut cache = packed.cache(num_tokens.div_ceil(16) + 1, 16).unwrap();
+        let mut from = 0;
+        for to in (13..=num_tokens).step_by(7) {
+            let mut batch = StepBatch::default();
+            let blocks = (1..=to.div_ceil(16) as i32).rev();
+            // The order of the blocks must not change from step to step.
+            let blocks = blocks.map(|block| block + (num_tokens.div_ceil(16) - to.div_ceil(16)) as i32);
+            batch.push_sequence(golden.ids[from..to].iter().copied(), from, blocks);
+            let mut sampling = SamplingBatch::default();
+            for row in 0..to - from {
+                batch.sample_rows.push(row as i32);
+                let how = SamplingRow {
+                    temperature: 1.0,
+                    top_k: 0,
+                    top_p: 1.0,
+                    min_p: 0.0,
+                    seed: 5,
+                    position: row as u64,
+                };
+                sampling.push(how, []);
+            }
+            let sampled = packed.step(&mut cache, &batch, &sampling).unwrap();
+            for (row, sampled) in sampled.iter().enumerate() {
+                let logprob = expected.double_value(&[(from + row) as i64, sampled.token]);
+                let worst = (logprob - f64::from(sampled.logprob)).abs();
+                assert!(worst < 1e-4, "{name}, row {}: off by {worst}", from + row);
+            }
+            from = to;
+        }
+    }
+    assert!(num_checked >= 8, "only {num_checked} families were checked");
 }
 
 /// What is loaded is what is saved, bit for bit, with the configuration as it was.

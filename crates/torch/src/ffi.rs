@@ -7,7 +7,9 @@ use std::ffi::{CStr, c_char, c_int};
 use tch::Tensor;
 use torch_sys::C_tensor;
 
+use crate::cpu_decoder::{CpuDecoderConfig, RawCache, RawDecoder, RawStep};
 use crate::error::{Error, Result};
+use crate::sampling::SampledRow;
 
 unsafe extern "C" {
     fn asyncthink_free(message: *mut c_char);
@@ -44,6 +46,33 @@ unsafe extern "C" {
         grads: *const *const C_tensor,
         count: usize,
         retain_graph: bool,
+    ) -> *mut c_char;
+    pub(crate) fn asyncthink_cpu_decoder_new(
+        config: *const CpuDecoderConfig,
+        decoder: *mut *mut RawDecoder,
+    ) -> *mut c_char;
+    pub(crate) fn asyncthink_cpu_decoder_free(decoder: *mut RawDecoder);
+    pub(crate) fn asyncthink_cpu_decoder_kernels(decoder: *const RawDecoder) -> *const c_char;
+    pub(crate) fn asyncthink_cpu_decoder_bytes(decoder: *const RawDecoder) -> u64;
+    pub(crate) fn asyncthink_cpu_decoder_set(
+        decoder: *mut RawDecoder,
+        part: i32,
+        layer: i64,
+        tensors: *const *const C_tensor,
+        num_tensors: i64,
+    ) -> *mut c_char;
+    pub(crate) fn asyncthink_cpu_cache_new(
+        config: *const CpuDecoderConfig,
+        num_blocks: i64,
+        block_size: i64,
+        cache: *mut *mut RawCache,
+    ) -> *mut c_char;
+    pub(crate) fn asyncthink_cpu_cache_free(cache: *mut RawCache);
+    pub(crate) fn asyncthink_cpu_decoder_step(
+        decoder: *mut RawDecoder,
+        cache: *mut RawCache,
+        step: *const RawStep,
+        out: *mut SampledRow,
     ) -> *mut c_char;
     pub(crate) fn asyncthink_memory_file(
         name: *const c_char,

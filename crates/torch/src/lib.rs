@@ -11,6 +11,7 @@
 mod autograd;
 mod ceiling;
 mod collectives;
+mod cpu_decoder;
 mod cuda;
 mod device;
 mod error;
@@ -27,6 +28,9 @@ pub use ceiling::matmul_flops_per_sec;
 pub use collectives::{
     Backend, CollectiveFailure, Difference, FlightRecord, GroupOptions, Operation, ProcessGroup,
     Reduction, Store, StoreOptions, Suspect, SuspectReason, Traffic, Work,
+};
+pub use cpu_decoder::{
+    CPU_BLOCK_TOKENS, CpuDecoder, CpuDecoderConfig, CpuKernels, CpuKvCache, CpuParameter, CpuStep,
 };
 pub use device::{DeviceSpec, open_device, why_not_cuda};
 pub use error::{Error, Result};

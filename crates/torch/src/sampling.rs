@@ -5,6 +5,7 @@
 
 /// Settings of one sample.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C)]
 pub struct SamplingRow {
     /// What logits are divided by; 0 takes the likeliest token.
     pub temperature: f32,
@@ -62,6 +63,7 @@ impl SamplingBatch {
 
 /// One sampled token.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C)]
 pub struct SampledRow {
     /// The token.
     pub token: i64,
