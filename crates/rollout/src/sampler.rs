@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use asyncthink_data::{PromptTemplates, Tokenizer};
-use asyncthink_engine::{BatchedEngine, SamplingParams, Temperature};
+use asyncthink_engine::{BatchedEngine, EngineStats, SamplingParams, Temperature};
 use asyncthink_model::{Decoder, Precision};
 use asyncthink_recipe::EngineSection;
 use asyncthink_tasks::Problem;
@@ -71,6 +71,11 @@ impl EpisodeSampler {
     /// The rules that episodes obey.
     pub fn settings(&self) -> &RolloutSettings {
         &self.settings
+    }
+
+    /// Work that the engine has done in all runs; `None` before the first.
+    pub fn engine_stats(&self) -> Option<EngineStats> {
+        lock(&self.engine).as_ref().map(BatchedEngine::stats)
     }
 
     /// The prompt of the problem at `index` of its data set, for all episodes that begin with it.

@@ -17,6 +17,9 @@ use crate::error::Result;
 /// Agents of one episode have ids `episode << AGENT_BITS | role`, role 0 being the organizer.
 const AGENT_BITS: u32 = 24;
 
+/// Tokens that an agent may be ahead before it is held.
+const MAX_AHEAD: usize = 16;
+
 /// The id of an episode's organizer.
 pub(crate) fn organizer_id(episode: u64) -> AgentId {
     AgentId(episode << AGENT_BITS)
@@ -64,6 +67,8 @@ struct EpisodeAgents {
 #[derive(Default)]
 struct Agent {
     is_running: bool,
+    /// Whether the backend was told that the agent is ahead.
+    is_held: bool,
     /// Decoded and not taken yet.
     ahead: VecDeque<(TokenId, Option<f32>)>,
 }
@@ -82,6 +87,7 @@ impl EpisodeAgents {
         self.num_missing -= usize::from(agent.ahead.is_empty());
         self.num_running -= 1;
         agent.is_running = false;
+        agent.is_held = false;
         agent.ahead.clear();
         true
     }
@@ -97,17 +103,25 @@ impl EpisodeAgents {
         true
     }
 
-    /// Keeps a token of a running agent.
-    fn keep(&mut self, role: usize, token: (TokenId, Option<f32>)) {
+    /// Keeps a token of a running agent; says whether the agent is to be held from now on.
+    fn keep(&mut self, role: usize, token: (TokenId, Option<f32>)) -> bool {
         let agent = self.agents.get_mut(role).and_then(Option::as_mut);
-        if let Some(agent) = agent.filter(|agent| agent.is_running) {
-            self.num_missing -= usize::from(agent.ahead.is_empty());
-            agent.ahead.push_back(token);
-        }
+        let Some(agent) = agent.filter(|agent| agent.is_running) else {
+            return false;
+        };
+        self.num_missing -= usize::from(agent.ahead.is_empty());
+        agent.ahead.push_back(token);
+        let is_held = agent.ahead.len() >= MAX_AHEAD;
+        is_held && !std::mem::replace(&mut agent.is_held, is_held)
     }
 
-    /// Takes a token of every running agent, workers first.
-    fn take_step(&mut self, episode: usize, step: &mut Vec<AgentToken>) {
+    /// Takes a token of every running agent, workers first; notes those that need not be held any more.
+    fn take_step(
+        &mut self,
+        episode: usize,
+        step: &mut Vec<AgentToken>,
+        resumed: &mut Vec<AgentId>,
+    ) {
         let num_workers = self.agents.len().saturating_sub(1);
         for role in (1..=num_workers).chain([0]) {
             let Some(Some(agent)) = self.agents.get_mut(role) else {
@@ -115,11 +129,16 @@ impl EpisodeAgents {
             };
             if let Some((token, logprob)) = agent.ahead.pop_front() {
                 self.num_missing += usize::from(agent.ahead.is_empty());
+                let id = AgentId(((episode as u64) << AGENT_BITS) | role as u64);
                 step.push(AgentToken {
-                    agent: AgentId(((episode as u64) << AGENT_BITS) | role as u64),
+                    agent: id,
                     token,
                     logprob,
                 });
+                if agent.is_held && agent.ahead.len() <= MAX_AHEAD / 2 {
+                    agent.is_held = false;
+                    resumed.push(id);
+                }
             }
         }
     }
@@ -194,14 +213,16 @@ impl<'a> StepSource<'a> {
     pub(crate) fn next(&mut self, step: &mut Vec<AgentToken>) -> Result<()> {
         step.clear();
         while self.num_running > 0 {
-            self.take_steps(step);
+            self.take_steps(step)?;
             if !step.is_empty() {
                 break;
             }
             for decoded in self.backend.poll()? {
                 let (episode, role) = split(decoded.agent);
                 if let Some(agents) = self.episodes.get_mut(episode) {
-                    agents.keep(role, (decoded.token, decoded.logprob));
+                    if agents.keep(role, (decoded.token, decoded.logprob)) {
+                        self.backend.hold(decoded.agent)?;
+                    }
                     self.list(episode);
                 }
             }
@@ -209,14 +230,15 @@ impl<'a> StepSource<'a> {
         Ok(())
     }
 
-    fn take_steps(&mut self, step: &mut Vec<AgentToken>) {
+    fn take_steps(&mut self, step: &mut Vec<AgentToken>) -> Result<()> {
+        let mut resumed = Vec::new();
         let mut listed = std::mem::take(&mut self.listed);
         listed.sort_unstable();
         for episode in listed.drain(..) {
             let agents = &mut self.episodes[episode];
             agents.is_listed = false;
             if agents.has_step() {
-                agents.take_step(episode, step);
+                agents.take_step(episode, step, &mut resumed);
                 // All agents may be ahead.
                 self.list(episode);
             }
@@ -224,6 +246,10 @@ impl<'a> StepSource<'a> {
         if self.listed.is_empty() {
             self.listed = listed;
         }
+        for agent in resumed {
+            self.backend.resume(agent)?;
+        }
+        Ok(())
     }
 
     /// Notes an episode that has a complete step.

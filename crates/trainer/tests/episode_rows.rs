@@ -10,7 +10,7 @@ use asyncthink_data::{
     PromptTemplates, PromptText, TaskTokenizerConfig, TokenId, Tokenizer, TrainingRow,
     task_tokenizer,
 };
-use asyncthink_engine::{AgentId, Error, Request};
+use asyncthink_engine::{AgentId, Error, Request, SamplingParams};
 use asyncthink_protocol::{Capacity, Overflow, Protocol, TagStyle};
 use asyncthink_rollout::{
     AgentBackend, AgentToken, Episode, Prompt, Query, Result, RolloutSettings, rollout,

@@ -35,6 +35,14 @@ impl AgentBackend for EngineBackend<'_> {
         Ok(self.engine.pause(agent)?)
     }
 
+    fn hold(&mut self, agent: AgentId) -> Result<()> {
+        Ok(self.engine.pause(agent)?)
+    }
+
+    fn resume(&mut self, agent: AgentId) -> Result<()> {
+        Ok(self.engine.resume(agent)?)
+    }
+
     fn cancel(&mut self, agent: AgentId) -> Result<()> {
         Ok(self.engine.remove(agent)?)
     }
