@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use asyncthink_distributed::SharedFailure;
+use asyncthink_engine::Error as EngineError;
 
 use crate::failure::Failure;
 
@@ -147,7 +148,9 @@ fn rollout_is_input(error: &asyncthink_rollout::Error) -> bool {
         E::Io(error) => error.kind() == std::io::ErrorKind::NotFound,
         E::PromptTooLong { .. }
         | E::CacheMemory(_)
-        | E::Engine(asyncthink_engine::Error::CacheBudget { .. }) => true,
+        | E::EpisodeCache { .. }
+        | E::TooFewSlots { .. }
+        | E::Engine(EngineError::CacheBudget { .. } | EngineError::Dtype { .. }) => true,
         _ => false,
     }
 }
@@ -157,10 +160,15 @@ fn rollout_hint(error: &asyncthink_rollout::Error) -> Option<String> {
     match error {
         E::Data(error) => data_hint(error),
         E::Model(error) => model_hint(error),
-        E::Engine(asyncthink_engine::Error::CacheBudget { .. }) => Some(
-            "raise `engine.cache_memory`, lower `engine.max_agents`, or shorten the budgets in `[protocol]`"
-                .to_owned(),
+        E::Engine(EngineError::CacheBudget { .. }) | E::EpisodeCache { .. } => Some(
+            "raise `engine.cache_memory`, or shorten the budgets in `[protocol]`".to_owned(),
         ),
+        E::Engine(EngineError::Dtype { .. }) => {
+            Some("leave `engine.dtype` out, or set it to `auto`".to_owned())
+        }
+        E::TooFewSlots { .. } => {
+            Some("raise `engine.max_agents` and `engine.max_batch_tokens`".to_owned())
+        }
         _ => None,
     }
 }

@@ -93,12 +93,20 @@ impl BatchedEngine {
         self.scheduler.extend(agent, keep_tokens, ids)
     }
 
-    /// Stops sampling for an agent until it is extended; its blocks are kept while there is room.
+    /// Stops sampling for an agent until it is extended or resumed; its blocks are kept while there is room.
     ///
     /// # Errors
     /// When the agent is unknown.
     pub fn pause(&mut self, agent: AgentId) -> Result<()> {
         self.scheduler.pause(agent)
+    }
+
+    /// Lets a paused agent sample on from where it stopped. One that has ended itself stays as it is.
+    ///
+    /// # Errors
+    /// When the agent is unknown.
+    pub fn resume(&mut self, agent: AgentId) -> Result<()> {
+        self.scheduler.resume(agent)
     }
 
     /// Forgets an agent and frees its blocks.

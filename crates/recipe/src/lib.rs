@@ -57,7 +57,7 @@ pub use registry::Registry;
 pub use saving::{CHANGEABLE_INPUTS, GrpoMetric, SaveInBackground, SftMetric};
 pub use schema::schema;
 pub use sections::{
-    Advantage, ChatSection, DistributedSection, EngineSection, EvalSection, EvalSplit, GrpoSection,
+    Advantage, ChatSection, DistributedSection, EngineDtype, EngineSection, EvalSection, EvalSplit, GrpoSection,
     LoraModule, LoraSection, LossAggregation, ModelInit, ModelSection, NamedTable, NumberFormat,
     NumberTokens, OptimizerSection, PrecisionSection, PromptsSection, ProtocolSection,
     RewardSection, RulesFrom, Schedule, SftSection, Shard, SynthSection,

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use asyncthink_recipe::{ErrorKind, Recipe, RecipeError, RecipeErrors, Stage};
+use asyncthink_recipe::{EngineDtype, ErrorKind, Recipe, RecipeError, RecipeErrors, Stage};
 use proptest::prelude::*;
 
 const GOOD: &str = include_str!("good.toml");
@@ -359,8 +359,24 @@ fn the_engine_holds_a_whole_episode() {
     assert_eq!(recipe.engine.max_agents, Some(2));
     assert!(recipe.to_toml().contains("[engine]\nmax_agents = 2"));
     assert_eq!(load(GOOD, &[]).expect("good").engine.max_agents, None);
-    let errors = refused(GOOD, &["engine.max_agents=1"]);
-    assert_eq!(kinds(&errors), [(ErrorKind::Conflict, "engine.max_agents")]);
+    for key in ["engine.max_agents", "engine.max_batch_tokens"] {
+        let errors = refused(GOOD, &[&format!("{key}=1")]);
+        assert_eq!(kinds(&errors), [(ErrorKind::Conflict, key)]);
+    }
+    for (size, is_good) in [(16, true), (48, true), (24, false), (8, false), (17, false)] {
+        let set = format!("engine.block_size={size}");
+        if is_good {
+            assert_eq!(load(GOOD, &[&set]).expect("good").engine.block_size, Some(size));
+        } else {
+            let errors = refused(GOOD, &[&set]);
+            let expected = (ErrorKind::OutOfRange, "engine.block_size");
+            assert_eq!(kinds(&errors)[0], expected);
+        }
+    }
+    let recipe = load(GOOD, &["engine.dtype=bf16"]).expect("a known format");
+    assert_eq!(recipe.engine.dtype, EngineDtype::Bf16);
+    let errors = refused(GOOD, &["engine.dtype=f16"]);
+    assert_eq!(errors.errors()[0].key(), "engine.dtype");
 }
 
 #[test]

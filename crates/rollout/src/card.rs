@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use asyncthink_data::{ChatSettings, PromptTemplates, PromptText};
+use asyncthink_engine::SamplingParams;
 use asyncthink_protocol::{Capacity, Overflow, Protocol, TagStyle};
 use asyncthink_recipe::{PromptsSection, ProtocolSection};
 use fs_err as fs;
@@ -116,6 +117,7 @@ impl ModelCard {
             worker_max_tokens: self.worker_max_tokens as usize,
             organizer_max_tokens: self.organizer_max_tokens as usize,
             organizer_total_tokens: self.organizer_total_tokens.map(|tokens| tokens as usize),
+            sampling: SamplingParams::default(),
         }
     }
 }

@@ -1,12 +1,11 @@
 //! Runs many episodes at once over one backend.
 
-use std::collections::BTreeMap;
-
 use asyncthink_data::{PromptTemplates, Tokenizer};
 
 use crate::backend::AgentBackend;
 use crate::episode::Episode;
 use crate::error::{Error, Result};
+use crate::expected::ExpectedTokens;
 use crate::observer::{ProgressOnly, RolloutObserver, RolloutProgress};
 use crate::organizer::{RunningEpisode, Shared};
 use crate::query::Query;
@@ -53,10 +52,26 @@ pub fn rollout_observed(
     queries: &[Query],
     observer: &mut dyn RolloutObserver,
 ) -> Result<Vec<Episode>> {
-    let shared = Shared {
+    let mut expected = ExpectedTokens::default();
+    let parts = (tokenizer, templates, settings);
+    run_episodes(backend, parts, queries, observer, &mut expected)
+}
+
+/// [`rollout_observed`] that knows how long agents were before, and learns from the episodes.
+pub(crate) fn run_episodes(
+    backend: &mut dyn AgentBackend,
+    (tokenizer, templates, settings): (&Tokenizer, &PromptTemplates, &RolloutSettings),
+    queries: &[Query],
+    observer: &mut dyn RolloutObserver,
+    expected: &mut ExpectedTokens,
+) -> Result<Vec<Episode>> {
+    let eos_ids = tokenizer.eos_ids();
+    let mut shared = Shared {
         tokenizer,
         templates,
         settings,
+        sampling: settings.sampling.clone().with_eos_ids(eos_ids),
+        expected: *expected,
     };
     let agents_per_episode = settings.protocol.capacity.get() as usize;
     let source = &mut StepSource::new(backend);
@@ -69,65 +84,59 @@ pub fn rollout_observed(
     }
     let max_running = available / agents_per_episode;
     let mut waiting = queries.iter().enumerate();
-    let mut running: BTreeMap<u64, RunningEpisode> = BTreeMap::new();
-    let mut finished: BTreeMap<u64, Episode> = BTreeMap::new();
+    let mut running: Vec<Option<RunningEpisode>> = Vec::new();
+    running.resize_with(queries.len(), || None);
+    let mut num_running = 0;
+    let mut finished: Vec<Option<Episode>> = vec![None; queries.len()];
+    let mut step = Vec::new();
     let mut state = RolloutProgress {
         total_episodes: queries.len(),
         ..RolloutProgress::default()
     };
     loop {
-        while running.len() < max_running
+        while num_running < max_running
             && let Some((index, query)) = waiting.next()
         {
-            let index = index as u64;
-            running.insert(index, RunningEpisode::start(index, query, &shared, source)?);
+            let episode = RunningEpisode::start(index as u64, query, &shared, source)?;
+            running[index] = Some(episode);
+            num_running += 1;
         }
-        if running.is_empty() {
+        if num_running == 0 {
             break;
         }
-        let mut tokens = source.next()?;
-        state.num_steps += 1;
-        state.decoded_tokens += tokens.len() as u64;
         // Workers first: a worker that returns in the very step of its Join has returned in time.
-        tokens.sort_by_key(|token| owner(token.agent).1.is_none());
-        for decoded in tokens {
+        source.next(&mut step)?;
+        state.num_steps += 1;
+        state.decoded_tokens += step.len() as u64;
+        for decoded in &step {
             let (index, worker) = owner(decoded.agent);
-            let Some(episode) = running.get_mut(&index) else {
+            let Some(Some(episode)) = running.get_mut(index) else {
                 continue;
             };
+            let (token, logprob) = (decoded.token, decoded.logprob);
             let ended = match worker {
-                Some(worker) => episode.on_worker_token(
-                    worker,
-                    decoded.token,
-                    decoded.logprob,
-                    &shared,
-                    source,
-                    observer,
-                )?,
-                None => episode.on_organizer_token(
-                    decoded.token,
-                    decoded.logprob,
-                    &shared,
-                    source,
-                    observer,
-                )?,
+                Some(worker) => {
+                    episode.on_worker_token(worker, token, logprob, &shared, source, observer)?
+                }
+                None => episode.on_organizer_token(token, logprob, &shared, source, observer)?,
             };
             if let Some(outcome) = ended
-                && let Some(episode) = running.remove(&index)
+                && let Some(episode) = running[index].take()
             {
                 let episode = episode.end(outcome, &shared, source, observer)?;
-                finished.insert(index, episode);
+                shared.expected.observe(&episode);
+                finished[index] = Some(episode);
+                num_running -= 1;
+                state.finished_episodes += 1;
             }
         }
-        state.finished_episodes = finished.len();
         if !observer.step(state) {
             break;
         }
     }
-    for index in running.keys().copied().collect::<Vec<_>>() {
-        if let Some(episode) = running.remove(&index) {
-            episode.abandon(source)?;
-        }
+    for episode in running.iter().flatten() {
+        episode.abandon(source)?;
     }
-    Ok(finished.into_values().collect())
+    *expected = shared.expected;
+    Ok(finished.into_iter().flatten().collect())
 }

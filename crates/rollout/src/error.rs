@@ -38,6 +38,33 @@ pub enum Error {
         /// Free slots of the engine.
         available: usize,
     },
+    /// The KV cache can never hold one episode whose agents use up their budgets.
+    #[error(
+        "the KV cache cannot hold one episode: an organizer of up to {organizer_tokens} tokens and {num_workers} workers of \
+         up to {worker_tokens} take {needed_blocks} blocks of {block_size} tokens, and {num_blocks} blocks of {block_bytes} \
+         bytes fit into the budget of {budget_bytes} bytes"
+    )]
+    EpisodeCache {
+        /// Tokens of the longest prompt and the organizer's budget.
+        organizer_tokens: usize,
+        /// Workers that run at a time.
+        num_workers: usize,
+        /// Budget of a worker.
+        worker_tokens: usize,
+        /// Blocks that all of them take.
+        needed_blocks: usize,
+        /// Tokens of a block.
+        block_size: usize,
+        /// Blocks that fit.
+        num_blocks: usize,
+        /// Bytes of a block in all layers.
+        block_bytes: u64,
+        /// Bytes that the cache may take.
+        budget_bytes: u64,
+    },
+    /// The engine has nothing to compute for agents that decode: a defect of this crate.
+    #[error("the engine has no token for an agent that decodes")]
+    Stalled,
     /// A prompt leaves no room in the model's context.
     #[error(
         "the prompt of problem {prompt_index} has {num_tokens} tokens, the model's context {max_tokens}"

@@ -13,14 +13,16 @@
 
 mod agent;
 mod backend;
+mod cache_budget;
 mod card;
 mod driver;
+mod engine_settings;
 mod episode;
 mod error;
+mod expected;
 mod graded;
 mod observer;
 mod organizer;
-mod progress;
 mod query;
 mod sampler;
 mod seeds;

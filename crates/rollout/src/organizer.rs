@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use asyncthink_data::{PromptTemplates, TokenId, Tokenizer};
-use asyncthink_engine::{AgentId, Request};
+use asyncthink_engine::{AgentId, Request, SamplingParams};
 use asyncthink_protocol::{
     Action, ForkPoint, FormatError, Fragment, OrganizerMachine, Overflow, SubQueryId, Timeline,
     WorkerIndex, WorkerMachine,
@@ -12,6 +12,7 @@ use asyncthink_protocol::{
 use crate::agent::AgentRecord;
 use crate::episode::{Episode, Outcome, WorkerEnd, WorkerRecord};
 use crate::error::{Error, Result};
+use crate::expected::ExpectedTokens;
 use crate::observer::{Agent, AgentEvent, RolloutEvent, RolloutObserver};
 use crate::query::Query;
 use crate::seeds::mix_seed;
@@ -23,6 +24,9 @@ pub(crate) struct Shared<'a> {
     pub(crate) tokenizer: &'a Tokenizer,
     pub(crate) templates: &'a PromptTemplates,
     pub(crate) settings: &'a RolloutSettings,
+    /// Those of the settings, with the ends of sequence of the tokenizer.
+    pub(crate) sampling: SamplingParams,
+    pub(crate) expected: ExpectedTokens,
 }
 
 impl Shared<'_> {
@@ -52,6 +56,8 @@ pub(crate) struct RunningEpisode {
     fragments: Vec<Fragment>,
     fragment: Fragment,
     tokens_since_join: usize,
+    /// Tokens that the organizer decoded.
+    num_decoded: usize,
 }
 
 struct RunningWorker {
@@ -92,6 +98,8 @@ impl RunningEpisode {
             agent: organizer_id(index),
             prompt: prompt.clone(),
             seed: mix_seed(query.seed, 0),
+            sampling: shared.sampling.clone(),
+            expected_tokens: shared.expected.of_organizer(),
         })?;
         Ok(Self {
             index,
@@ -110,6 +118,7 @@ impl RunningEpisode {
                 join: None,
             },
             tokens_since_join: 0,
+            num_decoded: 0,
         })
     }
 
@@ -144,6 +153,7 @@ impl RunningEpisode {
         self.tell(observer, Agent::Organizer, decoded);
         self.organizer.push_decoded(token, logprob);
         self.tokens_since_join += 1;
+        self.num_decoded += 1;
         let is_eos = shared.is_eos(token);
         if is_eos {
             self.organizer.end_with_eos();
@@ -205,7 +215,7 @@ impl RunningEpisode {
         self.end_worker(worker, end, observer);
         source.cancel(agent)?;
         if let Some(next) = self.queued.pop_front() {
-            self.launch(next, source)?;
+            self.launch(next, shared, source)?;
         }
         match self.waiting_for {
             Some((awaited, id)) if awaited == worker => {
@@ -268,7 +278,7 @@ impl RunningEpisode {
         self.tokens_since_join >= settings.organizer_max_tokens
             || settings
                 .organizer_total_tokens
-                .is_some_and(|limit| self.organizer.num_decoded() >= limit)
+                .is_some_and(|limit| self.num_decoded >= limit)
             || self.organizer.ids().len() >= source.max_sequence_tokens()
     }
 
@@ -327,10 +337,15 @@ impl RunningEpisode {
             self.queued.push_back(worker);
             return Ok(());
         }
-        self.launch(worker, source)
+        self.launch(worker, shared, source)
     }
 
-    fn launch(&mut self, worker: WorkerIndex, source: &mut StepSource<'_>) -> Result<()> {
+    fn launch(
+        &mut self,
+        worker: WorkerIndex,
+        shared: &Shared<'_>,
+        source: &mut StepSource<'_>,
+    ) -> Result<()> {
         let agent = self.worker_agent(worker);
         let seed = mix_seed(self.query.seed, worker.0 as u64 + 1);
         let running = &mut self.workers[worker.0];
@@ -339,6 +354,8 @@ impl RunningEpisode {
             agent,
             prompt: running.record.ids().to_vec(),
             seed,
+            sampling: shared.sampling.clone(),
+            expected_tokens: shared.expected.of_worker(),
         })?;
         Ok(())
     }

@@ -1,82 +1,63 @@
 //! Sampling episodes from a model, for training and for evaluation.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use asyncthink_data::{PromptTemplates, Tokenizer};
-use asyncthink_engine::{BatchedEngine, EngineSettings, Temperature};
-use asyncthink_model::{Decoder, Parallelism, Precision, run_workers};
-use asyncthink_recipe::MemoryBudget;
+use asyncthink_engine::{BatchedEngine, EngineStats, SamplingParams, Temperature};
+use asyncthink_model::{Decoder, Precision};
+use asyncthink_recipe::EngineSection;
 use asyncthink_tasks::Problem;
-use asyncthink_torch::free_bytes;
-use tch::Device;
+use asyncthink_torch::{num_threads, set_operation_threads, thread_budget};
 
 use crate::backend::engine::EngineBackend;
+use crate::cache_budget::{cache_budget, check_holds_one_episode};
 use crate::card::ModelCard;
-use crate::driver::{rollout, rollout_observed};
+use crate::driver::{rollout_observed, run_episodes};
+use crate::engine_settings::engine_settings;
 use crate::episode::Episode;
 use crate::error::{Error, Result};
-use crate::observer::{RolloutObserver, RolloutProgress};
-use crate::progress::ProgressBoard;
+use crate::expected::ExpectedTokens;
+use crate::observer::{ProgressOnly, RolloutObserver, RolloutProgress};
 use crate::query::{Prompt, Query};
 use crate::settings::RolloutSettings;
 
-/// Agents decoding at a time on a CPU: beyond this a step takes as much longer as it does more, and the cache grows.
-const MAX_AGENTS_CPU: usize = 256;
-
-/// Agents decoding at a time on a GPU, whose steps are bound by memory traffic for the weights.
-const MAX_AGENTS_GPU: usize = 1024;
-
-/// Sampler of episodes. Keeps its engines, one per worker thread, across rollouts.
+/// Sampler of episodes. Keeps its engine across rollouts, and all episodes of a rollout share it.
 #[derive(Debug)]
 pub struct EpisodeSampler {
     templates: PromptTemplates,
     settings: RolloutSettings,
-    temperature: Temperature,
     precision: Precision,
-    max_agents: Option<usize>,
-    cache_memory: MemoryBudget,
-    cache_limit_bytes: OnceLock<Result<Option<u64>, String>>,
-    parallelism: Parallelism,
-    engines: Mutex<Vec<BatchedEngine>>,
+    section: EngineSection,
+    cache_budget: OnceLock<Result<Option<u64>, String>>,
+    engine: Mutex<Option<BatchedEngine>>,
+    expected: Mutex<ExpectedTokens>,
 }
 
 impl EpisodeSampler {
-    /// A sampler by the rules of `card`, in one worker and in f32.
+    /// A sampler by the rules of `card`, in f32.
     ///
     /// # Errors
     /// When a template lacks its placeholder or a number is out of range.
     pub fn new(card: &ModelCard, temperature: f64) -> Result<Self> {
+        let sampling = SamplingParams::new(Temperature::new(temperature)?);
         Ok(Self {
             templates: card.templates()?,
-            settings: card.rollout_settings(),
-            temperature: Temperature::new(temperature)?,
+            settings: RolloutSettings {
+                sampling,
+                ..card.rollout_settings()
+            },
             precision: Precision::F32,
-            max_agents: None,
-            cache_memory: MemoryBudget::Auto,
-            cache_limit_bytes: OnceLock::new(),
-            parallelism: Parallelism::SINGLE,
-            engines: Mutex::default(),
+            section: EngineSection::default(),
+            cache_budget: OnceLock::new(),
+            engine: Mutex::default(),
+            expected: Mutex::default(),
         })
     }
 
-    /// Bounds the agents that decode at a time, per worker; `None` takes the default for the device.
+    /// Samples within the limits of a recipe's `[engine]`.
     #[must_use]
-    pub fn with_max_agents(mut self, max_agents: Option<usize>) -> Self {
-        self.max_agents = max_agents;
-        self
-    }
-
-    /// Bounds the memory of the KV caches of all workers together; `None` for no limit.
-    #[must_use]
-    pub fn with_cache_memory(mut self, budget: Option<MemoryBudget>) -> Self {
-        self.cache_memory = budget.unwrap_or_default();
-        self
-    }
-
-    /// Samples with as many workers as `parallelism` says.
-    #[must_use]
-    pub fn with_parallelism(mut self, parallelism: Parallelism) -> Self {
-        self.parallelism = parallelism;
+    pub fn with_engine(mut self, section: EngineSection) -> Self {
+        self.section = section;
         self
     }
 
@@ -90,6 +71,11 @@ impl EpisodeSampler {
     /// The rules that episodes obey.
     pub fn settings(&self) -> &RolloutSettings {
         &self.settings
+    }
+
+    /// Work that the engine has done in all runs; `None` before the first.
+    pub fn engine_stats(&self) -> Option<EngineStats> {
+        lock(&self.engine).as_ref().map(BatchedEngine::stats)
     }
 
     /// The prompt of the problem at `index` of its data set, for all episodes that begin with it.
@@ -125,13 +111,14 @@ impl EpisodeSampler {
         query: &Query,
         observer: &mut dyn RolloutObserver,
     ) -> Result<Option<Episode>> {
-        let mut engine = self.engine_for(decoder, 1, &mut Vec::new())?;
+        let queries = std::slice::from_ref(query);
+        let mut engine = self.engine_for(decoder, queries)?;
         let episodes = rollout_observed(
             &mut EngineBackend::new(&mut engine, decoder),
             tokenizer,
             &self.templates,
             &self.settings,
-            std::slice::from_ref(query),
+            queries,
             observer,
         )?;
         Ok(episodes.into_iter().next())
@@ -140,10 +127,8 @@ impl EpisodeSampler {
     /// Runs the episodes of `queries`, in their order. `progress` may stop it by returning `false`; episodes that have
     /// not ended are then missing.
     ///
-    /// With several workers each runs an engine of its own over an equal part of the queries.
-    ///
     /// # Errors
-    /// When the model fails or a prompt does not fit.
+    /// When the model fails, a prompt does not fit, or the KV cache cannot hold one episode.
     pub fn run(
         &self,
         decoder: &Decoder,
@@ -151,127 +136,72 @@ impl EpisodeSampler {
         queries: &[Query],
         progress: &mut dyn FnMut(RolloutProgress) -> bool,
     ) -> Result<Vec<Episode>> {
-        let part_len = queries
-            .len()
-            .div_ceil(self.parallelism.num_workers())
-            .max(1);
-        let parts: Vec<&[Query]> = queries.chunks(part_len).collect();
-        let mut kept = self.take_engines();
-        let own_part = parts.first().copied().unwrap_or_default();
-        let mut own_engine = self.engine_for(decoder, own_part.len(), &mut kept)?;
-        let others = parts
-            .iter()
-            .skip(1)
-            .map(|part| {
-                let engine = self.engine_for(decoder, part.len(), &mut kept)?;
-                Ok((decoder.replica()?, engine))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        // Engines that no part has a use for free their memory before the others grow.
-        drop(kept);
-        let board = ProgressBoard::new(queries.len(), others.len());
-        let (own, others) = run_workers(
-            "sampling episodes",
-            others,
-            || {
-                let mut report = board.reporter();
-                let result = self.run_part(
-                    &mut EngineBackend::new(&mut own_engine, decoder),
-                    tokenizer,
-                    own_part,
-                    &mut |state| {
-                        let goes_on = report(state);
-                        board.ask(progress) && goes_on
-                    },
-                );
-                let result = board.stop_on_error(result);
-                board.wait_for_others(progress);
-                result
-            },
-            |worker, (replica, mut engine)| {
-                let _running = board.running_part();
-                let result = self.run_part(
-                    &mut EngineBackend::new(&mut engine, &replica),
-                    tokenizer,
-                    parts[worker],
-                    &mut board.reporter(),
-                );
-                (board.stop_on_error(result), engine)
-            },
+        let mut engine = self.engine_for(decoder, queries)?;
+        let mut expected = *lock(&self.expected);
+        let _threads = AllThreads::begin();
+        let episodes = run_episodes(
+            &mut EngineBackend::new(&mut engine, decoder),
+            (tokenizer, &self.templates, &self.settings),
+            queries,
+            &mut ProgressOnly(progress),
+            &mut expected,
         )?;
-        let mut episodes = own?;
-        let mut engines = vec![own_engine];
-        for (part, engine) in others {
-            episodes.extend(part?);
-            engines.push(engine);
-        }
-        *self.lock_engines() = engines;
+        *lock(&self.expected) = expected;
+        *lock(&self.engine) = Some(engine);
         Ok(episodes)
     }
 
-    fn run_part(
-        &self,
-        backend: &mut EngineBackend<'_>,
-        tokenizer: &Tokenizer,
-        queries: &[Query],
-        progress: &mut dyn FnMut(RolloutProgress) -> bool,
-    ) -> Result<Vec<Episode>> {
-        rollout(
-            backend,
-            tokenizer,
-            &self.templates,
-            &self.settings,
-            queries,
-            progress,
-        )
-    }
-
-    fn lock_engines(&self) -> std::sync::MutexGuard<'_, Vec<BatchedEngine>> {
-        self.engines.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take_engines(&self) -> Vec<BatchedEngine> {
-        std::mem::take(&mut *self.lock_engines())
-    }
-
-    /// An engine with room for so many episodes, or for as many as may decode at a time: one of an earlier run, or a new one.
-    fn engine_for(
-        &self,
-        decoder: &Decoder,
-        num_episodes: usize,
-        kept: &mut Vec<BatchedEngine>,
-    ) -> Result<BatchedEngine> {
-        let per_episode = self.settings.protocol.capacity.get() as usize;
-        let limit = self
-            .max_agents
-            .unwrap_or(if decoder.device() == Device::Cpu {
-                MAX_AGENTS_CPU
-            } else {
-                MAX_AGENTS_GPU
-            });
+    /// The engine of an earlier run, or a new one.
+    fn engine_for(&self, decoder: &Decoder, queries: &[Query]) -> Result<BatchedEngine> {
         // Told once: what is free changes while the cache itself grows.
-        let limit_bytes = self.cache_limit_bytes.get_or_init(|| {
-            let free = free_bytes(decoder.device());
-            self.cache_memory.limit_bytes(free)
-        });
-        let limit_bytes = limit_bytes.clone().map_err(Error::CacheMemory)?;
-        let settings = EngineSettings {
-            max_cache_bytes: limit_bytes.map(|bytes| bytes / self.parallelism.num_workers() as u64),
-            max_agents: (num_episodes * per_episode).clamp(per_episode, limit.max(per_episode)),
-            temperature: self.temperature,
-            precision: self.precision,
-        };
-        match kept.iter().position(|one| one.fits(decoder, settings)) {
-            Some(index) => {
-                let mut engine = kept.swap_remove(index);
+        let budget = self
+            .cache_budget
+            .get_or_init(|| cache_budget(self.section.cache_memory, decoder.device()))
+            .clone()
+            .map_err(Error::CacheMemory)?;
+        let settings = engine_settings(
+            &self.section,
+            decoder.device(),
+            self.precision,
+            self.settings.protocol.capacity,
+            budget,
+        );
+        let kept = lock(&self.engine).take();
+        let engine = match kept.filter(|engine| engine.fits(decoder, settings)) {
+            Some(mut engine) => {
                 engine.weights_changed();
-                Ok(engine)
+                engine
             }
-            None => Ok(BatchedEngine::new(
-                decoder.config(),
-                decoder.device(),
-                settings,
-            )?),
+            None => BatchedEngine::new(decoder.config(), decoder.device(), settings)?,
+        };
+        check_holds_one_episode(&engine, budget, &self.settings, queries)?;
+        Ok(engine)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lets every operation use all threads of the process, until it is dropped: one engine samples for all of them.
+struct AllThreads {
+    before: usize,
+}
+
+impl AllThreads {
+    fn begin() -> Self {
+        let before = num_threads();
+        if let Some(threads) = thread_budget() {
+            set_operation_threads(threads);
+        }
+        Self { before }
+    }
+}
+
+impl Drop for AllThreads {
+    fn drop(&mut self) {
+        if num_threads() != self.before {
+            set_operation_threads(self.before);
         }
     }
 }

@@ -5,7 +5,7 @@
 //! are kept until then. So an episode is the same over a backend that decodes in lock-step and over one whose agents are
 //! fast and slow, and what is decoded past a Join, a RETURN or the episode's end has no effect.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 use asyncthink_data::TokenId;
 use asyncthink_engine::{AgentId, Request};
@@ -16,6 +16,9 @@ use crate::error::Result;
 
 /// Agents of one episode have ids `episode << AGENT_BITS | role`, role 0 being the organizer.
 const AGENT_BITS: u32 = 24;
+
+/// Tokens that an agent may be ahead before it is held.
+const MAX_AHEAD: usize = 16;
 
 /// The id of an episode's organizer.
 pub(crate) fn organizer_id(episode: u64) -> AgentId {
@@ -28,51 +31,141 @@ pub(crate) fn worker_id(episode: u64, worker: WorkerIndex) -> AgentId {
 }
 
 /// Splits an agent id into the episode's index and the worker, if it is one.
-pub(crate) fn owner(agent: AgentId) -> (u64, Option<WorkerIndex>) {
+pub(crate) fn owner(agent: AgentId) -> (usize, Option<WorkerIndex>) {
+    let (episode, role) = split(agent);
+    (episode, role.checked_sub(1).map(WorkerIndex))
+}
+
+fn split(agent: AgentId) -> (usize, usize) {
+    let to_index = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
     let role = agent.0 & ((1 << AGENT_BITS) - 1);
-    let worker = role
-        .checked_sub(1)
-        .map(|index| WorkerIndex(usize::try_from(index).unwrap_or(usize::MAX)));
-    (agent.0 >> AGENT_BITS, worker)
+    (to_index(agent.0 >> AGENT_BITS), to_index(role))
 }
 
 /// A backend whose tokens come step by step.
 pub(crate) struct StepSource<'a> {
     backend: &'a mut dyn AgentBackend,
-    /// By order of admission.
-    agents: BTreeMap<u64, RunningAgent>,
-    by_id: BTreeMap<AgentId, u64>,
-    next_arrival: u64,
+    /// By index.
+    episodes: Vec<EpisodeAgents>,
+    /// Episodes that may have a complete step.
+    listed: Vec<usize>,
+    /// Running agents of all episodes.
+    num_running: usize,
 }
 
-struct RunningAgent {
-    id: AgentId,
+/// Agents of one episode.
+#[derive(Default)]
+struct EpisodeAgents {
+    /// By role.
+    agents: Vec<Option<Agent>>,
+    num_running: usize,
+    /// Running agents without a token.
+    num_missing: usize,
+    is_listed: bool,
+}
+
+#[derive(Default)]
+struct Agent {
     is_running: bool,
+    /// Whether the backend was told that the agent is ahead.
+    is_held: bool,
     /// Decoded and not taken yet.
     ahead: VecDeque<(TokenId, Option<f32>)>,
+}
+
+impl EpisodeAgents {
+    fn has_step(&self) -> bool {
+        self.num_running > 0 && self.num_missing == 0
+    }
+
+    /// Stops an agent; what it has decoded is void.
+    fn stop(&mut self, role: usize) -> bool {
+        let agent = self.agents.get_mut(role).and_then(Option::as_mut);
+        let Some(agent) = agent.filter(|agent| agent.is_running) else {
+            return false;
+        };
+        self.num_missing -= usize::from(agent.ahead.is_empty());
+        self.num_running -= 1;
+        agent.is_running = false;
+        agent.is_held = false;
+        agent.ahead.clear();
+        true
+    }
+
+    /// Lets an agent run that does not.
+    fn run(&mut self, role: usize) -> bool {
+        let Some(agent) = self.agents.get_mut(role).and_then(Option::as_mut) else {
+            return false;
+        };
+        agent.is_running = true;
+        self.num_running += 1;
+        self.num_missing += 1;
+        true
+    }
+
+    /// Keeps a token of a running agent; says whether the agent is to be held from now on.
+    fn keep(&mut self, role: usize, token: (TokenId, Option<f32>)) -> bool {
+        let agent = self.agents.get_mut(role).and_then(Option::as_mut);
+        let Some(agent) = agent.filter(|agent| agent.is_running) else {
+            return false;
+        };
+        self.num_missing -= usize::from(agent.ahead.is_empty());
+        agent.ahead.push_back(token);
+        let is_held = agent.ahead.len() >= MAX_AHEAD;
+        is_held && !std::mem::replace(&mut agent.is_held, is_held)
+    }
+
+    /// Takes a token of every running agent, workers first; notes those that need not be held any more.
+    fn take_step(
+        &mut self,
+        episode: usize,
+        step: &mut Vec<AgentToken>,
+        resumed: &mut Vec<AgentId>,
+    ) {
+        let num_workers = self.agents.len().saturating_sub(1);
+        for role in (1..=num_workers).chain([0]) {
+            let Some(Some(agent)) = self.agents.get_mut(role) else {
+                continue;
+            };
+            if let Some((token, logprob)) = agent.ahead.pop_front() {
+                self.num_missing += usize::from(agent.ahead.is_empty());
+                let id = AgentId(((episode as u64) << AGENT_BITS) | role as u64);
+                step.push(AgentToken {
+                    agent: id,
+                    token,
+                    logprob,
+                });
+                if agent.is_held && agent.ahead.len() <= MAX_AHEAD / 2 {
+                    agent.is_held = false;
+                    resumed.push(id);
+                }
+            }
+        }
+    }
 }
 
 impl<'a> StepSource<'a> {
     pub(crate) fn new(backend: &'a mut dyn AgentBackend) -> Self {
         Self {
             backend,
-            agents: BTreeMap::new(),
-            by_id: BTreeMap::new(),
-            next_arrival: 0,
+            episodes: Vec::new(),
+            listed: Vec::new(),
+            num_running: 0,
         }
     }
 
     pub(crate) fn start(&mut self, request: Request) -> Result<()> {
-        let id = request.agent;
+        let (episode, role) = split(request.agent);
         self.backend.start(request)?;
-        let agent = RunningAgent {
-            id,
-            is_running: true,
-            ahead: VecDeque::new(),
-        };
-        self.by_id.insert(id, self.next_arrival);
-        self.agents.insert(self.next_arrival, agent);
-        self.next_arrival += 1;
+        if self.episodes.len() <= episode {
+            self.episodes.resize_with(episode + 1, EpisodeAgents::default);
+        }
+        let agents = &mut self.episodes[episode].agents;
+        if agents.len() <= role {
+            agents.resize_with(role + 1, || None);
+        }
+        agents[role] = Some(Agent::default());
+        self.run(episode, role);
         Ok(())
     }
 
@@ -83,20 +176,26 @@ impl<'a> StepSource<'a> {
         ids: &[TokenId],
     ) -> Result<()> {
         self.backend.inject(agent, keep_tokens, ids)?;
-        self.set_running(agent, true);
+        let (episode, role) = split(agent);
+        self.stop(episode, role);
+        self.run(episode, role);
         Ok(())
     }
 
     pub(crate) fn pause(&mut self, agent: AgentId) -> Result<()> {
         self.backend.pause(agent)?;
-        self.set_running(agent, false);
+        let (episode, role) = split(agent);
+        self.stop(episode, role);
         Ok(())
     }
 
     pub(crate) fn cancel(&mut self, agent: AgentId) -> Result<()> {
         self.backend.cancel(agent)?;
-        if let Some(arrival) = self.by_id.remove(&agent) {
-            self.agents.remove(&arrival);
+        let (episode, role) = split(agent);
+        self.stop(episode, role);
+        let agents = self.episodes.get_mut(episode).map(|one| &mut one.agents);
+        if let Some(place) = agents.and_then(|agents| agents.get_mut(role)) {
+            *place = None;
         }
         Ok(())
     }
@@ -109,60 +208,70 @@ impl<'a> StepSource<'a> {
         self.backend.max_sequence_tokens()
     }
 
-    /// The next step of at least one episode: a token of each of its running agents, in order of admission. Empty if no agent
-    /// is running.
-    pub(crate) fn next(&mut self) -> Result<Vec<AgentToken>> {
-        if !self.agents.values().any(|agent| agent.is_running) {
-            return Ok(Vec::new());
-        }
-        loop {
-            let step = self.take_complete();
+    /// Puts the next step of at least one episode into `step`: a token of each of its running agents, episode by episode,
+    /// workers before organizers. Empty if no agent is running.
+    pub(crate) fn next(&mut self, step: &mut Vec<AgentToken>) -> Result<()> {
+        step.clear();
+        while self.num_running > 0 {
+            self.take_steps(step)?;
             if !step.is_empty() {
-                return Ok(step);
+                break;
             }
             for decoded in self.backend.poll()? {
-                self.keep(decoded);
+                let (episode, role) = split(decoded.agent);
+                if let Some(agents) = self.episodes.get_mut(episode) {
+                    if agents.keep(role, (decoded.token, decoded.logprob)) {
+                        self.backend.hold(decoded.agent)?;
+                    }
+                    self.list(episode);
+                }
             }
         }
+        Ok(())
     }
 
-    /// Tokens decoded after the agent was stopped, or before text was injected, are discarded.
-    fn set_running(&mut self, agent: AgentId, is_running: bool) {
-        let arrival = self.by_id.get(&agent);
-        if let Some(agent) = arrival.and_then(|arrival| self.agents.get_mut(arrival)) {
-            agent.is_running = is_running;
-            agent.ahead.clear();
-        }
-    }
-
-    fn keep(&mut self, decoded: AgentToken) {
-        let arrival = self.by_id.get(&decoded.agent);
-        if let Some(agent) = arrival.and_then(|arrival| self.agents.get_mut(arrival))
-            && agent.is_running
-        {
-            agent.ahead.push_back((decoded.token, decoded.logprob));
-        }
-    }
-
-    /// Takes a token of every running agent of the episodes in which all have one.
-    fn take_complete(&mut self) -> Vec<AgentToken> {
-        let running = || self.agents.values().filter(|agent| agent.is_running);
-        let waiting: BTreeSet<u64> = running()
-            .filter(|agent| agent.ahead.is_empty())
-            .map(|agent| owner(agent.id).0)
-            .collect();
-        let mut step = Vec::new();
-        for agent in self.agents.values_mut().filter(|agent| agent.is_running) {
-            if !waiting.contains(&owner(agent.id).0)
-                && let Some((token, logprob)) = agent.ahead.pop_front()
-            {
-                step.push(AgentToken {
-                    agent: agent.id,
-                    token,
-                    logprob,
-                });
+    fn take_steps(&mut self, step: &mut Vec<AgentToken>) -> Result<()> {
+        let mut resumed = Vec::new();
+        let mut listed = std::mem::take(&mut self.listed);
+        listed.sort_unstable();
+        for episode in listed.drain(..) {
+            let agents = &mut self.episodes[episode];
+            agents.is_listed = false;
+            if agents.has_step() {
+                agents.take_step(episode, step, &mut resumed);
+                // All agents may be ahead.
+                self.list(episode);
             }
         }
-        step
+        if self.listed.is_empty() {
+            self.listed = listed;
+        }
+        for agent in resumed {
+            self.backend.resume(agent)?;
+        }
+        Ok(())
+    }
+
+    /// Notes an episode that has a complete step.
+    fn list(&mut self, episode: usize) {
+        let agents = &mut self.episodes[episode];
+        if agents.has_step() && !agents.is_listed {
+            agents.is_listed = true;
+            self.listed.push(episode);
+        }
+    }
+
+    fn run(&mut self, episode: usize, role: usize) {
+        let agents = self.episodes.get_mut(episode);
+        self.num_running += usize::from(agents.is_some_and(|agents| agents.run(role)));
+    }
+
+    fn stop(&mut self, episode: usize, role: usize) {
+        let agents = self.episodes.get_mut(episode);
+        if agents.is_some_and(|agents| agents.stop(role)) {
+            self.num_running -= 1;
+            // The others may have waited for this one alone.
+            self.list(episode);
+        }
     }
 }

@@ -10,7 +10,7 @@ use asyncthink_data::{
     PromptTemplates, PromptText, TaskTokenizerConfig, TokenId, Tokenizer, TrainingRow,
     task_tokenizer,
 };
-use asyncthink_engine::{AgentId, Error, Request};
+use asyncthink_engine::{AgentId, Error, Request, SamplingParams};
 use asyncthink_protocol::{Capacity, Overflow, Protocol, TagStyle};
 use asyncthink_rollout::{
     AgentBackend, AgentToken, Episode, Prompt, Query, Result, RolloutSettings, rollout,
@@ -131,6 +131,7 @@ fn episode(tokenizer: &Tokenizer, scripts: &[(&'static str, &'static str)]) -> E
         worker_max_tokens: 40,
         organizer_max_tokens: 40,
         organizer_total_tokens: None,
+        sampling: SamplingParams::default(),
     };
     let scripts = scripts.iter().copied().collect();
     let mut backend = ScriptedBackend {

@@ -509,9 +509,8 @@ fn trainer_and_sampler_agree_and_gradients_do_not_depend_on_packing() {
     let model = finish(&recipe, Stage::Sft);
     let mut model = PretrainedModel::load(&model, Device::Cpu, Precision::F32).unwrap();
     let problems = train_problems(&RunLayout::new(&recipe.run_dir), &recipe.task).unwrap();
-    let sampler = EpisodeSampler::new(&ModelCard::new(&recipe.prompts, &recipe.protocol), 0.8)
-        .unwrap()
-        .with_parallelism(Parallelism::for_decoder(&model.decoder));
+    let sampler =
+        EpisodeSampler::new(&ModelCard::new(&recipe.prompts, &recipe.protocol), 0.8).unwrap();
     let prompts: Vec<_> = (0..4)
         .map(|index| {
             sampler

@@ -46,7 +46,7 @@ impl Scheduler {
         {
             place = Some(next);
             let is_admitted = if self.sequence(index).admitted.is_some() {
-                self.resume(index, copies)
+                self.go_on(index, copies)
             } else {
                 match self.begin(index, &in_flight) {
                     Some(is_admitted) => is_admitted,
@@ -81,7 +81,7 @@ impl Scheduler {
     }
 
     /// Lets an agent run again that still has its blocks.
-    fn resume(&mut self, index: SequenceIndex, copies: &mut Vec<[BlockId; 2]>) -> bool {
+    fn go_on(&mut self, index: SequenceIndex, copies: &mut Vec<[BlockId; 2]>) -> bool {
         let block_size = self.limits.block_size;
         loop {
             let (sequence, blocks) = self.sequence_and_blocks(index);

@@ -174,7 +174,18 @@ impl Scheduler {
 
     pub(crate) fn pause(&mut self, agent: AgentId) -> Result<()> {
         let index = self.find(agent)?;
-        self.stop(index, State::Paused);
+        // One that has ended stays so: it is not to be resumed.
+        if self.sequence(index).state != State::Ended {
+            self.stop(index, State::Paused);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn resume(&mut self, agent: AgentId) -> Result<()> {
+        let index = self.find(agent)?;
+        if self.sequence(index).state == State::Paused {
+            self.wait(index);
+        }
         Ok(())
     }
 

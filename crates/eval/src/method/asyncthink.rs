@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
-use asyncthink_model::{ModelFolder, Parallelism, PretrainedModel};
+use asyncthink_model::{ModelFolder, PretrainedModel};
 use asyncthink_protocol::RawTrace;
 use asyncthink_recipe::RulesFrom;
 use asyncthink_rollout::{
@@ -44,16 +44,13 @@ impl Method for AsyncThink {
             _ => settings.card.clone(),
         };
         let sampler = EpisodeSampler::new(&card, settings.temperature)?
-            .with_max_agents(settings.engine.max_agents)
-            .with_cache_memory(settings.engine.cache_memory)
+            .with_engine(settings.engine.clone())
             .with_precision(settings.precision);
         let folder = ModelFolder::new(model_dir).with_base(settings.adapter_base.as_deref());
         let model = PretrainedModel::load(folder, device, settings.precision)?;
-        let parallelism = Parallelism::for_decoder(&model.decoder);
-        parallelism.apply();
         Ok(Box::new(OpenModel {
             card,
-            sampler: sampler.with_parallelism(parallelism),
+            sampler,
             model,
         }))
     }

@@ -30,15 +30,32 @@ pub(super) fn distributed(rules: &mut Rules<'_>) {
 }
 
 pub(super) fn engine(rules: &mut Rules<'_>) {
-    if let (Some(max_agents), Some(capacity)) = (
-        rules.number("engine.max_agents"),
-        rules.number("protocol.capacity"),
-    ) && max_agents < capacity
+    let capacity = rules.number("protocol.capacity");
+    for (key, what) in [
+        ("engine.max_agents", "an episode needs places for"),
+        (
+            "engine.max_batch_tokens",
+            "a step of an episode has a token of each of its",
+        ),
+    ] {
+        if let (Some(limit), Some(capacity)) = (rules.number(key), capacity)
+            && limit < capacity
+        {
+            rules.conflict(
+                key,
+                &format!("{what} `protocol.capacity` = {capacity} agents"),
+                "raise it, or leave it out",
+            );
+        }
+    }
+    if let Some(block_size) = rules.number("engine.block_size")
+        && (block_size / 16.0).fract() > 0.0
     {
-        rules.conflict(
-            "engine.max_agents",
-            &format!("an episode needs places for `protocol.capacity` = {capacity} agents"),
-            "raise it, or leave it out",
+        rules.push(
+            ErrorKind::OutOfRange,
+            "engine.block_size",
+            &format!("must be a multiple of 16, not {block_size}"),
+            "set 16, the default, or 32",
         );
     }
 }
@@ -50,7 +67,7 @@ pub(super) fn cache_memory(rules: &mut Rules<'_>) {
             ErrorKind::OutOfRange,
             key,
             &reason,
-            "leave it out for no limit",
+            "leave it out for `auto`",
         );
     }
 }

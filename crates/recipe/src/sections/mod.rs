@@ -19,7 +19,7 @@ mod sft;
 mod synth;
 
 pub use distributed::{DistributedSection, Shard};
-pub use engine::EngineSection;
+pub use engine::{EngineDtype, EngineSection};
 pub use eval::{EvalSection, EvalSplit, RulesFrom};
 pub use grpo::{Advantage, GrpoSection, LossAggregation};
 pub(crate) use model::ModelTable;

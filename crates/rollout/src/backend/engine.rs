@@ -5,10 +5,10 @@ use asyncthink_engine::{AgentId, BatchedEngine, Request};
 use asyncthink_model::Decoder;
 
 use super::{AgentBackend, AgentToken};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
-/// An engine with the decoder whose weights it samples from. Every poll is one step: a token for each running agent, in the
-/// order of admission.
+/// An engine with the decoder whose weights it samples from. A poll is as many steps as it takes until some agent has a
+/// token.
 #[derive(Debug)]
 pub struct EngineBackend<'a> {
     engine: &'a mut BatchedEngine,
@@ -28,13 +28,19 @@ impl AgentBackend for EngineBackend<'_> {
     }
 
     fn inject(&mut self, agent: AgentId, keep_tokens: usize, ids: &[TokenId]) -> Result<()> {
-        // A step decodes one token, so that none is ever ahead of what was taken.
-        debug_assert_eq!(self.engine.num_tokens(agent).ok(), Some(keep_tokens));
-        Ok(self.engine.extend(agent, ids)?)
+        Ok(self.engine.extend(agent, keep_tokens, ids)?)
     }
 
     fn pause(&mut self, agent: AgentId) -> Result<()> {
         Ok(self.engine.pause(agent)?)
+    }
+
+    fn hold(&mut self, agent: AgentId) -> Result<()> {
+        Ok(self.engine.pause(agent)?)
+    }
+
+    fn resume(&mut self, agent: AgentId) -> Result<()> {
+        Ok(self.engine.resume(agent)?)
     }
 
     fn cancel(&mut self, agent: AgentId) -> Result<()> {
@@ -42,8 +48,16 @@ impl AgentBackend for EngineBackend<'_> {
     }
 
     fn poll(&mut self) -> Result<Vec<AgentToken>> {
-        let sampled = self.engine.step(self.decoder)?.into_iter();
-        let tokens = sampled.map(|sampled| AgentToken {
+        let sampled = loop {
+            let sampled = self.engine.step(self.decoder)?;
+            if !sampled.is_empty() {
+                break sampled;
+            }
+            if !self.engine.has_work() {
+                return Err(Error::Stalled);
+            }
+        };
+        let tokens = sampled.into_iter().map(|sampled| AgentToken {
             agent: sampled.agent,
             token: sampled.token,
             logprob: Some(sampled.logprob),

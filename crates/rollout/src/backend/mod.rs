@@ -45,6 +45,23 @@ pub trait AgentBackend {
     /// When the agent is unknown.
     fn pause(&mut self, agent: AgentId) -> Result<()>;
 
+    /// Hears that an agent has decoded far more than was taken, as others of its episode lag behind: it need not decode until
+    /// [`Self::resume`]. Ignored unless the backend wants to save the work.
+    ///
+    /// # Errors
+    /// When the agent is unknown.
+    fn hold(&mut self, _agent: AgentId) -> Result<()> {
+        Ok(())
+    }
+
+    /// Hears that an agent that was held should decode on.
+    ///
+    /// # Errors
+    /// When the agent is unknown.
+    fn resume(&mut self, _agent: AgentId) -> Result<()> {
+        Ok(())
+    }
+
     /// Forgets an agent.
     ///
     /// # Errors

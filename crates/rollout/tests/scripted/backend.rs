@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use asyncthink_data::{PromptTemplates, PromptText, TokenId, Tokenizer, task_tokenizer};
-use asyncthink_engine::{AgentId, Error as EngineError, Request};
+use asyncthink_engine::{AgentId, Error as EngineError, Request, SamplingParams};
 use asyncthink_protocol::{Capacity, Overflow, Protocol, TagStyle};
 use asyncthink_rollout::{
     AgentBackend, AgentToken, Prompt, Query, Result, RolloutSettings, mix_seed,
@@ -37,6 +37,7 @@ pub(crate) fn settings(capacity: u32, overflow: Overflow) -> RolloutSettings {
         worker_max_tokens: 40,
         organizer_max_tokens: 60,
         organizer_total_tokens: Some(200),
+        sampling: SamplingParams::default(),
     }
 }
 

@@ -59,9 +59,7 @@ impl<'a> Trainer<'a> {
             order: DataOrder::new(run.seed, problems.len())
                 .ok_or_else(|| Error::stage("ordering the problems", "there are none"))?,
             sampler: EpisodeSampler::new(&run.card, section.temperature)?
-                .with_max_agents(settings.engine.max_agents)
-                .with_cache_memory(settings.engine.cache_memory)
-                .with_parallelism(parallelism)
+                .with_engine(settings.engine.clone())
                 .with_precision(run.policy.precision),
             reference,
             advantage: Arc::clone(&settings.advantage),
