@@ -1,4 +1,10 @@
 //! A comparison of every kernel with its reference, on the device at hand.
+#![expect(
+    clippy::cast_possible_wrap,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "sizes of cases are small, and what a device gives is rounded already"
+)]
 
 pub(super) mod attention;
 pub(super) mod layer;
