@@ -163,6 +163,7 @@ struct Twin {
     request: Request,
     tokens: Vec<TokenId>,
     is_running: bool,
+    is_paused: bool,
 }
 
 impl Twin {
@@ -171,6 +172,7 @@ impl Twin {
             tokens: request.prompt.clone(),
             request: request.clone(),
             is_running: true,
+            is_paused: false,
         }
     }
 
@@ -232,10 +234,16 @@ fn random_schedule(seed: u64) -> EngineStats {
                 continue;
             };
             let twin = agents.get_mut(&agent).unwrap();
-            match below(4) {
+            match below(5) {
                 0 => {
                     simulation.scheduler.pause(agent).unwrap();
+                    twin.is_paused |= twin.is_running;
                     twin.is_running = false;
+                }
+                4 => {
+                    simulation.scheduler.resume(agent).unwrap();
+                    twin.is_running |= twin.is_paused;
+                    twin.is_paused = false;
                 }
                 1 => {
                     simulation.scheduler.remove(agent).unwrap();
@@ -249,6 +257,7 @@ fn random_schedule(seed: u64) -> EngineStats {
                         twin.tokens.truncate(keep);
                         twin.tokens.extend(new);
                         twin.is_running = true;
+                        twin.is_paused = false;
                     }
                 }
             }
