@@ -211,8 +211,10 @@ fn misuse_is_an_error() {
         let error = BatchedEngine::new(decoder.config(), Device::Cpu, settings).unwrap_err();
         assert!(matches!(error, Error::Zero(_)));
     }
+    // Blocks of this size are not those of the CPU kernels, which compute in either type.
     let settings = EngineSettings {
         dtype: Some(Kind::BFloat16),
+        block_size: 8,
         ..settings
     };
     let error = BatchedEngine::new(decoder.config(), Device::Cpu, settings).unwrap_err();
@@ -272,4 +274,37 @@ fn a_used_engine_samples_what_a_new_one_samples() {
     assert!(used.fits(&decoder, settings));
     assert_eq!(sample(&mut used, &decoder, 3), expected);
     assert_eq!(used.num_free(), 1);
+}
+
+/// An engine in bf16 samples from a decoder in f32: its log-probs are near those of the decoder, and not the same.
+#[test]
+fn an_engine_in_bf16_is_near_its_decoder_in_f32() {
+    let decoder = decoder();
+    let settings = EngineSettings {
+        dtype: Some(Kind::BFloat16),
+        ..EngineSettings::new(4)
+    };
+    let mut engine = BatchedEngine::new(decoder.config(), Device::Cpu, settings).unwrap();
+    let mut ids: Vec<TokenId> = (1..20).map(TokenId).collect();
+    let prompt_len = ids.len();
+    engine.add(&Request::new(AgentId(1), ids.clone(), 3)).unwrap();
+    let mut logprobs = Vec::new();
+    for _ in 0..40 {
+        for sampled in engine.step(&decoder).unwrap() {
+            ids.push(sampled.token);
+            logprobs.push(sampled.logprob);
+        }
+    }
+    assert_eq!(logprobs.len(), 40);
+    let all: Vec<i64> = ids.iter().map(|id| i64::from(id.0)).collect();
+    let _no_grad = tch::no_grad_guard();
+    let hidden = decoder.hidden_packed(&Tensor::from_slice(&all), &[all.len() as i64]).unwrap();
+    let expected = decoder.lm_head(&hidden).unwrap().log_softmax(-1, Kind::Float);
+    let differences = logprobs.iter().enumerate().map(|(index, logprob)| {
+        let position = prompt_len + index;
+        (expected.double_value(&[position as i64 - 1, all[position]]) - f64::from(*logprob)).abs()
+    });
+    let largest = differences.fold(0.0, f64::max);
+    // These weights are drawn wide: logits reach tens.
+    assert!(largest > 1e-5 && largest < 0.5, "{largest}");
 }

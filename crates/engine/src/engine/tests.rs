@@ -1,21 +1,22 @@
-//! Random schedules over a small model in f64, where rounding changes no sample: every token is that of its agent decoded
-//! alone, by a plain forward pass and the reference sampler.
+//! Random schedules over a small model: every token is that of its agent decoded alone, by a plain forward pass and the
+//! reference sampler. With the portable runner in f64, where rounding changes no sample; with the CPU kernels in f32, where a
+//! log-prob is also the same to the bit as in one pass over the agent alone.
 
 use std::collections::BTreeMap;
 
-use asyncthink_model::ModelSizes;
+use asyncthink_model::{ModelSizes, PackedDecoder};
 use asyncthink_torch::ReferenceSampler;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use tch::{Kind, Tensor};
 
 use super::*;
-use crate::runner::PortableRunner;
+use crate::runner::{CpuRunner, PortableRunner};
 use crate::sampler::{SamplingParams, Temperature};
 
 const CONTEXT: usize = 48;
 
-fn decoder() -> Decoder {
+fn decoder(kind: Kind, head_dim: i64) -> Decoder {
     let config = ModelConfig::new(&ModelSizes {
         vocab_size: 13,
         hidden_size: 8,
@@ -23,7 +24,7 @@ fn decoder() -> Decoder {
         num_layers: 2,
         num_heads: 2,
         num_kv_heads: 1,
-        head_dim: 4,
+        head_dim,
         rope_theta: 100.0,
         max_position_embeddings: CONTEXT as i64,
         tie_word_embeddings: true,
@@ -34,7 +35,7 @@ fn decoder() -> Decoder {
     let parameters = decoder.named_parameters().iter().map(|(name, tensor)| {
         // Freshly drawn weights give nearly uniform logits, which would hide a wrong page.
         let factor = if name.ends_with("norm.weight") { 1.0 } else { 12.0 };
-        (name.clone(), tensor.to_kind(Kind::Double) * factor)
+        (name.clone(), (tensor * factor).to_kind(kind))
     });
     Decoder::from_parameters(&config, parameters.collect()).unwrap()
 }
@@ -97,19 +98,50 @@ fn sampling(which: usize) -> SamplingParams {
     params.with_eos_ids([TokenId(0)])
 }
 
-fn random_schedule(decoder: &Decoder, seed: u64) -> EngineStats {
+/// Compares what was sampled with one pass of the kernels over each history alone, to the bit.
+fn check_bits(packed: &mut PackedDecoder, histories: &[History]) {
+    for history in histories.iter().filter(|one| !one.sampled.is_empty()) {
+        let mut cache = packed.cache(CONTEXT.div_ceil(16), 16).unwrap();
+        let (mut batch, mut sampling) = (StepBatch::default(), SamplingBatch::default());
+        batch.clear();
+        sampling.clear();
+        let ids = history.ids.iter().map(|id| i64::from(id.0));
+        batch.push_sequence(ids, 0, 0..CONTEXT.div_ceil(16) as i32);
+        let params = &history.request.sampling;
+        for &(position, _) in &history.sampled {
+            batch.sample_rows.push(position as i32 - 1);
+            let banned = params.banned_ids().iter().map(|id| i64::from(id.0));
+            sampling.push(params.row(history.request.seed, position), banned);
+        }
+        let alone = packed.step(&mut cache, &batch, &sampling).unwrap();
+        for (alone, &(_, sampled)) in alone.iter().zip(&history.sampled) {
+            assert_eq!(alone.token, i64::from(sampled.token.0));
+            assert_eq!(alone.logprob.to_bits(), sampled.logprob.to_bits());
+            assert_eq!(alone.raw_logprob.to_bits(), sampled.raw_logprob.to_bits());
+        }
+    }
+}
+
+/// Makes a runner for blocks of a size.
+type MakeRunner = fn(&ModelConfig, &EngineSettings) -> Box<dyn ModelRunner>;
+
+fn random_schedule(
+    decoder: &Decoder,
+    seed: u64,
+    block_sizes: [usize; 4],
+    make_runner: MakeRunner,
+) -> (EngineStats, Vec<History>) {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut below = |bound: usize| (rng.next_u64() % bound as u64) as usize;
-    let block_size = [1, 3, 8, 16][below(4)];
-    let num_blocks = CONTEXT / block_size * [1, 2, 3, 9][below(4)];
+    let block_size = block_sizes[below(4)];
+    let num_blocks = CONTEXT.div_ceil(block_size) * [1, 2, 3, 9][below(4)];
     let mut settings = EngineSettings::new(1 + below(6));
     settings.block_size = block_size;
     settings.max_batch_tokens = settings.max_agents + below(25);
     let config = decoder.config();
-    let runner = PortableRunner::of_kind(config, Device::Cpu, block_size, Kind::Double).unwrap();
+    let runner = make_runner(config, &settings);
     settings.max_cache_bytes = Some(runner.block_bytes() * num_blocks as u64);
-    let mut engine =
-        BatchedEngine::with_runner(config, Device::Cpu, settings, Box::new(runner)).unwrap();
+    let mut engine = BatchedEngine::with_runner(config, Device::Cpu, settings, runner).unwrap();
     let mut agents: BTreeMap<AgentId, History> = BTreeMap::new();
     let mut done: Vec<History> = Vec::new();
     let prompt_lens = [1 + below(30), 1 + below(30), 1 + below(6)];
@@ -165,16 +197,20 @@ fn random_schedule(decoder: &Decoder, seed: u64) -> EngineStats {
     if !done.is_empty() {
         check(decoder, &done);
     }
-    engine.stats()
+    (engine.stats(), done)
 }
 
-#[test]
-fn every_schedule_samples_what_a_plain_forward_pass_gives() {
-    asyncthink_torch::set_operation_threads(1);
-    let decoder = decoder();
+/// Runs 1,000 schedules and sees that they had everything in them.
+fn run_schedules(
+    decoder: &Decoder,
+    block_sizes: [usize; 4],
+    make_runner: MakeRunner,
+    mut check_more: impl FnMut(&[History]),
+) {
     let mut total = EngineStats::default();
     for seed in 0..1000 {
-        let stats = random_schedule(&decoder, seed);
+        let (stats, histories) = random_schedule(decoder, seed, block_sizes, make_runner);
+        check_more(&histories);
         total.sampled_tokens += stats.sampled_tokens;
         total.num_preemptions += stats.num_preemptions;
         total.reused_tokens += stats.reused_tokens;
@@ -190,4 +226,27 @@ fn every_schedule_samples_what_a_plain_forward_pass_gives() {
     ] {
         assert!(count > 100, "{total:?}");
     }
+}
+
+#[test]
+fn every_schedule_samples_what_a_plain_forward_pass_gives() {
+    asyncthink_torch::set_operation_threads(1);
+    let make_runner: MakeRunner = |config, settings| {
+        let (block_size, kind) = (settings.block_size, Kind::Double);
+        let runner = PortableRunner::of_kind(config, Device::Cpu, block_size, kind);
+        Box::new(runner.unwrap())
+    };
+    run_schedules(&decoder(Kind::Double, 4), [1, 3, 8, 16], make_runner, |_| {});
+}
+
+#[test]
+fn every_schedule_of_the_cpu_kernels_gives_the_bits_of_an_agent_alone() {
+    asyncthink_torch::set_operation_threads(1);
+    let make_runner: MakeRunner =
+        |config, settings| Box::new(CpuRunner::new(config, settings).unwrap());
+    let decoder = decoder(Kind::Float, 16);
+    let mut packed = PackedDecoder::new(decoder.config(), Kind::Float).unwrap();
+    packed.pack(&decoder).unwrap();
+    let check_more = |histories: &[History]| check_bits(&mut packed, histories);
+    run_schedules(&decoder, [16, 16, 32, 64], make_runner, check_more);
 }

@@ -1,5 +1,6 @@
 //! Runners: what computes and samples a step on a device. One file a runner.
 
+mod cpu;
 mod portable;
 
 use asyncthink_model::{Decoder, ModelConfig, StepBatch};
@@ -8,6 +9,7 @@ use tch::Device;
 
 use crate::error::Result;
 use crate::settings::EngineSettings;
+pub(crate) use cpu::CpuRunner;
 pub(crate) use portable::PortableRunner;
 
 /// Computes steps over a cache of its own.
@@ -36,6 +38,9 @@ pub(crate) fn runner_for(
     device: Device,
     settings: &EngineSettings,
 ) -> Result<Box<dyn ModelRunner>> {
+    if CpuRunner::supports(config, device, settings) {
+        return Ok(Box::new(CpuRunner::new(config, settings)?));
+    }
     let runner = PortableRunner::new(config, device, settings)?;
     Ok(Box::new(runner))
 }

@@ -221,17 +221,26 @@ void Decoder::attend(const Cache& cache, const Step& step, int64_t layer, const 
   std::fill(largest, largest + num_queries, -std::numeric_limits<float>::infinity());
   std::fill(total, total + num_queries, 0.0f);
 
-  // Queries [first, first + count) attend to one chunk of a sequence.
-  const auto chunk = [&](int64_t index, int32_t sequence, int64_t num_tokens, int64_t first, int64_t count) {
-    AttendArgs args{};
+  const auto groups_of = [&](int64_t index, int32_t sequence, int64_t num_tokens, bool values, const void** out) {
     const int64_t start = index * kChunkTokens;
-    args.num_groups = std::min(kChunkGroups, (num_tokens - start + kLanes - 1) / kLanes);
+    const int64_t count = std::min(kChunkGroups, (num_tokens - start + kLanes - 1) / kLanes);
     const int32_t* blocks = step.blocks + step.cu_blocks[sequence];
-    for (int64_t g = 0; g < args.num_groups; ++g) {
+    for (int64_t g = 0; g < count; ++g) {
       const int64_t position = start + g * kLanes;
       const int64_t block = blocks[position / cache.block_size], part = position % cache.block_size / kLanes;
-      args.keys[g] = cache.group(layer, block, kv_head, part, false);
-      args.values[g] = cache.group(layer, block, kv_head, part, true);
+      out[g] = cache.group(layer, block, kv_head, part, values);
+    }
+    return count;
+  };
+  // Queries [first, first + count) attend to one chunk of a sequence.
+  const auto chunk = [&](int64_t index, int32_t sequence, int64_t num_tokens, int64_t first, int64_t count, const Row* next) {
+    AttendArgs args{};
+    args.num_groups = groups_of(index, sequence, num_tokens, false, args.keys);
+    groups_of(index, sequence, num_tokens, true, args.values);
+    if ((index + 1) * kChunkTokens < num_tokens) {
+      groups_of(index + 1, sequence, num_tokens, false, args.next_keys);
+    } else if (next != nullptr) {
+      groups_of(tile.common_chunks, next->sequence, next->position + 1, false, args.next_keys);
     }
     args.query = query + first * head_dim;
     args.num_queries = count;
@@ -259,13 +268,15 @@ void Decoder::attend(const Cache& cache, const Step& step, int64_t layer, const 
         last = std::max(last, position + 1);
       }
     }
-    chunk(c, head.sequence, std::min(last, (c + 1) * kChunkTokens), from * group, (tile.count - from) * group);
+    const int64_t end = c + 1 < tile.common_chunks ? last : std::min(last, (c + 1) * kChunkTokens);
+    chunk(c, head.sequence, end, from * group, (tile.count - from) * group, &head);
   }
   for (int64_t i = 0; i < tile.count; ++i) {
     const Row& row = rows_[static_cast<size_t>(row_of(i))];
     for (int64_t c = tile.common_chunks; c * kChunkTokens <= row.position; ++c) {
       set_limits(c, i, row.position);
-      chunk(c, row.sequence, row.position + 1, i * group, group);
+      const Row* next = i + 1 < tile.count ? &rows_[static_cast<size_t>(row_of(i + 1))] : nullptr;
+      chunk(c, row.sequence, row.position + 1, i * group, group, next);
     }
     for (int64_t j = 0; j < group; ++j) {
       float* values = sum + (i * group + j) * head_dim;

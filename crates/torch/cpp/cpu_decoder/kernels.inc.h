@@ -244,9 +244,12 @@ static void rotate(float* x, const float* norm, float eps, const float* cos, con
 struct CacheF32 {
   using Value = float;
   template <int kQueries, int kGroups>
-  ASYNCTHINK_INLINE void scores(const float* q, int64_t head_dim, const void* const* keys, V16 (&sum)[kQueries][kGroups]) {
+  ASYNCTHINK_INLINE void scores(const float* q, int64_t head_dim, const void* const* keys, const void* const* fetch,
+                                V16 (&sum)[kQueries][kGroups]) {
     for (int64_t d = 0; d < head_dim; ++d) {
       V16 key[kGroups];
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups; ++g) __builtin_prefetch(static_cast<const float*>(fetch[g]) + d * kLanes);
 #pragma GCC unroll 4
       for (int g = 0; g < kGroups; ++g) key[g] = load(static_cast<const float*>(keys[g]) + d * kLanes);
 #pragma GCC unroll 8
@@ -276,9 +279,12 @@ struct CacheF32 {
 struct CacheBf16 {
   using Value = uint16_t;
   template <int kQueries, int kGroups>
-  ASYNCTHINK_INLINE void scores(const float* q, int64_t head_dim, const void* const* keys, V16 (&sum)[kQueries][kGroups]) {
+  ASYNCTHINK_INLINE void scores(const float* q, int64_t head_dim, const void* const* keys, const void* const* fetch,
+                                V16 (&sum)[kQueries][kGroups]) {
     for (int64_t d = 0; d < head_dim; d += 2) {
       V16 even[kGroups], odd[kGroups];
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups; ++g) __builtin_prefetch(static_cast<const uint16_t*>(fetch[g]) + d * kLanes);
 #pragma GCC unroll 4
       for (int g = 0; g < kGroups; ++g) {
         const Pairs pairs = load_pairs(static_cast<const uint16_t*>(keys[g]) + d * kLanes);
@@ -315,41 +321,54 @@ struct CacheBf16 {
 };
 
 template <class C, int kQueries, int kGroups>
-__attribute__((noinline)) static void scores_of(const float* q, int64_t head_dim, const void* const* keys, float* out) {
+__attribute__((noinline)) static void scores_of(const float* q, int64_t head_dim, const void* const* keys, const void* const* fetch, float* out) {
   V16 sum[kQueries][kGroups];
 #pragma GCC unroll 8
   for (int i = 0; i < kQueries; ++i) {
 #pragma GCC unroll 4
     for (int g = 0; g < kGroups; ++g) sum[i][g] = set1(0.0f);
   }
-  C::template scores<kQueries, kGroups>(q, head_dim, keys, sum);
+  C::template scores<kQueries, kGroups>(q, head_dim, keys, fetch, sum);
   for (int i = 0; i < kQueries; ++i) {
     for (int g = 0; g < kGroups; ++g) store(out + i * kChunkTokens + g * kLanes, sum[i][g]);
   }
 }
 
 template <class C, int kQueries>
-static void scores_of_groups(const float* q, int64_t head_dim, const void* const* keys, int64_t num_groups, float* out) {
-  if (num_groups == kChunkGroups && kQueries * kChunkGroups <= 24) {
-    return scores_of<C, kQueries, kChunkGroups>(q, head_dim, keys, out);
+static void scores_of_groups(const AttendArgs& args, int64_t from, float* out) {
+  const float* q = args.query + from * args.head_dim;
+  // Values are read once the scores are known: they are fetched meanwhile.
+  const void* const* fetch = args.values;
+  if (args.num_groups == kChunkGroups) {
+    return scores_of<C, kQueries, kChunkGroups>(q, args.head_dim, args.keys, fetch, out);
   }
   int64_t g = 0;
-  for (; g + 2 <= num_groups; g += 2) scores_of<C, kQueries, 2>(q, head_dim, keys + g, out + g * kLanes);
-  for (; g < num_groups; ++g) scores_of<C, kQueries, 1>(q, head_dim, keys + g, out + g * kLanes);
+  for (; g + 2 <= args.num_groups; g += 2) {
+    scores_of<C, kQueries, 2>(q, args.head_dim, args.keys + g, fetch + g, out + g * kLanes);
+  }
+  for (; g < args.num_groups; ++g) {
+    scores_of<C, kQueries, 1>(q, args.head_dim, args.keys + g, fetch + g, out + g * kLanes);
+  }
 }
 
 // sum [queries][head_dim] = sum * decay + weights * values, kVectors registers of the head's dimensions at a time.
 template <class C, int kQueries, int kVectors>
 __attribute__((noinline)) static void values_of(const float* weight, const float* decay, const void* const* values,
-                                                int64_t num_groups, int64_t head_dim, int64_t dim, float* out) {
+                                                const void* const* next_keys, int64_t num_groups, int64_t head_dim,
+                                                int64_t dim, float* out) {
   V16 sum[kQueries][kVectors];
 #pragma GCC unroll 8
   for (int i = 0; i < kQueries; ++i) {
 #pragma GCC unroll 4
     for (int p = 0; p < kVectors; ++p) sum[i][p] = load(out + i * head_dim + dim + p * kLanes) * set1(decay[i]);
   }
+  const int64_t bytes = kLanes * kVectors * kLanes * static_cast<int64_t>(sizeof(typename C::Value));
   for (int64_t g = 0; g < num_groups; ++g) {
     C::template accumulate<kQueries, kVectors>(weight + g * kLanes, kChunkTokens, values[g], head_dim, dim, sum);
+    if (next_keys[g] != nullptr) {
+      const char* next = static_cast<const char*>(next_keys[g]) + dim / kLanes / kVectors * bytes;
+      for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(next + at);
+    }
   }
   for (int i = 0; i < kQueries; ++i) {
     for (int p = 0; p < kVectors; ++p) store(out + i * head_dim + dim + p * kLanes, sum[i][p]);
@@ -362,7 +381,7 @@ static void attend_queries(const AttendArgs& args, int64_t from) {
   const int64_t num_tokens = args.num_groups * kLanes;
   float weight[kQueries * kChunkTokens];
   float decay[kQueries];
-  scores_of_groups<C, kQueries>(args.query + from * head_dim, head_dim, args.keys, args.num_groups, weight);
+  scores_of_groups<C, kQueries>(args, from, weight);
   for (int i = 0; i < kQueries; ++i) {
     float* row = weight + i * kChunkTokens;
     const int64_t limit = args.limits[from + i];
@@ -388,24 +407,19 @@ static void attend_queries(const AttendArgs& args, int64_t from) {
   int64_t dim = 0;
   if constexpr (kQueries <= 6) {
     for (; dim + 4 * kLanes <= head_dim; dim += 4 * kLanes) {
-      values_of<C, kQueries, 4>(weight, decay, args.values, args.num_groups, head_dim, dim, out);
+      values_of<C, kQueries, 4>(weight, decay, args.values, args.next_keys, args.num_groups, head_dim, dim, out);
     }
   }
   for (; dim + 2 * kLanes <= head_dim; dim += 2 * kLanes) {
-    values_of<C, kQueries, 2>(weight, decay, args.values, args.num_groups, head_dim, dim, out);
+    values_of<C, kQueries, 2>(weight, decay, args.values, args.next_keys, args.num_groups, head_dim, dim, out);
   }
   for (; dim < head_dim; dim += kLanes) {
-    values_of<C, kQueries, 1>(weight, decay, args.values, args.num_groups, head_dim, dim, out);
+    values_of<C, kQueries, 1>(weight, decay, args.values, args.next_keys, args.num_groups, head_dim, dim, out);
   }
 }
 
 template <class C>
 static void attend_of(const AttendArgs& args) {
-  // Values are read after the scores are known: the time until then hides most of the way from memory.
-  const int64_t bytes = kLanes * args.head_dim * static_cast<int64_t>(sizeof(typename C::Value));
-  for (int64_t g = 0; g < args.num_groups; ++g) {
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(args.values[g]) + at);
-  }
   int64_t i = 0;
   for (; i + 6 <= args.num_queries; i += 6) attend_queries<C, 6>(args, i);
   switch (args.num_queries - i) {
