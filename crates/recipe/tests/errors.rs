@@ -366,7 +366,10 @@ fn the_engine_holds_a_whole_episode() {
     for (size, is_good) in [(16, true), (48, true), (24, false), (8, false), (17, false)] {
         let set = format!("engine.block_size={size}");
         if is_good {
-            assert_eq!(load(GOOD, &[&set]).expect("good").engine.block_size, Some(size));
+            assert_eq!(
+                load(GOOD, &[&set]).expect("good").engine.block_size,
+                Some(size)
+            );
         } else {
             let errors = refused(GOOD, &[&set]);
             let expected = (ErrorKind::OutOfRange, "engine.block_size");
