@@ -33,6 +33,7 @@ mod transcript;
 
 pub use agent::AgentRecord;
 pub use backend::engine::EngineBackend;
+pub use backend::scripted::ScriptedBackend;
 pub use backend::{AgentBackend, AgentToken};
 pub use card::{MODEL_CARD_FILE, ModelCard};
 pub use driver::{rollout, rollout_observed};
