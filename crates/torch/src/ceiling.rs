@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::error::Result;
+use crate::error::{OpContext as _, Result};
 
 /// Rows and columns of the product that is measured on the CPU.
 const CPU_SIZE: i64 = 1024;
@@ -15,6 +15,9 @@ const GPU_SIZE: i64 = 8192;
 
 /// How often it is measured; the best counts, because a busy machine only ever takes away.
 const NUM_TRIALS: usize = 10;
+
+const PRODUCT: &str = "a matrix product";
+const READING: &str = "reading a buffer";
 
 /// How often a buffer is read.
 const NUM_READS: usize = 5;
@@ -39,14 +42,14 @@ pub fn matmul_flops_per_sec_of(kind: Kind, device: Device) -> Result<f64> {
         // Queued together, so that starting them is hidden.
         _ => (GPU_SIZE, 4),
     };
-    let operand = || Tensor::f_randn([size, size], (kind, device));
+    let operand = || Tensor::f_randn([size, size], (kind, device)).op(PRODUCT);
     let (a, b) = (operand()?, operand()?);
     let mut best = f64::INFINITY;
     for _ in 0..NUM_TRIALS {
         let start = Instant::now();
-        let mut product = a.f_matmul(&b)?;
+        let mut product = a.f_matmul(&b).op(PRODUCT)?;
         for _ in 1..products {
-            product = a.f_matmul(&b)?;
+            product = a.f_matmul(&b).op(PRODUCT)?;
         }
         wait_for(&product)?;
         best = best.min(start.elapsed().as_secs_f64());
@@ -61,11 +64,11 @@ pub fn matmul_flops_per_sec_of(kind: Kind, device: Device) -> Result<f64> {
 /// When the device has no memory for the buffer.
 pub fn read_bytes_per_sec(device: Device) -> Result<f64> {
     let num_bytes = BUFFER_BYTES.max(2 * last_level_cache_bytes());
-    let buffer = Tensor::f_ones([num_bytes / 4], (Kind::Float, device))?;
+    let buffer = Tensor::f_ones([num_bytes / 4], (Kind::Float, device)).op(READING)?;
     let mut best = f64::INFINITY;
     for _ in 0..NUM_READS {
         let start = Instant::now();
-        wait_for(&buffer.f_sum(Kind::Float)?)?;
+        wait_for(&buffer.f_sum(Kind::Float).op(READING)?)?;
         best = best.min(start.elapsed().as_secs_f64());
     }
     Ok(num_bytes as f64 / best)
@@ -73,8 +76,11 @@ pub fn read_bytes_per_sec(device: Device) -> Result<f64> {
 
 /// Waits until a tensor is computed, which a GPU does on its own: the host must see a value of it.
 fn wait_for(tensor: &Tensor) -> Result<()> {
-    let first = tensor.f_flatten(0, -1)?.f_narrow(0, 0, 1)?;
-    let _ = first.f_to_kind(Kind::Double)?.f_double_value(&[0])?;
+    let see = || {
+        let first = tensor.f_flatten(0, -1)?.f_narrow(0, 0, 1)?;
+        first.f_to_kind(Kind::Double)?.f_double_value(&[0])
+    };
+    see().op("reading a value back")?;
     Ok(())
 }
 

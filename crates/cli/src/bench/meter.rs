@@ -36,8 +36,8 @@ pub(crate) struct MeteredBackend<'a> {
     decoder: &'a Decoder,
     /// Tokens of each agent.
     num_tokens: BTreeMap<AgentId, usize>,
-    /// Given since the last step: tokens, and tokens that each of them attends to.
-    pending: (u64, f64),
+    /// Tokens that given tokens attend to, summed over these.
+    given_attended: f64,
     measured: Measured,
 }
 
@@ -47,7 +47,7 @@ impl<'a> MeteredBackend<'a> {
             engine,
             decoder,
             num_tokens: BTreeMap::new(),
-            pending: (0, 0.0),
+            given_attended: 0.0,
             measured: Measured::default(),
         }
     }
@@ -63,8 +63,7 @@ impl<'a> MeteredBackend<'a> {
     /// Notes tokens that follow the first `before` ones of an agent.
     fn give(&mut self, before: usize, count: usize) {
         self.measured.given_tokens += count as u64;
-        self.pending.0 += count as u64;
-        self.pending.1 += count as f64 * (before as f64 + 0.5 * (count as f64 + 1.0));
+        self.given_attended += count as f64 * (before as f64 + 0.5 * (count as f64 + 1.0));
     }
 }
 
@@ -110,14 +109,13 @@ impl AgentBackend for MeteredBackend<'_> {
                 *num_tokens += 1;
             }
         }
-        // Of given tokens that were in the cache only those are left that were not.
-        let (given, attended) = std::mem::take(&mut self.pending);
-        let share = prefilled as f64 / (given as f64).max(1.0);
+        // Which of the given tokens were computed now, and which were in the cache, is not told: the mean stands for them.
+        let attended = self.given_attended / (self.measured.given_tokens as f64).max(1.0);
         let rows = Rows {
             steps: (after.num_steps - before.num_steps) as f64,
             computed: prefilled as f64 + tokens.len() as f64,
             sampled: tokens.len() as f64,
-            attended: attended * share.min(1.0) + cached,
+            attended: attended * prefilled as f64 + cached,
             cached,
         };
         self.measured.prefilled_tokens += prefilled;
