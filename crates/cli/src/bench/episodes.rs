@@ -44,15 +44,15 @@ impl<'a> Episodes<'a> {
         vocab_size: i64,
     ) -> Result<Self, Failure> {
         let num_forks = bench.forks(capacity);
-        let tokenizer = task_tokenizer([words(num_forks).as_str()], &TaskTokenizerConfig::default())?;
+        let tokenizer =
+            task_tokenizer([words(num_forks).as_str()], &TaskTokenizerConfig::default())?;
         if tokenizer.vocab_size() as i64 > vocab_size {
             let message = format!(
                 "episodes of {num_forks} Forks take {} different tokens, and the model's vocabulary has {vocab_size}",
                 tokenizer.vocab_size()
             );
-            return Err(
-                Failure::input(message).hint("raise `model.init.vocab_size`, or lower `bench.rollout.num_forks`")
-            );
+            return Err(Failure::input(message)
+                .hint("raise `model.init.vocab_size`, or lower `bench.rollout.num_forks`"));
         }
         let head = THOUGHT.repeat(bench.prompt_tokens - BenchRolloutSection::SUB_QUERY_TOKENS);
         let worker = if bench.share_prompts {
@@ -142,8 +142,8 @@ impl<'a> Episodes<'a> {
     /// Forks as many workers as the pool has room for, joins the oldest before each further Fork and all at the end, and thinks
     /// after every Fork and Join.
     fn organizer(&self, episode: usize) -> Vec<TokenId> {
-        let in_parallel = usize::try_from(self.settings.protocol.capacity.max_workers())
-            .unwrap_or(usize::MAX);
+        let in_parallel =
+            usize::try_from(self.settings.protocol.capacity.max_workers()).unwrap_or(usize::MAX);
         let fixed = BenchRolloutSection::organizer_tokens(self.num_forks);
         let thoughts = self.bench.new_tokens - fixed;
         let num_pauses = 2 * self.num_forks;
@@ -151,7 +151,10 @@ impl<'a> Episodes<'a> {
         let mut script = Vec::new();
         let mut think = |script: &mut Vec<TokenId>| {
             // Whole numbers of thoughts that add up.
-            let (before, after) = (thoughts * pauses / num_pauses, thoughts * (pauses + 1) / num_pauses);
+            let (before, after) = (
+                thoughts * pauses / num_pauses,
+                thoughts * (pauses + 1) / num_pauses,
+            );
             pauses += 1;
             script.extend(std::iter::repeat_n(self.token(THOUGHT), after - before));
         };

@@ -43,17 +43,22 @@ impl Machine {
 pub(crate) struct Ceilings {
     /// Matrix product in f32.
     matmul_f32_tflops: f64,
-    /// Matrix product in bf16.
-    matmul_bf16_tflops: f64,
+    /// Matrix product in bf16, where the model is.
+    matmul_bf16_tflops: Option<f64>,
     /// Reading memory.
     read_gb_per_s: f64,
 }
 
 impl Ceilings {
-    pub(crate) fn measure(device: Device) -> Result<Self, Failure> {
+    /// Measures what a model of a number type is compared with.
+    pub(crate) fn measure(device: Device, kind: Kind) -> Result<Self, Failure> {
+        let matmul = |kind| matmul_flops_per_sec_of(kind, device).map(|rate| rate / 1e12);
         Ok(Self {
-            matmul_f32_tflops: matmul_flops_per_sec_of(Kind::Float, device)? / 1e12,
-            matmul_bf16_tflops: matmul_flops_per_sec_of(Kind::BFloat16, device)? / 1e12,
+            matmul_f32_tflops: matmul(Kind::Float)?,
+            matmul_bf16_tflops: match kind {
+                Kind::BFloat16 => Some(matmul(kind)?),
+                _ => None,
+            },
             read_gb_per_s: read_bytes_per_sec(device)? / 1e9,
         })
     }
@@ -62,17 +67,18 @@ impl Ceilings {
     pub(crate) fn best(self, other: Self) -> Self {
         Self {
             matmul_f32_tflops: self.matmul_f32_tflops.max(other.matmul_f32_tflops),
-            matmul_bf16_tflops: self.matmul_bf16_tflops.max(other.matmul_bf16_tflops),
+            matmul_bf16_tflops: self
+                .matmul_bf16_tflops
+                .zip(other.matmul_bf16_tflops)
+                .map(|(one, other)| one.max(other)),
             read_gb_per_s: self.read_gb_per_s.max(other.read_gb_per_s),
         }
     }
 
-    /// Operations a second that a model of a number type can have: bf16 values can always be computed with as f32.
-    pub(crate) fn flops_per_s(&self, kind: Kind) -> f64 {
-        1e12 * match kind {
-            Kind::BFloat16 => self.matmul_bf16_tflops.max(self.matmul_f32_tflops),
-            _ => self.matmul_f32_tflops,
-        }
+    /// Operations a second that a model can have: bf16 values can always be computed with as f32.
+    pub(crate) fn flops_per_s(&self) -> f64 {
+        let bf16 = self.matmul_bf16_tflops.unwrap_or(0.0);
+        1e12 * self.matmul_f32_tflops.max(bf16)
     }
 
     pub(crate) fn bytes_per_s(&self) -> f64 {

@@ -72,7 +72,10 @@ pub(crate) fn load(
             let mut parameters = Vec::new();
             // One parameter at a time in f32.
             draw_parameters(config, recipe.seed, &mut |name, tensor| {
-                parameters.push((name.to_owned(), tensor.f_to_device(device)?.f_to_kind(kind)?));
+                parameters.push((
+                    name.to_owned(),
+                    tensor.f_to_device(device)?.f_to_kind(kind)?,
+                ));
                 Ok(())
             })?;
             Ok(Decoder::from_parameters(config, parameters)?)

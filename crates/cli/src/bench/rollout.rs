@@ -15,9 +15,7 @@ use tch::{Device, Kind};
 
 use super::cost::{Cost, Rows};
 use super::episodes::Episodes;
-use super::line::{
-    Cache, Driver, EpisodeFacts, Phase, Phases, Repeat, RolloutLine, Workload,
-};
+use super::line::{Cache, Driver, EpisodeFacts, Phase, Phases, Repeat, RolloutLine, Workload};
 use super::machine::{Ceilings, Machine};
 use super::meter::{Measured, MeteredBackend, Steps};
 use super::model;
@@ -41,11 +39,11 @@ pub(crate) fn run(file: &Path, sets: &[String], out: &mut dyn Write) -> Result<(
 
     let device = open_device(&recipe.device.to_string().parse::<DeviceSpec>()?)?;
     set_num_threads(recipe.num_threads)?;
-    let ceilings = Ceilings::measure(device)?;
+    let kind = Kind::Float;
+    let ceilings = Ceilings::measure(device, kind)?;
     // After the buffers of that are given back.
     keep_freed_memory();
     let started = Instant::now();
-    let kind = Kind::Float;
     let decoder = model::load(&recipe, &config, device, kind)?;
     let load_seconds = started.elapsed().as_secs_f64();
 
@@ -54,13 +52,17 @@ pub(crate) fn run(file: &Path, sets: &[String], out: &mut dyn Write) -> Result<(
         RolloutWorkload::Episodes => capacity.get() as usize,
     };
     let all_agents = bench.num_prompts * bench.group_size * per_sequence;
-    let max_agents = recipe.engine.max_agents.unwrap_or(all_agents).min(all_agents);
+    let max_agents = recipe
+        .engine
+        .max_agents
+        .unwrap_or(all_agents)
+        .min(all_agents);
     let settings = EngineSettings::new(
         max_agents.max(per_sequence),
         Temperature::new(bench.temperature).map_err(|error| Failure::input(error.to_string()))?,
     );
-    let mut engine = BatchedEngine::new(&config, device, settings)
-        .map_err(asyncthink_rollout::Error::from)?;
+    let mut engine =
+        BatchedEngine::new(&config, device, settings).map_err(asyncthink_rollout::Error::from)?;
     let mut rollouts = Rollouts {
         recipe: &recipe,
         bench,
@@ -74,11 +76,11 @@ pub(crate) fn run(file: &Path, sets: &[String], out: &mut dyn Write) -> Result<(
         .map(|repeat| rollouts.run(repeat))
         .collect::<Result<Vec<_>, _>>()?;
     let peak_bytes = peak_bytes(device);
-    let ceilings = ceilings.best(Ceilings::measure(device)?);
+    let ceilings = ceilings.best(Ceilings::measure(device, kind)?);
 
     let shares = Shares {
         cost: Cost::new(&config, kind.elt_size_in_bytes()),
-        flops_per_s: ceilings.flops_per_s(kind),
+        flops_per_s: ceilings.flops_per_s(),
         bytes_per_s: ceilings.bytes_per_s(),
     };
     let Some(median) = median(&repeats) else {
@@ -218,12 +220,20 @@ impl<'a> Rollouts<'a> {
     }
 
     fn run(&mut self, repeat: usize) -> Result<Done, Failure> {
-        let Self { bench, episodes, decoder, .. } = *self;
+        let Self {
+            bench,
+            episodes,
+            decoder,
+            ..
+        } = *self;
         let prompts = self.prompts(repeat);
         let mut backend = MeteredBackend::new(self.engine, decoder);
         let start = Instant::now();
         let (decoded_tokens, played) = match episodes {
-            None => (plain::run(&mut backend, &prompts, bench.new_tokens)?, Vec::new()),
+            None => (
+                plain::run(&mut backend, &prompts, bench.new_tokens)?,
+                Vec::new(),
+            ),
             Some(episodes) => {
                 let played = episodes.run(&mut backend, &prompts)?;
                 let decoded = played.iter().map(|one| one.decoded_tokens() as u64).sum();
