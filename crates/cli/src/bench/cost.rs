@@ -65,6 +65,11 @@ impl Cost {
         }
     }
 
+    /// Bytes of keys and values of one token in all layers.
+    pub(crate) fn cached_token_bytes(&self) -> f64 {
+        self.cached_values * self.value_bytes
+    }
+
     /// Floating-point operations: two for each weight and row, and attention. An embedding is looked up.
     pub(crate) fn flops(&self, rows: &Rows) -> f64 {
         2.0 * (self.layer_weights * rows.computed + self.head_weights * rows.sampled)

@@ -93,8 +93,19 @@ pub(crate) struct Cache {
     pub(crate) given_tokens: u64,
     /// Those that were computed.
     pub(crate) computed_tokens: u64,
-    /// Those that the cache held already.
+    /// Those that the cache held already, or that another agent of the same prompt had computed.
     pub(crate) reused_tokens: u64,
+    /// Tokens computed again after a preemption.
+    pub(crate) recomputed_tokens: u64,
+    /// Agents that lost their blocks.
+    pub(crate) preemptions: u64,
+    /// Tokens of a block.
+    pub(crate) block_size: usize,
+    /// Blocks that the cache has.
+    pub(crate) blocks: usize,
+    /// Most blocks that were held at a time, in all repeats.
+    pub(crate) peak_blocks: u64,
+    pub(crate) block_bytes: u64,
 }
 
 /// A measured rollout.

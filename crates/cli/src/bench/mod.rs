@@ -8,6 +8,7 @@ mod machine;
 mod meter;
 mod model;
 mod plain;
+mod report;
 mod rollout;
 
 use std::io::Write;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use asyncthink_data::TokenId;
-use asyncthink_engine::{AgentId, Request};
+use asyncthink_engine::{AgentId, Request, SamplingParams};
 use asyncthink_recipe::BenchRolloutSection;
 use asyncthink_rollout::{AgentBackend, Result, mix_seed};
 
@@ -41,6 +41,7 @@ impl Prompts<'_> {
 pub(crate) fn run(
     backend: &mut dyn AgentBackend,
     prompts: &Prompts<'_>,
+    sampling: &SamplingParams,
     new_tokens: usize,
 ) -> Result<u64> {
     let bench = prompts.bench;
@@ -54,11 +55,15 @@ pub(crate) fn run(
             && let Some(((prompt, sample), index)) = waiting.next()
         {
             let agent = AgentId(index);
-            backend.start(Request {
+            let request = Request::new(
                 agent,
-                prompt: prompts.ids(prompt, sample),
-                seed: mix_seed(prompts.seed, index),
-            })?;
+                prompts.ids(prompt, sample),
+                mix_seed(prompts.seed, index),
+            );
+            let request = request
+                .with_sampling(sampling.clone())
+                .with_expected_tokens(new_tokens);
+            backend.start(request)?;
             left.insert(agent, new_tokens);
         }
         if left.is_empty() {
