@@ -7,7 +7,9 @@ use std::sync::Arc;
 use asyncthink_data::{
     PromptTemplates, PromptText, TaskTokenizerConfig, TokenId, Tokenizer, task_tokenizer,
 };
-use asyncthink_engine::{AgentId, BatchedEngine, EngineSettings, Request, Temperature};
+use asyncthink_engine::{
+    AgentId, BatchedEngine, EngineSettings, Request, SamplingParams, Temperature,
+};
 use asyncthink_model::{Decoder, ModelConfig, ModelSizes};
 use asyncthink_protocol::{Capacity, Overflow, Protocol, TagStyle};
 use asyncthink_rollout::{
@@ -38,16 +40,15 @@ fn decoder(vocab_size: usize) -> Decoder {
 }
 
 fn engine(decoder: &Decoder) -> BatchedEngine {
-    let settings = EngineSettings::new(4, Temperature::new(0.0).unwrap());
-    BatchedEngine::new(decoder.config(), Device::Cpu, settings).unwrap()
+    BatchedEngine::new(decoder.config(), Device::Cpu, EngineSettings::new(4)).unwrap()
+}
+
+fn greedy() -> SamplingParams {
+    SamplingParams::new(Temperature::new(0.0).unwrap())
 }
 
 fn request(agent: u64, prompt: Vec<TokenId>) -> Request {
-    Request {
-        agent: AgentId(agent),
-        prompt,
-        seed: agent,
-    }
+    Request::new(AgentId(agent), prompt, agent).with_sampling(greedy())
 }
 
 /// The next tokens of the agents, a step at a time.
@@ -106,6 +107,7 @@ fn an_episode_is_the_one_that_was_written() {
         worker_max_tokens: 100,
         organizer_max_tokens: 100,
         organizer_total_tokens: None,
+        sampling: SamplingParams::default(),
     };
     let organizer = " a<FORK1> b</FORK1> a a<JOIN1> c<ANSWER> a</ANSWER><eos>";
     let worker = " c c c c<RETURN> b b</RETURN><eos>";

@@ -82,7 +82,14 @@ fn a_plain_rollout_samples_as_many_tokens_as_the_recipe_says() {
         assert_eq!(repeat["decoded_tokens"], 3 * 2 * 6);
     }
     assert_eq!(sum(&line, "sampled_tokens"), 3 * 2 * 6);
-    assert_eq!(line["cache"]["given_tokens"], 3 * 2 * 20);
+    let cache = |key: &str| line["cache"][key].as_u64().expect(key);
+    assert_eq!(cache("given_tokens"), 3 * 2 * 20);
+    assert_eq!(
+        cache("computed_tokens") + cache("reused_tokens"),
+        3 * 2 * 20
+    );
+    // Each group computes its prompt once, or all of it but a block that is not whole.
+    assert!(cache("reused_tokens") >= 3 * 16, "{line}");
     assert_eq!(line["parameters"].as_u64(), Some(parameters()));
 }
 
@@ -112,7 +119,15 @@ fn episodes_fork_return_and_join_as_the_recipe_says() {
     );
     // Organizers and three workers each decode 40 tokens; a Join puts 5 and a tag into the context.
     assert_eq!(line["repeats"][0]["decoded_tokens"], 6 * 4 * 40);
-    assert_eq!(line["cache"]["given_tokens"], 6 * (4 * 20 + 3 * 6));
+    let cache = |key: &str| line["cache"][key].as_u64().expect(key);
+    assert_eq!(cache("given_tokens"), 6 * (4 * 20 + 3 * 6));
+    assert_eq!(
+        cache("computed_tokens") + cache("reused_tokens"),
+        cache("given_tokens")
+    );
+    let rows: u64 = sum(&line, "tokens");
+    // The row of a sequence's last token is never computed.
+    assert!(rows <= cache("computed_tokens") + 6 * 4 * 40, "{line}");
 }
 
 #[test]

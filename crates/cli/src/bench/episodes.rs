@@ -5,6 +5,7 @@ use std::sync::Arc;
 use asyncthink_data::{
     PromptTemplates, PromptText, TaskTokenizerConfig, TokenId, Tokenizer, task_tokenizer,
 };
+use asyncthink_engine::SamplingParams;
 use asyncthink_protocol::{Capacity, Overflow, Protocol, SubQueryId, TagStyle};
 use asyncthink_recipe::BenchRolloutSection;
 use asyncthink_rollout::{
@@ -41,6 +42,7 @@ impl<'a> Episodes<'a> {
     pub(crate) fn new(
         bench: &'a BenchRolloutSection,
         capacity: Capacity,
+        sampling: SamplingParams,
         vocab_size: i64,
     ) -> Result<Self, Failure> {
         let num_forks = bench.forks(capacity);
@@ -82,6 +84,7 @@ impl<'a> Episodes<'a> {
                 worker_max_tokens: limit,
                 organizer_max_tokens: limit,
                 organizer_total_tokens: None,
+                sampling,
             },
         })
     }

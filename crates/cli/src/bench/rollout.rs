@@ -5,11 +5,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use asyncthink_engine::{BatchedEngine, EngineSettings, SamplingParams, Temperature};
-use asyncthink_model::{Decoder, ModelConfig};
+use asyncthink_model::{Decoder, ModelConfig, Precision};
 use asyncthink_protocol::Capacity;
-use asyncthink_recipe::{BenchRolloutSection, Recipe, RolloutWorkload};
+use asyncthink_recipe::{BenchRolloutSection, EngineDtype, Recipe, RolloutWorkload};
+use asyncthink_rollout::cache_budget;
 use asyncthink_torch::{
-    DeviceSpec, free_bytes, keep_freed_memory, open_device, peak_bytes, reset_peak_memory, set_num_threads,
+    DeviceSpec, keep_freed_memory, open_device, peak_bytes, reset_peak_memory, set_num_threads,
 };
 use tch::{Device, Kind};
 
@@ -32,16 +33,20 @@ pub(crate) fn run(file: &Path, sets: &[String], out: &mut dyn Write) -> Result<(
     let config = model::config(&recipe)?;
     let capacity = bench.capacity.unwrap_or(recipe.protocol.capacity);
     check_context(bench, capacity, &config)?;
+    let temperature =
+        Temperature::new(bench.temperature).map_err(|error| Failure::input(error.to_string()))?;
+    let sampling = SamplingParams::new(temperature);
     let episodes = match bench.workload {
         RolloutWorkload::Plain => None,
-        RolloutWorkload::Episodes => Some(Episodes::new(bench, capacity, config.vocab_size)?),
+        RolloutWorkload::Episodes => {
+            let sampling = sampling.clone();
+            Some(Episodes::new(bench, capacity, sampling, config.vocab_size)?)
+        }
     };
-    let temperature = Temperature::new(bench.temperature)
-        .map_err(|error| Failure::input(error.to_string()))?;
 
     let device = open_device(&recipe.device.to_string().parse::<DeviceSpec>()?)?;
     set_num_threads(recipe.num_threads)?;
-    let kind = Kind::Float;
+    let kind = kind_of(&recipe);
     let ceilings = Ceilings::measure(device, kind)?;
     // After the buffers of that are given back.
     keep_freed_memory();
@@ -56,7 +61,7 @@ pub(crate) fn run(file: &Path, sets: &[String], out: &mut dyn Write) -> Result<(
         recipe: &recipe,
         bench,
         episodes: episodes.as_ref(),
-        sampling: SamplingParams::new(temperature),
+        sampling,
         decoder: &decoder,
         engine: &mut engine,
     };
@@ -117,9 +122,17 @@ fn engine_settings(
         RolloutWorkload::Plain => 1,
         RolloutWorkload::Episodes => capacity.get() as usize,
     };
+    let budget = cache_budget(recipe.engine.cache_memory, device)
+        .map_err(|reason| Failure::input(format!("`engine.cache_memory`: {reason}")))?;
+    let mut settings = asyncthink_rollout::engine_settings(
+        &recipe.engine,
+        device,
+        Precision::F32,
+        capacity,
+        budget,
+    );
     let num_agents = bench.num_prompts * bench.group_size * per_sequence;
-    let max_agents = recipe.engine.max_agents.unwrap_or(num_agents);
-    let mut settings = EngineSettings::new(max_agents.clamp(per_sequence, num_agents));
+    settings.max_agents = settings.max_agents.min(num_agents);
     // A block more for each, which is copied before it is written.
     let sequence_tokens = bench.sequence_tokens(capacity) + 2 * settings.block_size;
     #[expect(
@@ -128,12 +141,17 @@ fn engine_settings(
         reason = "a count of bytes"
     )]
     let needed = cost.cached_token_bytes() as u64 * (settings.max_agents * sequence_tokens) as u64;
-    let budget = recipe.engine.cache_memory.unwrap_or_default();
-    let limit = budget
-        .limit_bytes(free_bytes(device))
-        .map_err(|reason| Failure::input(format!("`engine.cache_memory`: {reason}")))?;
-    settings.max_cache_bytes = Some(limit.map_or(needed, |limit| limit.min(needed)));
+    settings.max_cache_bytes = Some(budget.map_or(needed, |budget| budget.min(needed)));
     Ok(settings)
+}
+
+/// Number format of sampling, and of the weights, which are not trained here.
+fn kind_of(recipe: &Recipe) -> Kind {
+    match recipe.engine.dtype {
+        EngineDtype::Bf16 => Kind::BFloat16,
+        // Training computes in f32.
+        EngineDtype::Auto | EngineDtype::F32 => Kind::Float,
+    }
 }
 
 /// Rollouts over one engine.

@@ -56,7 +56,6 @@ impl AgentBackend for ScriptedBackend<'_> {
     fn start(&mut self, request: Request) -> Result<()> {
         let (id, num_tokens) = (request.agent, request.prompt.len());
         let (query, worker) = owner(id);
-        let query = usize::try_from(query).unwrap_or(usize::MAX);
         let script = (self.script_of)(query, worker.map_or(Agent::Organizer, Agent::Worker));
         self.inner.start(request)?;
         let playing = Playing {
