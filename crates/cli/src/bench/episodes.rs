@@ -48,7 +48,7 @@ impl<'a> Episodes<'a> {
         let num_forks = bench.forks(capacity);
         let tokenizer =
             task_tokenizer([words(num_forks).as_str()], &TaskTokenizerConfig::default())?;
-        if tokenizer.vocab_size() as i64 > vocab_size {
+        if i64::try_from(tokenizer.vocab_size()).unwrap_or(i64::MAX) > vocab_size {
             let message = format!(
                 "episodes of {num_forks} Forks take {} different tokens, and the model's vocabulary has {vocab_size}",
                 tokenizer.vocab_size()
