@@ -13,6 +13,8 @@ mod ceiling;
 mod collectives;
 mod cpu_decoder;
 mod cuda;
+mod cuda_graph;
+mod cuda_kernels;
 mod device;
 mod error;
 mod ffi;
@@ -31,6 +33,12 @@ pub use collectives::{
 };
 pub use cpu_decoder::{
     CPU_BLOCK_TOKENS, CpuDecoder, CpuDecoderConfig, CpuKernels, CpuKvCache, CpuParameter, CpuStep,
+};
+pub use cuda_graph::CudaGraph;
+pub use cuda_kernels::{
+    AttentionPath, AttentionRows, KERNEL_HEAD_DIMS, KernelCheck, Kernels, MAX_KERNEL_VOCAB,
+    PagedAttention, PartialSums, PinnedBuffer, RopeAndCache, SAMPLED_ROW_BYTES, SAMPLING_ROW_BYTES,
+    read_sampled_rows, self_test, write_sampling_row,
 };
 pub use device::{DeviceSpec, open_device, why_not_cuda};
 pub use error::{Error, Result};
