@@ -160,9 +160,9 @@ fn rollout_hint(error: &asyncthink_rollout::Error) -> Option<String> {
     match error {
         E::Data(error) => data_hint(error),
         E::Model(error) => model_hint(error),
-        E::Engine(EngineError::CacheBudget { .. }) | E::EpisodeCache { .. } => Some(
-            "raise `engine.cache_memory`, or shorten the budgets in `[protocol]`".to_owned(),
-        ),
+        E::Engine(EngineError::CacheBudget { .. }) | E::EpisodeCache { .. } => {
+            Some("raise `engine.cache_memory`, or shorten the budgets in `[protocol]`".to_owned())
+        }
         E::Engine(EngineError::Dtype { .. }) => {
             Some("leave `engine.dtype` out, or set it to `auto`".to_owned())
         }

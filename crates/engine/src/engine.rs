@@ -123,7 +123,8 @@ impl BatchedEngine {
     /// # Errors
     /// When the model fails, its logits are not finite, or a sequence outgrows the cache.
     pub fn step(&mut self, decoder: &Decoder) -> Result<Vec<Sampled>> {
-        self.scheduler.schedule(&mut self.batch, &mut self.sampling)?;
+        self.scheduler
+            .schedule(&mut self.batch, &mut self.sampling)?;
         if self.batch.num_rows() == 0 {
             return Ok(Vec::new());
         }
@@ -192,7 +193,9 @@ fn limits(config: &ModelConfig, settings: &EngineSettings, block_bytes: u64) -> 
         // Blocks are counted in i32, as the kernels do.
         .min(usize::try_from(i32::MAX).unwrap_or(usize::MAX));
     let within = |budget: u64| usize::try_from(budget / block_bytes.max(1)).unwrap_or(usize::MAX);
-    let num_blocks = settings.max_cache_bytes.map_or(most, |budget| most.min(within(budget)));
+    let num_blocks = settings
+        .max_cache_bytes
+        .map_or(most, |budget| most.min(within(budget)));
     let limits = Limits {
         max_running: settings.max_agents.min(settings.max_batch_tokens),
         max_batch_tokens: settings.max_batch_tokens,

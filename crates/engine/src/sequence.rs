@@ -100,7 +100,9 @@ impl Sequence {
     ) -> Vec<(BlockId, ContentId)> {
         let mut found: Vec<(BlockId, ContentId)> = Vec::new();
         for tokens in self.tokens[..self.tokens.len() - 1].chunks_exact(block_size) {
-            let parent = found.last().map_or(ContentId::ROOT, |&(_, content)| content);
+            let parent = found
+                .last()
+                .map_or(ContentId::ROOT, |&(_, content)| content);
             match blocks.find(parent, tokens) {
                 Some(block) => found.push(block),
                 None => break,
@@ -134,7 +136,7 @@ impl Sequence {
         if let Some(foreign) = foreign
             && let Some(own) = blocks.allocate()
         {
-            if self.num_computed % block_size > 0 {
+            if !self.num_computed.is_multiple_of(block_size) {
                 copies.push([foreign, own]);
                 blocks.keep_for_copy(foreign);
             }
@@ -176,7 +178,9 @@ impl Sequence {
         keep_tokens: usize,
         ids: &[TokenId],
     ) {
-        self.pending_sample = self.pending_sample.filter(|&position| position < keep_tokens);
+        self.pending_sample = self
+            .pending_sample
+            .filter(|&position| position < keep_tokens);
         self.tokens.truncate(keep_tokens);
         self.tokens.extend_from_slice(ids);
         self.num_computed = self

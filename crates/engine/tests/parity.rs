@@ -124,7 +124,9 @@ fn sampled_logprobs_equal_a_plain_forward_pass() {
             let history = histories.get_mut(&sample.agent).unwrap();
             history.ids.push(i64::from(sample.token.0));
             history.sampled.push(Some(sample.logprob));
-            history.raw.push((history.ids.len() - 1, sample.raw_logprob));
+            history
+                .raw
+                .push((history.ids.len() - 1, sample.raw_logprob));
         }
     }
     let _no_grad = tch::no_grad_guard();
@@ -237,7 +239,10 @@ fn a_cache_is_as_large_as_its_budget_and_one_of_no_block_is_refused() {
     // Keys and values of 2 layers, 16 tokens, 2 heads of 16 values, 4 bytes each.
     let block_bytes = 2 * 2 * 16 * 2 * 16 * 4;
     let engine = new(Some(5 * block_bytes + 7)).unwrap();
-    assert_eq!((engine.num_blocks(), engine.block_bytes()), (5, block_bytes));
+    assert_eq!(
+        (engine.num_blocks(), engine.block_bytes()),
+        (5, block_bytes)
+    );
     // Never more than three sequences of the model's context need.
     assert_eq!(new(None).unwrap().num_blocks(), 3 * 256 / 16);
     assert_eq!(new(Some(1 << 40)).unwrap().num_blocks(), 3 * 256 / 16);
@@ -287,7 +292,9 @@ fn an_engine_in_bf16_is_near_its_decoder_in_f32() {
     let mut engine = BatchedEngine::new(decoder.config(), Device::Cpu, settings).unwrap();
     let mut ids: Vec<TokenId> = (1..20).map(TokenId).collect();
     let prompt_len = ids.len();
-    engine.add(&Request::new(AgentId(1), ids.clone(), 3)).unwrap();
+    engine
+        .add(&Request::new(AgentId(1), ids.clone(), 3))
+        .unwrap();
     let mut logprobs = Vec::new();
     for _ in 0..40 {
         for sampled in engine.step(&decoder).unwrap() {
@@ -298,8 +305,13 @@ fn an_engine_in_bf16_is_near_its_decoder_in_f32() {
     assert_eq!(logprobs.len(), 40);
     let all: Vec<i64> = ids.iter().map(|id| i64::from(id.0)).collect();
     let _no_grad = tch::no_grad_guard();
-    let hidden = decoder.hidden_packed(&Tensor::from_slice(&all), &[all.len() as i64]).unwrap();
-    let expected = decoder.lm_head(&hidden).unwrap().log_softmax(-1, Kind::Float);
+    let hidden = decoder
+        .hidden_packed(&Tensor::from_slice(&all), &[all.len() as i64])
+        .unwrap();
+    let expected = decoder
+        .lm_head(&hidden)
+        .unwrap()
+        .log_softmax(-1, Kind::Float);
     let differences = logprobs.iter().enumerate().map(|(index, logprob)| {
         let position = prompt_len + index;
         (expected.double_value(&[position as i64 - 1, all[position]]) - f64::from(*logprob)).abs()

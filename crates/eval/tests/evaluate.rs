@@ -115,23 +115,7 @@ fn an_evaluation_repeats_itself_and_its_parts_add_up() {
         measure(&model, &with(&["engine.max_agents=2"]), &mut |_| true).unwrap(),
         (evaluation.clone(), lines.clone())
     );
-    // Parts of prompts, other blocks, and a cache that holds little more than one episode: the same episodes.
-    let tight = [
-        "engine.max_batch_tokens=9",
-        "engine.block_size=32",
-        "engine.cache_memory=128KiB",
-    ];
-    assert_eq!(
-        measure(&model, &with(&tight), &mut |_| true).unwrap(),
-        (evaluation.clone(), lines.clone())
-    );
-    let none = with(&["engine.cache_memory=16KiB"]);
-    let error = measure(&model, &none, &mut |_| true).unwrap_err().to_string();
-    assert!(
-        error.starts_with("the KV cache cannot hold one episode: an organizer of up to")
-            && error.ends_with("4 blocks of 4096 bytes fit into the budget of 16384 bytes"),
-        "{error}"
-    );
+    limits_of_the_engine_change_nothing(&model, &run_dir, &(evaluation.clone(), lines.clone()));
     // A sample of the problems: episodes of the whole evaluation.
     let (part, some) = measure(&model, &with(&["eval.num_problems=2"]), &mut |_| true).unwrap();
     assert_eq!((part.num_problems, some.len()), (2, 6));
@@ -158,6 +142,30 @@ fn an_evaluation_repeats_itself_and_its_parts_add_up() {
             found: 4
         })
     ));
+}
+
+/// Parts of prompts, other blocks, and a cache that holds little more than one episode: the same episodes.
+fn limits_of_the_engine_change_nothing(
+    model: &Path,
+    run_dir: &Path,
+    expected: &(Evaluation, Vec<EpisodeLine>),
+) {
+    let tight = [
+        "engine.max_batch_tokens=9",
+        "engine.block_size=32",
+        "engine.cache_memory=128KiB",
+    ];
+    let measured = measure(model, &recipe(run_dir, &tight), &mut |_| true);
+    assert_eq!(&measured.unwrap(), expected);
+    let none = recipe(run_dir, &["engine.cache_memory=16KiB"]);
+    let error = measure(model, &none, &mut |_| true)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("the KV cache cannot hold one episode: an organizer of up to")
+            && error.ends_with("4 blocks of 4096 bytes fit into the budget of 16384 bytes"),
+        "{error}"
+    );
 }
 
 /// An evaluation by one rank, which always has a result.

@@ -84,7 +84,8 @@ impl StepBatch {
     /// Number of positions that a rotary table must have: one more than the last of any row.
     pub(crate) fn num_positions(&self) -> usize {
         let ends = self.spans().map(|span| span.first_position + span.num_rows);
-        ends.max().map_or(0, |end| usize::try_from(end).unwrap_or(0))
+        ends.max()
+            .map_or(0, |end| usize::try_from(end).unwrap_or(0))
     }
 
     /// Rows of each sequence with the position of the first.
@@ -138,7 +139,7 @@ impl StepBatch {
         }
         for (index, (span, table)) in self.spans().zip(self.block_tables()).enumerate() {
             let end = span.first_position + span.num_rows;
-            if span.first_position < 0 || end > (table.len() * block_size) as i64 {
+            if span.first_position < 0 || end > to_i64(table.len() * block_size) {
                 let blocks = table.len();
                 return fails(format!(
                     "sequence {index} has {end} tokens and {blocks} blocks of {block_size}"
@@ -163,6 +164,10 @@ pub struct RowSpan {
     pub num_rows: i64,
     /// Position of the first row in its sequence.
     pub first_position: i64,
+}
+
+fn to_i64(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 fn to_i32(count: usize) -> i32 {
@@ -197,7 +202,11 @@ mod tests {
         assert_eq!(batch.min_num_blocks(), 5);
         let spans: Vec<_> = batch.spans().collect();
         assert_eq!(
-            (spans[0].first_position, spans[1].first_row, spans[1].num_rows),
+            (
+                spans[0].first_position,
+                spans[1].first_row,
+                spans[1].num_rows
+            ),
             (2, 3, 1)
         );
         StepBatch::default().check(0, 16).unwrap();
@@ -205,24 +214,23 @@ mod tests {
 
     #[test]
     fn wrong_batches_are_refused() {
-        let refused = |change: &dyn Fn(&mut StepBatch)| {
+        let refused = |message: &str, change: fn(&mut StepBatch)| {
             let mut batch = batch();
             change(&mut batch);
-            batch.check(5, 4).unwrap_err().to_string()
-        };
-        let cases: [(&str, &dyn Fn(&mut StepBatch)); 6] = [
-            ("block 5 of a cache of 5", &|b| b.blocks[1] = 5),
-            ("block -1 of a cache of 5", &|b| b.block_copies.push([0, -1])),
-            ("sequence 0 has 9 tokens and 2 blocks of 4", &|b| b.first_positions[0] = 6),
-            ("row 4 of 4 is to be sampled", &|b| b.sample_rows[0] = 4),
-            ("`cu_rows` does not divide 4 entries", &|b| b.cu_rows[1] = 9),
-            ("`cu_blocks` does not divide 3 entries", &|b| {
-                b.cu_blocks.pop();
-            }),
-        ];
-        for (message, change) in cases {
-            let error = refused(change);
+            let error = batch.check(5, 4).unwrap_err().to_string();
             assert!(error.ends_with(message), "{error}");
-        }
+        };
+        refused("block 5 of a cache of 5", |b| b.blocks[1] = 5);
+        refused("block -1 of a cache of 5", |b| {
+            b.block_copies.push([0, -1]);
+        });
+        refused("sequence 0 has 9 tokens and 2 blocks of 4", |b| {
+            b.first_positions[0] = 6;
+        });
+        refused("row 4 of 4 is to be sampled", |b| b.sample_rows[0] = 4);
+        refused("`cu_rows` does not divide 4 entries", |b| b.cu_rows[1] = 9);
+        refused("`cu_blocks` does not divide 3 entries", |b| {
+            b.cu_blocks.pop();
+        });
     }
 }

@@ -80,14 +80,8 @@ fn decoding_agrees_with_a_plain_pass() {
         let num_blocks = golden.ids.len().div_ceil(block_size);
         let config = decoder.config();
         // The pages lie in the reverse order, after one that is not used.
-        let cache = KvCache::new(
-            config,
-            num_blocks + 1,
-            block_size,
-            Kind::Float,
-            Device::Cpu,
-        )
-        .unwrap();
+        let cache =
+            KvCache::new(config, num_blocks + 1, block_size, Kind::Float, Device::Cpu).unwrap();
         let prompt_len = 13;
         let step = |from: i64, to: i64| {
             let mut batch = StepBatch::default();
@@ -131,7 +125,8 @@ fn packed_decoding_agrees_with_a_plain_pass() {
             let mut batch = StepBatch::default();
             let blocks = (1..=to.div_ceil(16) as i32).rev();
             // The order of the blocks must not change from step to step.
-            let blocks = blocks.map(|block| block + (num_tokens.div_ceil(16) - to.div_ceil(16)) as i32);
+            let blocks =
+                blocks.map(|block| block + (num_tokens.div_ceil(16) - to.div_ceil(16)) as i32);
             batch.push_sequence(golden.ids[from..to].iter().copied(), from, blocks);
             let mut sampling = SamplingBatch::default();
             for row in 0..to - from {

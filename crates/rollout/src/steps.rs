@@ -158,7 +158,8 @@ impl<'a> StepSource<'a> {
         let (episode, role) = split(request.agent);
         self.backend.start(request)?;
         if self.episodes.len() <= episode {
-            self.episodes.resize_with(episode + 1, EpisodeAgents::default);
+            self.episodes
+                .resize_with(episode + 1, EpisodeAgents::default);
         }
         let agents = &mut self.episodes[episode].agents;
         if agents.len() <= role {

@@ -18,12 +18,15 @@ use asyncthink_data::{TokenId, Tokenizer};
 use asyncthink_engine::{AgentId, BatchedEngine, EngineSettings, EngineStats, Request};
 use asyncthink_model::{Decoder, ModelConfig, ModelSizes};
 use asyncthink_protocol::Overflow;
-use asyncthink_rollout::{AgentBackend, AgentToken, EngineBackend, Episode, Query, Result, rollout};
+use asyncthink_rollout::{
+    AgentBackend, AgentToken, EngineBackend, Episode, Query, Result, rollout,
+};
 use tch::Device;
 
 use backend::{query, settings, templates, tokenizer};
 
-const ORGANIZER: &str = "a<FORK1> one</FORK1><FORK2> two</FORK2> b<JOIN1> c<JOIN2><ANSWER>7</ANSWER>";
+const ORGANIZER: &str =
+    "a<FORK1> one</FORK1><FORK2> two</FORK2> b<JOIN1> c<JOIN2><ANSWER>7</ANSWER>";
 const WORKERS: [(&str, &str); 2] = [
     ("sub  one", " a a c<RETURN>1</RETURN>"),
     ("sub  two", " a c c c<RETURN>2 2</RETURN>"),
@@ -158,14 +161,22 @@ fn prompts_are_computed_once_and_after_a_join_only_what_is_injected() {
     let queries = group();
     let (episodes, stats) = play(&queries, EngineSettings::new(15));
     let num_prompt = queries[0].prompt.ids.len();
-    let num_workers: usize = episodes[0].workers.iter().map(|one| one.record.prompt_tokens()).sum();
+    let num_workers: usize = episodes[0]
+        .workers
+        .iter()
+        .map(|one| one.record.prompt_tokens())
+        .sum();
     let injected = |episode: &Episode| {
         let organizer = &episode.organizer;
         organizer.ids().len() - organizer.num_decoded() - organizer.prompt_tokens()
     };
     let num_injected: usize = episodes.iter().map(injected).sum();
     assert!(num_injected >= 5 * 5);
-    assert!(episodes.iter().all(|one| one.answer() == Some("7") && one.num_joins == 2));
+    assert!(
+        episodes
+            .iter()
+            .all(|one| one.answer() == Some("7") && one.num_joins == 2)
+    );
     let num_decoded: usize = episodes.iter().map(Episode::decoded_tokens).sum();
     // Decoded tokens count too, as the script replaces them; the last one of each of the 15 agents is not computed.
     assert_eq!(

@@ -382,6 +382,25 @@ fn results_keep_the_order_of_the_queries_and_the_backend_is_never_overfull() {
 }
 
 #[test]
+fn agents_are_expected_to_decode_what_those_of_earlier_episodes_decoded() {
+    let tokenizer = tokenizer();
+    let scripts = [
+        ("main 0", "<FORK1>a</FORK1> b b b b<JOIN1><ANSWER>1</ANSWER>"),
+        ("main 1", "<FORK1>a</FORK1><JOIN1><ANSWER>1</ANSWER>"),
+        ("main 2", "<ANSWER>1</ANSWER>"),
+        ("sub a", " c c<RETURN>1</RETURN>"),
+    ];
+    let mut backend = ScriptedBackend::new(&tokenizer, 2, &scripts);
+    let queries: Vec<Query> = (0..3).map(|index| query(&tokenizer, index)).collect();
+    let settings = settings(2, Overflow::Error);
+    let rules = &templates();
+    let progress = &mut |_| true;
+    rollout(&mut backend, &tokenizer, rules, &settings, &queries, progress).unwrap();
+    // Organizer, worker, organizer and so on; each with its end of sequence.
+    assert_eq!(backend.expected_tokens, [0, 0, 12, 6, 10]);
+}
+
+#[test]
 fn a_stopped_rollout_frees_its_agents() {
     let tokenizer = tokenizer();
     let scripts = [

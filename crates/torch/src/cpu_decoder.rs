@@ -331,7 +331,9 @@ impl CpuDecoder {
         if cache.config.token_bytes() != self.config.token_bytes() {
             return Err(Error::torch(OP, "the cache is that of another decoder"));
         }
-        let half = usize::try_from(self.config.head_dim / 2).unwrap_or(1).max(1);
+        let half = usize::try_from(self.config.head_dim / 2)
+            .unwrap_or(1)
+            .max(1);
         let count = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
         let raw = RawStep {
             ids: step.ids.as_ptr(),
@@ -395,9 +397,16 @@ impl CpuStep<'_> {
         if !divides(self.cu_rows, sequences, self.ids.len())
             || !divides(self.cu_blocks, sequences, self.blocks.len())
             || self.sampling.rows.len() != samples
-            || !divides(&self.sampling.cu_banned, samples, self.sampling.banned.len())
+            || !divides(
+                &self.sampling.cu_banned,
+                samples,
+                self.sampling.banned.len(),
+            )
         {
-            return Err(Error::torch(OP, "the offsets of a step do not divide its rows"));
+            return Err(Error::torch(
+                OP,
+                "the offsets of a step do not divide its rows",
+            ));
         }
         Ok(())
     }

@@ -102,12 +102,19 @@ impl ReferenceSampler {
             return SampledRow::NOT_FINITE;
         }
         let is_greedy = row.temperature == 0.0;
-        let temperature = if is_greedy { 1.0 } else { f64::from(row.temperature) };
+        let temperature = if is_greedy {
+            1.0
+        } else {
+            f64::from(row.temperature)
+        };
         self.weights.clear();
         let scaled = logits.iter().map(|&one| f64::from(one) / temperature);
         self.weights.extend(scaled);
         for &id in banned {
-            if let Some(place) = usize::try_from(id).ok().and_then(|id| self.weights.get_mut(id)) {
+            if let Some(place) = usize::try_from(id)
+                .ok()
+                .and_then(|id| self.weights.get_mut(id))
+            {
                 *place = f64::NEG_INFINITY;
             }
         }
@@ -183,7 +190,11 @@ impl ReferenceSampler {
             mass += weight(id);
             mass >= wanted
         });
-        for id in self.order.drain(..).skip(num_kept.map_or(usize::MAX, |last| last + 1)) {
+        for id in self
+            .order
+            .drain(..)
+            .skip(num_kept.map_or(usize::MAX, |last| last + 1))
+        {
             self.weights[id as usize] = 0.0;
         }
     }
@@ -286,7 +297,10 @@ mod tests {
         for (&(share, logprob), &expected) in found.iter().zip(expected) {
             assert!((share - expected).abs() < 0.015, "{found:?} {expected}");
             if expected > 0.0 {
-                assert!((f64::from(logprob).exp() - expected).abs() < 1e-6, "{found:?}");
+                assert!(
+                    (f64::from(logprob).exp() - expected).abs() < 1e-6,
+                    "{found:?}"
+                );
             }
         }
     }
@@ -313,14 +327,18 @@ mod tests {
             assert_eq!(philox(counter, key), expected);
         }
         assert!((0..1000).all(|position| (0.0..1.0).contains(&uniform(3, position))));
-        assert!(uniform(1, 2) != uniform(2, 2) && uniform(1, 2) != uniform(1, 3));
+        let bits = |seed, position| uniform(seed, position).to_bits();
+        assert!(bits(1, 2) != bits(2, 2) && bits(1, 2) != bits(1, 3));
     }
 
     #[test]
     fn samples_follow_the_distribution() {
         let logits = logits(&[0.5, 0.3, 0.0, 0.2]);
         assert_shares(&draw(&logits, ROW, &[]), &[0.5, 0.3, 0.0, 0.2]);
-        let hot = SamplingRow { temperature: 2.0, ..ROW };
+        let hot = SamplingRow {
+            temperature: 2.0,
+            ..ROW
+        };
         let roots: Vec<f64> = [0.5_f64, 0.3, 0.0, 0.2].map(f64::sqrt).to_vec();
         let total: f64 = roots.iter().sum();
         let expected: Vec<f64> = roots.iter().map(|one| one / total).collect();

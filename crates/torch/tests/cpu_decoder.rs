@@ -49,9 +49,8 @@ struct Model {
 impl Model {
     fn new() -> Self {
         manual_seed(4);
-        let random = |shape: &[i64], scale: f64| {
-            Tensor::randn(shape, (Kind::Float, Device::Cpu)) * scale
-        };
+        let random =
+            |shape: &[i64], scale: f64| Tensor::randn(shape, (Kind::Float, Device::Cpu)) * scale;
         let near_one = |size: i64| random(&[size], 0.1) + 1.0;
         let layers = (0..LAYERS).map(|_| Layer {
             norms: [HIDDEN, HIDDEN, HEAD_DIM, HEAD_DIM].map(near_one),
@@ -288,9 +287,14 @@ fn logits_equal_those_of_plain_operations_with_every_set_of_kernels() {
             let tables: [Vec<i32>; 2] = [(20..40).collect(), (0..10).rev().collect()];
             let mut fed = [0, 0];
             // Prompts in portions, then token by token, with more and with fewer rows than a tile has.
-            for (lengths, num_checked) in
-                [([5, 30], 2), ([140, 3], 2), ([1, 1], 2), ([60, 1], 2), ([1, 1], 2), ([3, 1], 2)]
-            {
+            for (lengths, num_checked) in [
+                ([5, 30], 2),
+                ([140, 3], 2),
+                ([1, 1], 2),
+                ([60, 1], 2),
+                ([1, 1], 2),
+                ([3, 1], 2),
+            ] {
                 let portions: Vec<Portion<'_>> = [&one, &other]
                     .into_iter()
                     .enumerate()
@@ -338,7 +342,11 @@ fn in_f32_a_row_depends_on_its_own_tokens_alone_to_the_bit() {
         let mut run = Run::new(&model, model.packed(false, None), block_size, num_threads);
         let per_sequence = 160_usize.div_ceil(block_size);
         let tables: Vec<Vec<i32>> = (0..3)
-            .map(|index| (0..per_sequence).map(|b| (index * per_sequence + b) as i32).collect())
+            .map(|index| {
+                (0..per_sequence)
+                    .map(|b| (index * per_sequence + b) as i32)
+                    .collect()
+            })
             .collect();
         for group in [0, 3, 6] {
             let mut last: Vec<Vec<f32>> = Vec::new();
@@ -351,7 +359,14 @@ fn in_f32_a_row_depends_on_its_own_tokens_alone_to_the_bit() {
                         let ids = all.get(fed..)?;
                         let ids = &ids[..portion.min(ids.len())];
                         let blocks = &tables[index];
-                        (!ids.is_empty()).then_some((index, Portion { ids, first: fed, blocks }))
+                        (!ids.is_empty()).then_some((
+                            index,
+                            Portion {
+                                ids,
+                                first: fed,
+                                blocks,
+                            },
+                        ))
                     })
                     .collect();
                 let (indices, portions): (Vec<_>, Vec<_>) = portions.into_iter().unzip();
@@ -365,7 +380,9 @@ fn in_f32_a_row_depends_on_its_own_tokens_alone_to_the_bit() {
             for (index, last) in last.iter().enumerate() {
                 let expected = &alone[group + index];
                 assert!(
-                    last.iter().zip(expected).all(|(a, b)| a.to_bits() == b.to_bits()),
+                    last.iter()
+                        .zip(expected)
+                        .all(|(a, b)| a.to_bits() == b.to_bits()),
                     "{num_threads} threads, blocks of {block_size}, portions of {portion}"
                 );
             }
@@ -390,7 +407,9 @@ fn sequences_that_share_blocks_attend_as_if_each_had_its_own() {
         .map(|index| (0..8).chain([20 + 2 * index, 21 + 2 * index]).collect())
         .collect();
     let copies: Vec<[i32; 2]> = tables.iter().map(|table| [8, table[8]]).collect();
-    let tails: Vec<Vec<i64>> = (0..20).map(|seed| ids(1 + seed as usize % 3, 40 + seed)).collect();
+    let tails: Vec<Vec<i64>> = (0..20)
+        .map(|seed| ids(1 + seed as usize % 3, 40 + seed))
+        .collect();
     let portions: Vec<Portion<'_>> = tails
         .iter()
         .zip(&tables)
@@ -463,18 +482,55 @@ fn steps_that_contradict_themselves_or_the_cache_are_errors() {
     assert!(decoder.step(&mut cache, &good, 1).unwrap().is_empty());
     let half = HEAD_DIM as usize / 2;
     let bad = [
-        CpuStep { ids: &[1, VOCAB], ..good },
-        CpuStep { ids: &[1, -1], ..good },
-        CpuStep { cu_rows: &[0, 3], ..good },
-        CpuStep { cu_rows: &[2, 2], ..good },
-        CpuStep { blocks: &[3, 4], ..good },
-        CpuStep { blocks: &[-1, 1], ..good },
-        CpuStep { cu_blocks: &[0, 1], blocks: &[3], ..good },
-        CpuStep { first_positions: &[-1], ..good },
-        CpuStep { first_positions: &[31], ..good },
-        CpuStep { block_copies: &[[0, 4]], ..good },
-        CpuStep { sample_rows: &[0], ..good },
-        CpuStep { cos: &cos[..16 * half], ..good },
+        CpuStep {
+            ids: &[1, VOCAB],
+            ..good
+        },
+        CpuStep {
+            ids: &[1, -1],
+            ..good
+        },
+        CpuStep {
+            cu_rows: &[0, 3],
+            ..good
+        },
+        CpuStep {
+            cu_rows: &[2, 2],
+            ..good
+        },
+        CpuStep {
+            blocks: &[3, 4],
+            ..good
+        },
+        CpuStep {
+            blocks: &[-1, 1],
+            ..good
+        },
+        CpuStep {
+            cu_blocks: &[0, 1],
+            blocks: &[3],
+            ..good
+        },
+        CpuStep {
+            first_positions: &[-1],
+            ..good
+        },
+        CpuStep {
+            first_positions: &[31],
+            ..good
+        },
+        CpuStep {
+            block_copies: &[[0, 4]],
+            ..good
+        },
+        CpuStep {
+            sample_rows: &[0],
+            ..good
+        },
+        CpuStep {
+            cos: &cos[..16 * half],
+            ..good
+        },
     ];
     for step in bad {
         assert!(decoder.step(&mut cache, &step, 1).is_err(), "{step:?}");
@@ -485,7 +541,11 @@ fn steps_that_contradict_themselves_or_the_cache_are_errors() {
     assert!(decoder.step(&mut other, &good, 1).is_err());
     let wrong = Tensor::zeros([HIDDEN, VOCAB], (Kind::Float, Device::Cpu));
     assert!(decoder.set(CpuParameter::Head, 0, &[&wrong]).is_err());
-    assert!(decoder.set(CpuParameter::Head, 0, &[&wrong.to_kind(Kind::Double)]).is_err());
+    assert!(
+        decoder
+            .set(CpuParameter::Head, 0, &[&wrong.to_kind(Kind::Double)])
+            .is_err()
+    );
     assert!(decoder.set(CpuParameter::GateUp, 0, &[&wrong]).is_err());
     assert!(decoder.set(CpuParameter::InputNorm, 9, &[&wrong]).is_err());
 }

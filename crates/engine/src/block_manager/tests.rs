@@ -1,3 +1,10 @@
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "numbers of tests are small"
+)]
+
 use std::collections::BTreeSet;
 
 use rand_chacha::ChaCha8Rng;
@@ -47,7 +54,10 @@ fn blocks_without_content_come_first_and_the_oldest_content_last() {
     manager.release(a);
     manager.release(c);
     assert_eq!((manager.num_free(), manager.num_used()), (4, 0));
-    assert_eq!(manager.find(ContentId::ROOT, &tokens(&[1])), Some((a, first)));
+    assert_eq!(
+        manager.find(ContentId::ROOT, &tokens(&[1])),
+        Some((a, first))
+    );
     assert_eq!(manager.find(ContentId::ROOT, &tokens(&[2])), None);
     let taken: Vec<BlockId> = (0..4).map(|_| take(&mut manager)).collect();
     assert_eq!(taken, [c, 3, b, a]);
@@ -61,8 +71,14 @@ fn a_content_that_is_known_takes_the_place_of_a_second_one() {
     let mut manager = BlockManager::new(3);
     let (a, b) = (manager.allocate().unwrap(), manager.allocate().unwrap());
     let known = manager.register(ContentId::ROOT, &tokens(&[1, 2]), a);
-    assert_eq!(manager.register(ContentId::ROOT, &tokens(&[1, 2]), b), known);
-    assert_eq!(manager.register(ContentId::ROOT, &tokens(&[1, 2]), a), known);
+    assert_eq!(
+        manager.register(ContentId::ROOT, &tokens(&[1, 2]), b),
+        known
+    );
+    assert_eq!(
+        manager.register(ContentId::ROOT, &tokens(&[1, 2]), a),
+        known
+    );
     manager.check([&[a, a][..]].into_iter());
     assert!(!manager.is_writable(a));
     assert_eq!(manager.allocate(), Some(b));
@@ -121,8 +137,7 @@ fn random_operations_leak_nothing_and_hand_out_no_block_twice() {
             4 if table.is_empty() => {
                 // What is known is shared.
                 let mut parent = ContentId::ROOT;
-                while let Some((block, content)) =
-                    manager.find(parent, &[TokenId(below(3) as u32)])
+                while let Some((block, content)) = manager.find(parent, &[TokenId(below(3) as u32)])
                 {
                     manager.share(block);
                     table.push(block);

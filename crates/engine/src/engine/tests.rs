@@ -34,7 +34,11 @@ fn decoder(kind: Kind, head_dim: i64) -> Decoder {
     let decoder = Decoder::init(&config, Device::Cpu, 3).unwrap();
     let parameters = decoder.named_parameters().iter().map(|(name, tensor)| {
         // Freshly drawn weights give nearly uniform logits, which would hide a wrong page.
-        let factor = if name.ends_with("norm.weight") { 1.0 } else { 12.0 };
+        let factor = if name.ends_with("norm.weight") {
+            1.0
+        } else {
+            12.0
+        };
         (name.clone(), (tensor * factor).to_kind(kind))
     });
     Decoder::from_parameters(&config, parameters.collect()).unwrap()
@@ -66,7 +70,9 @@ fn check(decoder: &Decoder, histories: &[History]) {
     let ids = histories.iter().flat_map(|one| &one.ids);
     let ids: Vec<i64> = ids.map(|id| i64::from(id.0)).collect();
     let lens: Vec<i64> = histories.iter().map(|one| one.ids.len() as i64).collect();
-    let hidden = decoder.hidden_packed(&Tensor::from_slice(&ids), &lens).unwrap();
+    let hidden = decoder
+        .hidden_packed(&Tensor::from_slice(&ids), &lens)
+        .unwrap();
     let logits = decoder.lm_head(&hidden).unwrap();
     let logits = Vec::<f32>::try_from(logits.flatten(0, 1)).unwrap();
     let rows: Vec<&[f32]> = logits.chunks_exact(13).collect();
@@ -92,7 +98,10 @@ fn sampling(which: usize) -> SamplingParams {
     let params = match which {
         0 => at(0.0),
         1 => at(0.7).with_top_k(Some(4)).unwrap(),
-        2 => at(1.5).with_top_p(0.8).unwrap().with_banned_ids([TokenId(3)]),
+        2 => at(1.5)
+            .with_top_p(0.8)
+            .unwrap()
+            .with_banned_ids([TokenId(3)]),
         _ => at(1.0).with_min_p(0.02).unwrap(),
     };
     params.with_eos_ids([TokenId(0)])
@@ -236,7 +245,12 @@ fn every_schedule_samples_what_a_plain_forward_pass_gives() {
         let runner = PortableRunner::of_kind(config, Device::Cpu, block_size, kind);
         Box::new(runner.unwrap())
     };
-    run_schedules(&decoder(Kind::Double, 4), [1, 3, 8, 16], make_runner, |_| {});
+    run_schedules(
+        &decoder(Kind::Double, 4),
+        [1, 3, 8, 16],
+        make_runner,
+        |_| {},
+    );
 }
 
 #[test]

@@ -18,7 +18,11 @@ pub(crate) struct CpuRunner {
 
 impl CpuRunner {
     /// Whether the kernels can run such an engine.
-    pub(crate) fn supports(config: &ModelConfig, device: Device, settings: &EngineSettings) -> bool {
+    pub(crate) fn supports(
+        config: &ModelConfig,
+        device: Device,
+        settings: &EngineSettings,
+    ) -> bool {
         device == Device::Cpu
             && settings.block_size > 0
             && settings.block_size.is_multiple_of(CPU_BLOCK_TOKENS)

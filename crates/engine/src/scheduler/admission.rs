@@ -74,7 +74,9 @@ impl Scheduler {
     }
 
     fn note_in_flight(&self, index: SequenceIndex, in_flight: &mut InFlight) {
-        let next = self.sequence(index).next_whole_block(self.limits.block_size);
+        let next = self
+            .sequence(index)
+            .next_whole_block(self.limits.block_size);
         if let Some((parent, tokens)) = next {
             in_flight.insert((parent, tokens.to_vec()));
         }
@@ -106,7 +108,9 @@ impl Scheduler {
         let start = found.len() * block_size;
         let end = start + block_size;
         if end <= sequence.num_shareable {
-            let parent = found.last().map_or(ContentId::ROOT, |&(_, content)| content);
+            let parent = found
+                .last()
+                .map_or(ContentId::ROOT, |&(_, content)| content);
             let next = (parent, sequence.tokens[start..end].to_vec());
             if in_flight.contains(&next) {
                 return None;

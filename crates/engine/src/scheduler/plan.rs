@@ -116,7 +116,9 @@ impl Scheduler {
             if sequence.is_fresh && entry.leader.is_none() {
                 last_rows.push((entry.index, row));
             }
-            batch.sample_rows.push(i32::try_from(row).unwrap_or(i32::MAX));
+            batch
+                .sample_rows
+                .push(i32::try_from(row).unwrap_or(i32::MAX));
             let banned = sequence.sampling.banned_ids().iter();
             sampling.push(
                 sequence.sampling.row(sequence.seed, sequence.tokens.len()),

@@ -1,6 +1,13 @@
 //! Schedules over a model that is a hash of what the pages hold: a wrong page, a lost copy or a token computed twice
 //! shows in the next sample.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "numbers of tests are small"
+)]
+
 use std::collections::BTreeMap;
 
 use asyncthink_torch::ReferenceSampler;
@@ -49,7 +56,11 @@ impl FakeRunner {
         let mut written: Vec<i32> = batch.block_copies.iter().map(|copy| copy[1]).collect();
         written.sort_unstable();
         written.dedup();
-        assert_eq!(written.len(), batch.block_copies.len(), "two copies into a block");
+        assert_eq!(
+            written.len(),
+            batch.block_copies.len(),
+            "two copies into a block"
+        );
         for &[from, to] in &batch.block_copies {
             assert!(!written.contains(&from), "a block is copied and written");
             let (from, to) = (from as usize * size, to as usize * size);
@@ -163,6 +174,7 @@ struct Twin {
     request: Request,
     tokens: Vec<TokenId>,
     is_running: bool,
+    is_paused: bool,
 }
 
 impl Twin {
@@ -171,6 +183,7 @@ impl Twin {
             tokens: request.prompt.clone(),
             request: request.clone(),
             is_running: true,
+            is_paused: false,
         }
     }
 
@@ -232,10 +245,16 @@ fn random_schedule(seed: u64) -> EngineStats {
                 continue;
             };
             let twin = agents.get_mut(&agent).unwrap();
-            match below(4) {
+            match below(5) {
                 0 => {
                     simulation.scheduler.pause(agent).unwrap();
+                    twin.is_paused |= twin.is_running;
                     twin.is_running = false;
+                }
+                4 => {
+                    simulation.scheduler.resume(agent).unwrap();
+                    twin.is_running |= twin.is_paused;
+                    twin.is_paused = false;
                 }
                 1 => {
                     simulation.scheduler.remove(agent).unwrap();
@@ -249,6 +268,7 @@ fn random_schedule(seed: u64) -> EngineStats {
                         twin.tokens.truncate(keep);
                         twin.tokens.extend(new);
                         twin.is_running = true;
+                        twin.is_paused = false;
                     }
                 }
             }
@@ -296,7 +316,11 @@ fn ten_thousand_agents_all_finish_within_the_budget() {
     for agent in 0..10_000 {
         // Groups of eight with one prompt; now and then one that needs many steps to prefill.
         let group = (agent / 8) as u32;
-        let len = if group % 100 == 0 { 900 } else { 20 + group % 60 };
+        let len = if group % 100 == 0 {
+            900
+        } else {
+            20 + group % 60
+        };
         let prompt = (0..len).map(|n| TokenId(n * 7 + group % 500)).collect();
         let num_wanted = 1 + below(200);
         let request = Request::new(AgentId(agent), prompt, agent)
@@ -370,7 +394,10 @@ fn a_common_head_is_computed_once_and_those_who_need_it_wait() {
         simulation.step();
     }
     let stats = simulation.scheduler.stats();
-    assert_eq!((stats.prefilled_tokens, stats.reused_tokens), (45 + 3 * 13, 3 * 32));
+    assert_eq!(
+        (stats.prefilled_tokens, stats.reused_tokens),
+        (45 + 3 * 13, 3 * 32)
+    );
 }
 
 #[test]
@@ -385,7 +412,10 @@ fn injected_text_is_all_that_is_computed_after_a_pause() {
         simulation.step();
     }
     simulation.scheduler.pause(agent).unwrap();
-    simulation.scheduler.extend(agent, 55, &ids(20..27)).unwrap();
+    simulation
+        .scheduler
+        .extend(agent, 55, &ids(20..27))
+        .unwrap();
     assert_eq!(simulation.step().len(), 1);
     // The last sampled token is computed with the injected ones.
     assert_eq!(simulation.batch.num_rows(), 8);
@@ -402,7 +432,10 @@ fn injected_text_is_all_that_is_computed_after_a_pause() {
     assert!(simulation.batch.block_copies.is_empty());
 
     // A cut into the prompt leaves the known block alone.
-    simulation.scheduler.extend(agent, 20, &[TokenId(3)]).unwrap();
+    simulation
+        .scheduler
+        .extend(agent, 20, &[TokenId(3)])
+        .unwrap();
     assert_eq!(simulation.step().len(), 1);
     assert_eq!(simulation.batch.num_rows(), 1);
     assert_eq!(simulation.batch.block_copies.len(), 1);
@@ -435,7 +468,11 @@ fn agents_end_themselves_at_an_end_of_sequence_and_at_the_end_of_the_context() {
     let mut simulation = Simulation::new(limits);
     for seed in 0..4 {
         let request = Request::new(AgentId(seed), ids(0..9), seed);
-        let request = if seed == 0 { request } else { request.with_sampling(sampling()) };
+        let request = if seed == 0 {
+            request
+        } else {
+            request.with_sampling(sampling())
+        };
         simulation.scheduler.add(&request).unwrap();
     }
     let mut last = BTreeMap::new();
@@ -463,7 +500,12 @@ fn a_failed_step_leaves_agents_that_begin_again() {
         simulation.scheduler.add(&request).unwrap();
     }
     simulation.step();
-    let Simulation { scheduler, batch, sampling, .. } = &mut simulation;
+    let Simulation {
+        scheduler,
+        batch,
+        sampling,
+        ..
+    } = &mut simulation;
     scheduler.schedule(batch, sampling).unwrap();
     assert!(!batch.block_copies.is_empty());
     scheduler.fail_step();
@@ -477,7 +519,12 @@ fn a_failed_step_leaves_agents_that_begin_again() {
         logprob: f32::NAN,
         raw_logprob: 0.0,
     }; 3];
-    let Simulation { scheduler, batch, sampling, .. } = &mut simulation;
+    let Simulation {
+        scheduler,
+        batch,
+        sampling,
+        ..
+    } = &mut simulation;
     scheduler.schedule(batch, sampling).unwrap();
     let error = scheduler.commit(&rows, &mut Vec::new()).unwrap_err();
     assert!(matches!(error, Error::NonFinite(_)));
@@ -494,13 +541,20 @@ fn what_cannot_fit_is_refused_with_the_arithmetic() {
     let message = "the KV cache cannot hold a sequence of 65 tokens: it takes 5 blocks of 16 tokens, and 4 blocks of 100 \
                    bytes fit into the budget of 400 bytes";
     assert_eq!(error.unwrap_err().to_string(), message);
-    scheduler.add(&Request::new(AgentId(1), ids(0..63), 1)).unwrap();
+    scheduler
+        .add(&Request::new(AgentId(1), ids(0..63), 1))
+        .unwrap();
     assert!(scheduler.extend(AgentId(1), 63, &ids(0..2)).is_err());
     assert!(scheduler.extend(AgentId(1), 64, &[]).is_err());
     assert!(scheduler.extend(AgentId(1), 0, &[]).is_err());
     simulation.step();
     simulation.step();
-    let Simulation { scheduler, batch, sampling, .. } = &mut simulation;
+    let Simulation {
+        scheduler,
+        batch,
+        sampling,
+        ..
+    } = &mut simulation;
     let error = scheduler.schedule(batch, sampling).unwrap_err();
     assert_eq!(error.to_string(), message);
 }

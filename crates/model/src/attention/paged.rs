@@ -43,7 +43,9 @@ fn read(
     let mut next = 0;
     while let Some(&span) = rows.spans.get(next) {
         if span.num_rows == 1 {
-            let run = rows.spans[next..].iter().take_while(|one| one.num_rows == 1);
+            let run = rows.spans[next..]
+                .iter()
+                .take_while(|one| one.num_rows == 1);
             let len = portion(run, cache, max_elements);
             outputs.push(single_rows(query, cache, rows, next, len)?);
             next += len;
@@ -175,8 +177,7 @@ fn many_rows(
 /// Whether each of `length` positions comes after that of a row: bool `[rows, length]`.
 fn later_than(positions: &Tensor, length: i64) -> Result<Tensor, TchError> {
     let all = Tensor::f_arange(length, (Kind::Int64, positions.device()))?;
-    all.f_unsqueeze(0)?
-        .f_gt_tensor(&positions.f_unsqueeze(1)?)
+    all.f_unsqueeze(0)?.f_gt_tensor(&positions.f_unsqueeze(1)?)
 }
 
 /// Attention of rows `[rows, heads, head_dim]`, each over keys and values `[rows, kv_heads, length, head_dim]` of its own.

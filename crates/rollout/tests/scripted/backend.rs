@@ -51,6 +51,8 @@ pub(crate) struct ScriptedBackend<'a> {
     pub(crate) agents: BTreeMap<AgentId, Playing>,
     pub(crate) max_held: usize,
     pub(crate) num_polls: u64,
+    /// Tokens that each agent was expected to decode, in the order of their start.
+    pub(crate) expected_tokens: Vec<usize>,
     delivery: Delivery,
 }
 
@@ -97,6 +99,7 @@ impl<'a> ScriptedBackend<'a> {
             agents: BTreeMap::new(),
             max_held: 0,
             num_polls: 0,
+            expected_tokens: Vec::new(),
             delivery: Delivery::LockStep,
         }
     }
@@ -123,6 +126,7 @@ impl AgentBackend for ScriptedBackend<'_> {
             .scripts
             .get(&prompt)
             .unwrap_or_else(|| panic!("no script for `{prompt}`"));
+        self.expected_tokens.push(request.expected_tokens);
         let last = request.prompt.last().copied();
         let script = self.tokenizer.encode_continuation(script, last).unwrap();
         let playing = Playing {

@@ -51,7 +51,9 @@ impl Step {
         }
         let num_rows: i64 = sequences.iter().map(|(_, num)| num).sum();
         let size = usize::try_from(block_size).unwrap();
-        batch.check(usize::try_from(num_blocks).unwrap(), size).unwrap();
+        batch
+            .check(usize::try_from(num_blocks).unwrap(), size)
+            .unwrap();
         Step {
             query: Tensor::randn([num_rows, heads, head_dim], FLOAT) * 2.0,
             key: Tensor::randn([num_rows, kv_heads, head_dim], FLOAT),
@@ -71,7 +73,14 @@ impl Step {
     }
 
     fn run(&self) -> Tensor {
-        paged_attention(&self.query, &self.key, &self.value, self.cache(), &self.rows).unwrap()
+        paged_attention(
+            &self.query,
+            &self.key,
+            &self.value,
+            self.cache(),
+            &self.rows,
+        )
+        .unwrap()
     }
 
     /// The formula in f64, one row and head at a time, from the pages that the block tables name.
