@@ -67,6 +67,8 @@ struct Model {
     frequencies: Tensor,
     attention_factor: f64,
     has_matrix_attention: bool,
+    /// Whether a product of this kind can give f32.
+    has_wide_products: bool,
     multiprocessors: i64,
 }
 
@@ -130,6 +132,7 @@ impl FusedDecoder {
                 .f_to_device(device)?,
             attention_factor: config.rope.attention_factor().unwrap_or(1.0),
             has_matrix_attention: kernels.has_matrix_attention(kind, config.head_dim, group),
+            has_wide_products: has_wide_products(kind, device),
             multiprocessors: to_size(kernels.multiprocessors()?),
             config: config.clone(),
         };
@@ -325,6 +328,15 @@ impl FusedDecoder {
     }
 }
 
+/// Whether a product of bf16 can give f32: on CUDA only, where libtorch has it.
+fn has_wide_products(kind: Kind, device: Device) -> bool {
+    let product = || -> Result<Tensor> {
+        let square = Tensor::f_zeros([16, 16], (kind, device))?;
+        Ok(square.f_mm_dtype(&square, Kind::Float)?)
+    };
+    kind == Kind::BFloat16 && device != Device::Cpu && product().is_ok()
+}
+
 /// Rows of the recorded step that a batch fits into, if it is a decoding step.
 fn rows_to_record(batch: &StepBatch) -> Option<usize> {
     let rows = batch.num_rows();
@@ -492,7 +504,7 @@ impl Model {
     /// Logits in f32: a product of bf16 keeps the precision of its sums.
     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         let head = &self.weights.head;
-        if self.kind == Kind::BFloat16 && matches!(self.kernels.device(), Device::Cuda(_)) {
+        if self.has_wide_products {
             return Ok(hidden.f_mm_dtype(&head.f_transpose(0, 1)?, Kind::Float)?);
         }
         Ok(hidden

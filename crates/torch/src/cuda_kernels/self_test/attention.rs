@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::KernelCheck;
+use super::check::KernelCheck;
 use super::numbers::{Numbers, Rounded, check, difference, ints, values_of};
 use crate::cuda_kernels::{
     AttentionPath, AttentionRows, KERNEL_HEAD_DIMS, Kernels, PagedAttention, PartialSums, reference,
