@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 use super::check::KernelCheck;
 use super::numbers::{Numbers, Rounded, check, difference, ints, values_of};
 use crate::cuda_kernels::{
-    AttentionPath, AttentionRows, KERNEL_HEAD_DIMS, Kernels, PagedAttention, PartialSums, reference,
+    AttentionPath, AttentionRows, Kernels, PagedAttention, PartialSums, reference,
 };
 use crate::error::{OpContext, Result};
 
@@ -19,6 +19,19 @@ const DECODING: Sequences<'static> = &[(1, 0), (1, 16), (1, 127), (1, 300)];
 
 /// Prompts and parts of prompts between decoding rows, as a mixed step has them.
 const MIXED: Sequences<'static> = &[(21, 0), (1, 33), (3, 150), (1, 0), (6, 14)];
+
+/// Head dimensions, query heads for a key-value head, parts of a context, tokens of a block.
+const CASES: [(usize, usize, i64, usize); 9] = [
+    (16, 3, 4, 16),
+    (16, 4, 1, 32),
+    (32, 1, 3, 16),
+    (64, 1, 1, 32),
+    (64, 4, 4, 48),
+    (64, 12, 3, 16),
+    (128, 3, 3, 16),
+    (128, 4, 4, 16),
+    (128, 6, 1, 32),
+];
 
 struct Case {
     group: usize,
@@ -192,19 +205,14 @@ fn tiles(sequences: Sequences<'_>, max_rows: usize, of_prompts: bool) -> Vec<i32
 
 pub(in crate::cuda_kernels) fn run(kernels: Kernels, kind: Kind) -> Result<Vec<KernelCheck>> {
     let mut checks = Vec::new();
-    for head_dim in KERNEL_HEAD_DIMS {
-        let head_dim = usize::try_from(head_dim).unwrap_or(1);
-        for (group, splits, block_size) in
-            [(1, 1, 32), (3, 4, 16), (4, 4, 48), (6, 1, 16), (12, 3, 16)]
-        {
-            let case = || Case {
-                group,
-                head_dim,
-                block_size,
-                splits,
-            };
-            checks.extend(paths(kernels, kind, &case)?);
-        }
+    for (head_dim, group, splits, block_size) in CASES {
+        let case = || Case {
+            group,
+            head_dim,
+            block_size,
+            splits,
+        };
+        checks.extend(paths(kernels, kind, &case)?);
     }
     Ok(checks)
 }
