@@ -4,9 +4,9 @@
 #   scripts/setup.sh [--cuda | --cpu]
 #
 # --cuda also fetches the CUDA libraries (about 4 GB on disk), --cpu leaves them out; the default is --cuda where
-# `nvidia-smi` finds a GPU. Both fetch the headers of NCCL, of whose 200 MB only these 0.5 MB are kept by --cpu: what
-# works between GPUs is compiled everywhere and runs where the libraries are. A libtorch named by LIBTORCH in the
-# environment is used as it is and nothing is fetched.
+# `nvidia-smi` finds a GPU. Both fetch the headers of NCCL, of whose 200 MB only these 0.5 MB are kept by --cpu, and the
+# CUDA compiler (150 MB on disk): what works on GPUs is compiled everywhere and runs where the libraries are. A libtorch
+# named by LIBTORCH in the environment is used as it is and nothing is fetched.
 set -euo pipefail
 
 readonly TORCH_VERSION=2.11.0
@@ -16,6 +16,8 @@ readonly WHEEL_PYTHON=3.12
 readonly COMPANIONS=("nvidia-cuda-runtime==13.0.*" "nvidia-cuda-cupti==13.0.*" "nvidia-cuda-crt==13.0.*")
 # Headers that those of CUDA include.
 readonly CUDA_CORE="nvidia-cuda-cccl==13.0.*"
+# The compiler of the CUDA kernels.
+readonly NVCC=("nvidia-cuda-nvcc==13.0.*" "nvidia-nvvm==13.0.*")
 readonly PIP_TARGET_OPTIONS=(--only-binary=:all: --implementation cp --python-version "$WHEEL_PYTHON")
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -137,6 +139,30 @@ add_nccl_headers() {
   rm -rf "$new"
 }
 
+# Adds the CUDA compiler to $target where it is missing: also to what an earlier version of this script has fetched.
+add_nvcc() {
+  local cuda="$target/nvidia/cu13" new="$target.nvcc.$$"
+  if [ -e "$cuda/bin/nvcc" ]; then return; fi
+  check_pip
+  # shellcheck disable=SC2064  # the folder's name is wanted as it is now
+  trap "rm -rf '$new'" EXIT
+  say "fetching ${NVCC[*]}"
+  if ! pip_into "$new" --no-deps "${NVCC[@]}"; then
+    say "pip could not fetch them; the build leaves the CUDA kernels out"
+    return
+  fi
+  cp -r "$new"/*.dist-info "$target/"
+  # The linker of device code and what embeds files are not used.
+  rm -f "$new/nvidia/cu13/bin"/{nvlink,bin2c,__nvcc_device_query}
+  cp "$new/nvidia/cu13/include"/*.h "$cuda/include/"
+  rm -rf "$cuda/nvvm"
+  mkdir -p "$cuda/nvvm"
+  mv "$new/nvidia/cu13/nvvm"/{bin,libdevice} "$cuda/nvvm/"
+  # Last and as a whole: the compiler is there if all that it needs is.
+  mv "$new/nvidia/cu13/bin" "$cuda/bin"
+  rm -rf "$new"
+}
+
 check_rust
 check_compiler
 
@@ -162,4 +188,5 @@ case "$(installed)" in
     ;;
 esac
 add_nccl_headers
+add_nvcc
 say "ready: cargo build, cargo test and cargo run work with nothing exported"

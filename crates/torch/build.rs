@@ -2,6 +2,8 @@
 
 #[path = "link.rs"]
 mod link;
+#[path = "nvcc.rs"]
+mod nvcc;
 
 use std::path::{Path, PathBuf};
 
@@ -49,12 +51,14 @@ const KERNELS: [(&str, &[&[&str]], u32); 6] = [
 const PORTABLE_KERNELS: usize = 2;
 
 /// What else makes the C++ side; folders count with all that is in them.
-const OTHER_SOURCES: [&str; 7] = [
+const OTHER_SOURCES: [&str; 9] = [
     "cpp/cpu_decoder",
     "cpp/shim.h",
     "cpp/collectives.h",
     "cpp/cuda_memory.cpp",
     "cpp/collectives_cuda.cpp",
+    "cpp/cuda_stream.cpp",
+    "cpp/cuda_graph.cpp",
     "cpp/gloo_headers",
     "cpp/cuda_headers",
 ];
@@ -80,6 +84,17 @@ fn main() {
         println!("cargo:rustc-link-lib={library}");
     }
     build_cuda_libraries(&libraries, &include);
+    build_emulation(&include);
+}
+
+/// Builds the CUDA kernels for the CPU, where tests need them: an empty file in release builds.
+fn build_emulation(include: &Path) {
+    let library = library_path("emulation");
+    if std::env::var("PROFILE").is_ok_and(|profile| profile == "release") {
+        std::fs::write(&library, []).expect("the build folder can be written");
+    } else {
+        nvcc::emulation(compiler(include).get_compiler().path(), &library);
+    }
 }
 
 /// Compiles the CPU kernels and gives their object files.
@@ -126,8 +141,8 @@ fn compiler(include: &Path) -> cc::Build {
     build
 }
 
-/// Builds `libasyncthink_cuda.so` and `libasyncthink_nccl.so`, which the program carries as bytes and opens only after
-/// `libtorch_cuda.so`. Two, because the first one needs less to be opened.
+/// Builds `libasyncthink_cuda.so` and the like, which the program carries as bytes and opens only after
+/// `libtorch_cuda.so`. Several, because some need less to be built or opened than others.
 ///
 /// They need the CUDA headers but neither a GPU nor a driver. A libtorch without CUDA, or without the headers, gives
 /// empty files: such a program runs on the CPU, reports no CUDA memory, and has no collectives between GPUs.
@@ -147,34 +162,74 @@ fn build_cuda_libraries(libraries: &Path, include: &Path) {
     build_library(
         "cuda",
         "cpp/cuda_memory.cpp",
-        cuda.map(|folder| vec![folder]),
+        &[],
+        cuda.clone().map(|folder| vec![folder]),
         &["c10_cuda", "c10"],
+        (libraries, include),
+    );
+    let nvcc = cuda.as_ref().and_then(|_| nvcc::find(libraries));
+    if cuda.is_some() && nvcc.is_none() {
+        println!(
+            "cargo:warning=no nvcc of CUDA 13 found: the CUDA kernels are left out; `scripts/setup.sh` fetches it"
+        );
+    }
+    let objects = match (&cuda, &nvcc) {
+        (Some(cuda), Some(nvcc)) => nvcc::kernels(nvcc, cuda, &out_folder()),
+        _ => Vec::new(),
+    };
+    build_library(
+        "kernels",
+        "cpp/cuda_stream.cpp",
+        &objects,
+        cuda.clone()
+            .filter(|_| nvcc.is_some())
+            .map(|folder| vec![folder]),
+        &["c10_cuda", "c10"],
+        (libraries, include),
+    );
+    build_library(
+        "graph",
+        "cpp/cuda_graph.cpp",
+        &[],
+        cuda.map(|folder| vec![folder]),
+        &["torch_cuda", "c10_cuda", "torch_cpu", "c10"],
         (libraries, include),
     );
     build_library(
         "nccl",
         "cpp/collectives_cuda.cpp",
+        &[],
         nccl,
         &["torch_cuda", "c10_cuda", "torch_cpu", "c10"],
         (libraries, include),
     );
 }
 
-/// Builds one shared library, empty if it has no `headers`, and tells its path in `ASYNCTHINK_(NAME)_LIBRARY`.
-fn build_library(
-    name: &str,
-    source: &str,
-    headers: Option<Vec<PathBuf>>,
-    linked: &[&str],
-    (libraries, include): (&Path, &Path),
-) {
-    let output = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets `OUT_DIR`"))
-        .join(format!("libasyncthink_{name}.so"));
+fn out_folder() -> PathBuf {
+    PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets `OUT_DIR`"))
+}
+
+/// Where a shared library is built; tells it in `ASYNCTHINK_(NAME)_LIBRARY`.
+fn library_path(name: &str) -> PathBuf {
+    let output = out_folder().join(format!("libasyncthink_{name}.so"));
     println!(
         "cargo:rustc-env=ASYNCTHINK_{}_LIBRARY={}",
         name.to_uppercase(),
         output.display()
     );
+    output
+}
+
+/// Builds one shared library, empty if it has no `headers`, of a source and objects that are there.
+fn build_library(
+    name: &str,
+    source: &str,
+    objects: &[PathBuf],
+    headers: Option<Vec<PathBuf>>,
+    linked: &[&str],
+    (libraries, include): (&Path, &Path),
+) {
+    let output = library_path(name);
     let Some(headers) = headers else {
         std::fs::write(&output, []).expect("the build folder can be written");
         return;
@@ -187,7 +242,9 @@ fn build_library(
         .arg("-DUSE_C10D_NCCL")
         // After all others: stands in for headers of large packages of which only names are needed.
         .args(["-idirafter", "cpp/cuda_headers"])
-        .args(["-shared", source, "-o"])
+        .args(["-shared", source])
+        .args(objects)
+        .arg("-o")
         .arg(&output)
         .arg("-L")
         .arg(libraries)

@@ -13,6 +13,8 @@ mod ceiling;
 mod collectives;
 mod cpu_decoder;
 mod cuda;
+mod cuda_graph;
+mod cuda_kernels;
 mod device;
 mod error;
 mod ffi;
@@ -24,13 +26,19 @@ mod sampling;
 mod threads;
 
 pub use autograd::{backward_with_grad, backward_with_grads, set_grad};
-pub use ceiling::matmul_flops_per_sec;
+pub use ceiling::{matmul_flops_per_sec, matmul_flops_per_sec_of, read_bytes_per_sec};
 pub use collectives::{
     Backend, CollectiveFailure, Difference, FlightRecord, GroupOptions, Operation, ProcessGroup,
     Reduction, Store, StoreOptions, Suspect, SuspectReason, Traffic, Work,
 };
 pub use cpu_decoder::{
     CPU_BLOCK_TOKENS, CpuDecoder, CpuDecoderConfig, CpuKernels, CpuKvCache, CpuParameter, CpuStep,
+};
+pub use cuda_graph::CudaGraph;
+pub use cuda_kernels::{
+    AttentionPath, AttentionRows, KERNEL_HEAD_DIMS, KernelCheck, Kernels, MAX_KERNEL_VOCAB,
+    PagedAttention, PartialSums, PinnedBuffer, RopeAndCache, SAMPLED_ROW_BYTES, SAMPLING_ROW_BYTES,
+    read_sampled_rows, self_test, write_sampling_row,
 };
 pub use device::{DeviceSpec, open_device, why_not_cuda};
 pub use error::{Error, Result};

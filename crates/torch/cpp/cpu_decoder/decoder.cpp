@@ -16,6 +16,9 @@ namespace {
 
 // Rows of a product that are handled together: their operands stay in the second-level cache while weights pass by.
 constexpr int64_t kRowBlock = 16 * kMaxTileRows;
+// Bytes of a weight matrix that a thread may read as a whole.
+constexpr int64_t kSmallWeights = 2 << 20;
+constexpr int64_t kItemsPerThread = 6;
 // Rows of logits that exist at a time.
 constexpr int64_t kLogitRows = 8 * kMaxTileRows;
 
@@ -32,46 +35,54 @@ Decoder::Decoder(const Config& config)
       inner_padded_(padded(config.intermediate_size)),
       attention_padded_(padded(config.num_heads * config.head_dim)) {}
 
-void Decoder::plan_tiles(const Cache& cache, const Step& step) {
-  const int64_t group = config_.num_heads / config_.num_kv_heads;
-  const int64_t num_rows = static_cast<int64_t>(rows_.size());
-  // Sequences with equal heads of their block tables come together, so that a tile reads those blocks once.
+void Decoder::plan_rows(const Step& step) {
   std::vector<int32_t> sequences(static_cast<size_t>(step.num_sequences));
   std::iota(sequences.begin(), sequences.end(), 0);
-  const auto table = [&](int32_t sequence) { return step.blocks + step.cu_blocks[sequence]; };
-  const auto length = [&](int32_t sequence) { return step.cu_blocks[sequence + 1] - step.cu_blocks[sequence]; };
   std::stable_sort(sequences.begin(), sequences.end(), [&](int32_t a, int32_t b) {
-    return std::lexicographical_compare(table(a), table(a) + length(a), table(b), table(b) + length(b));
+    return std::lexicographical_compare(step.blocks + step.cu_blocks[a], step.blocks + step.cu_blocks[a + 1],
+                                        step.blocks + step.cu_blocks[b], step.blocks + step.cu_blocks[b + 1]);
   });
-  order_.clear();
-  tiles_.clear();
+  rows_.clear();
+  row_of_given_.resize(static_cast<size_t>(step.cu_rows[step.num_sequences]));
   for (int32_t sequence : sequences) {
-    for (int32_t row = step.cu_rows[sequence]; row < step.cu_rows[sequence + 1]; ++row) order_.push_back(row);
+    const int32_t first = step.cu_rows[sequence];
+    for (int32_t given = first; given < step.cu_rows[sequence + 1]; ++given) {
+      row_of_given_[static_cast<size_t>(given)] = static_cast<int32_t>(rows_.size());
+      rows_.push_back({sequence, step.first_positions[sequence] + given - first, given});
+    }
   }
+}
+
+void Decoder::plan_tiles(const Cache& cache, const Step& step) {
+  const int64_t group = config_.num_heads / config_.num_kv_heads;
+  const auto num_rows = static_cast<int64_t>(rows_.size());
+  const auto in_common = [&](int32_t a, int32_t b) {
+    const int32_t* first = step.blocks + step.cu_blocks[a];
+    const int32_t* second = step.blocks + step.cu_blocks[b];
+    const int32_t most = std::min(step.cu_blocks[a + 1] - step.cu_blocks[a], step.cu_blocks[b + 1] - step.cu_blocks[b]);
+    int32_t count = 0;
+    while (count < most && first[count] == second[count]) ++count;
+    return count;
+  };
   const int64_t enough_items = 4 * step.num_threads;
   const int64_t wanted = std::max<int64_t>(1, num_rows * config_.num_kv_heads / enough_items);
   const int64_t max_rows = std::min(std::max<int64_t>(1, kMaxQueries / group), wanted);
-  const auto in_common = [&](int32_t a, int32_t b) {
-    const int32_t most = std::min(length(a), length(b));
-    int32_t count = 0;
-    while (count < most && table(a)[count] == table(b)[count]) ++count;
-    return count;
-  };
+  tiles_.clear();
   for (int64_t first = 0; first < num_rows;) {
-    const Row& head = rows_[static_cast<size_t>(order_[static_cast<size_t>(first)])];
-    int64_t count = 1;
+    const Row& head = rows_[static_cast<size_t>(first)];
+    const int64_t count = std::min(max_rows, num_rows - first);
     int64_t tokens = head.position + 1;
-    while (count < max_rows && first + count < num_rows) {
-      const Row& row = rows_[static_cast<size_t>(order_[static_cast<size_t>(first + count)])];
-      int64_t common = std::max(tokens, static_cast<int64_t>(row.position) + 1);
-      if (row.sequence != head.sequence) {
-        common = std::min<int64_t>(tokens, in_common(head.sequence, row.sequence) * cache.block_size);
+    bool single = true;
+    for (int64_t i = 1; i < count; ++i) {
+      const Row& row = rows_[static_cast<size_t>(first + i)];
+      if (row.sequence == head.sequence) {
+        tokens = std::max(tokens, static_cast<int64_t>(row.position) + 1);
+      } else {
+        tokens = std::min<int64_t>(tokens, in_common(head.sequence, row.sequence) * cache.block_size);
+        single = false;
       }
-      tokens = common;
-      ++count;
     }
     // Rows of one sequence have all chunks in common: each sees what lies before it.
-    const bool single = rows_[static_cast<size_t>(order_[static_cast<size_t>(first + count - 1)])].sequence == head.sequence;
     const int64_t chunks = single ? (tokens + kChunkTokens - 1) / kChunkTokens : tokens / kChunkTokens;
     tiles_.push_back({static_cast<int32_t>(first), static_cast<int32_t>(count), static_cast<int32_t>(chunks)});
     first += count;
@@ -79,7 +90,7 @@ void Decoder::plan_tiles(const Cache& cache, const Step& step) {
 }
 
 void Decoder::plan_samples(const Step& step) {
-  unique_rows_.assign(step.sample_rows, step.sample_rows + step.num_samples);
+  unique_rows_.assign(step.sample_rows, step.sample_rows + step.num_samples);  // as given
   std::sort(unique_rows_.begin(), unique_rows_.end());
   unique_rows_.erase(std::unique(unique_rows_.begin(), unique_rows_.end()), unique_rows_.end());
   samples_.resize(static_cast<size_t>(step.num_samples));
@@ -96,7 +107,6 @@ void Decoder::plan_samples(const Step& step) {
 }
 
 void Decoder::plan(const Cache& cache, const Step& step) {
-  rows_.clear();
   for (int64_t s = 0; s < step.num_sequences; ++s) {
     const int32_t num_rows = step.cu_rows[s + 1] - step.cu_rows[s];
     const int64_t num_tokens = int64_t{step.first_positions[s]} + num_rows;
@@ -107,8 +117,8 @@ void Decoder::plan(const Cache& cache, const Step& step) {
     for (int32_t b = step.cu_blocks[s]; b < step.cu_blocks[s + 1]; ++b) {
       if (step.blocks[b] < 0 || step.blocks[b] >= cache.num_blocks) throw std::invalid_argument("a block is outside the cache");
     }
-    for (int32_t i = 0; i < num_rows; ++i) rows_.push_back({static_cast<int32_t>(s), step.first_positions[s] + i});
   }
+  plan_rows(step);
   const auto num_rows = static_cast<int64_t>(rows_.size());
   for (int64_t row = 0; row < num_rows; ++row) {
     if (step.ids[row] < 0 || step.ids[row] >= config_.vocab_size) throw std::invalid_argument("an id is outside the vocabulary");
@@ -138,21 +148,27 @@ void Decoder::plan(const Cache& cache, const Step& step) {
 
 void Decoder::gemm(Worker& worker, const Packed& b, const void* a, int64_t lda, int64_t rows, const float* bias, void* c,
                    int64_t ldc, Epilogue epilogue) {
-  const int64_t panels = b.num_panels();
+  const int64_t panels = b.num_panels(), threads = worker.num_threads();
+  // Small weights pass through every thread's cache, each with rows of its own; large ones are shared out by columns.
+  int64_t row_items = (rows + kRowBlock - 1) / kRowBlock;
+  if (panels * b.panel_bytes() <= kSmallWeights && rows >= 2 * kMaxTileRows * threads) {
+    row_items = (row_items + threads - 1) / threads * threads;
+  }
   // Enough items for threads that do not run all of the time, none smaller than what a tile reads at once.
-  const int64_t items = 6 * worker.num_threads();
-  const int64_t step = std::max<int64_t>(rows <= 4 ? 4 : 2, (panels + items - 1) / items / 2 * 2);
-  const int64_t column_items = (panels + step - 1) / step, row_items = (rows + kRowBlock - 1) / kRowBlock;
+  const int64_t wanted = std::max<int64_t>(1, kItemsPerThread * threads / row_items);
+  const int64_t step = std::max<int64_t>(rows <= 4 ? 4 : 2, (panels + wanted - 1) / wanted / 2 * 2);
+  const int64_t column_items = (panels + step - 1) / step;
   const int64_t c_bytes = epilogue == Epilogue::kSwiGlu ? kernels_->operand_bytes : static_cast<int64_t>(sizeof(float));
   worker.share(column_items * row_items, [&](int64_t item) {
-    const int64_t row = item / column_items * kRowBlock, panel = item % column_items * step;
+    const int64_t block = item / column_items, panel = item % column_items * step;
+    const int64_t row = rows * block / row_items, end = rows * (block + 1) / row_items;
     GemmArgs args{};
     args.a = static_cast<const char*>(a) + row * lda * kernels_->operand_bytes;
     args.lda = lda;
     args.b = b.data();
     args.panel_bytes = b.panel_bytes();
     args.k = b.k();
-    args.rows = std::min(kRowBlock, rows - row);
+    args.rows = end - row;
     args.first_panel = panel;
     args.num_panels = std::min(step, panels - panel);
     args.bias = bias;
@@ -212,7 +228,7 @@ void Decoder::attend(const Cache& cache, const Step& step, int64_t layer, const 
   float largest[kMaxQueries], total[kMaxQueries];
   int32_t limits[kMaxQueries];
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
-  const auto row_of = [&](int64_t index) { return order_[static_cast<size_t>(tile.first + index)]; };
+  const auto row_of = [&](int64_t index) { return tile.first + index; };
   for (int64_t i = 0; i < tile.count; ++i) {
     const float* from = qkv_.data() + row_of(i) * qkv_columns_ + kv_head * group * head_dim;
     for (int64_t d = 0; d < group * head_dim; ++d) query[i * group * head_dim + d] = from[d] * scale;
@@ -329,7 +345,7 @@ void Decoder::run(Worker& worker, Cache& cache, const Step& step, SampledRow* ou
     });
   }
   const auto num_rows = static_cast<int64_t>(rows_.size());
-  worker.share(num_rows, [&](int64_t row) { embed(row, step.ids[row]); });
+  worker.share(num_rows, [&](int64_t row) { embed(row, step.ids[rows_[static_cast<size_t>(row)].given]); });
   for (int64_t layer = 0; layer < config_.num_layers; ++layer) run_layer(worker, cache, step, layer);
 
   const auto num_unique = static_cast<int64_t>(unique_rows_.size());
@@ -337,7 +353,8 @@ void Decoder::run(Worker& worker, Cache& cache, const Step& step, SampledRow* ou
   for (int64_t from = 0; from < num_unique; from += kLogitRows) {
     const int64_t count = std::min(kLogitRows, num_unique - from);
     worker.share(count, [&](int64_t i) {
-      kernels_->norm(hidden_.data() + unique_rows_[static_cast<size_t>(from + i)] * hidden_padded_, final_norm_.data(),
+      const int32_t row = row_of_given_[static_cast<size_t>(unique_rows_[static_cast<size_t>(from + i)])];
+      kernels_->norm(hidden_.data() + row * hidden_padded_, final_norm_.data(),
                      static_cast<float>(config_.eps), config_.hidden_size, hidden_padded_,
                      operand_.data() + i * hidden_padded_ * bytes);
     });
@@ -365,14 +382,14 @@ void Decoder::step(Cache& cache, const Step& step, SampledRow* out) {
   // Phases: eight a layer, three for each part of the logits, and two before.
   const int64_t num_phases = 2 + 8 * config_.num_layers +
                              3 * ((static_cast<int64_t>(unique_rows_.size()) + kLogitRows - 1) / kLogitRows);
-  std::vector<std::atomic<int64_t>> counters(static_cast<size_t>(num_phases));
+  std::vector<Taken> taken(static_cast<size_t>(num_phases * step.num_threads));
   std::unique_ptr<Barrier> barrier;
 #pragma omp parallel num_threads(step.num_threads)
   {
     // OpenMP may give fewer threads than were asked for.
 #pragma omp single
     barrier = std::make_unique<Barrier>(omp_get_num_threads());
-    Worker worker(omp_get_num_threads(), *barrier, counters.data(), num_phases);
+    Worker worker(omp_get_thread_num(), omp_get_num_threads(), *barrier, taken.data());
     run(worker, cache, step, out);
   }
 }

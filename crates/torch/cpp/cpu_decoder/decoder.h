@@ -157,11 +157,13 @@ class Decoder {
   size_t weight_bytes() const;
 
  private:
+  // Rows are in an order of their own: sequences with equal heads of their block tables lie together.
   struct Row {
     int32_t sequence;
     int32_t position;
+    int32_t given;  // index in the step
   };
-  // Rows that one item of attention handles: a range of `order_`, and how many chunks they all have in common.
+  // Rows that one item of attention handles, and how many chunks they all have in common.
   struct Tile {
     int32_t first, count, common_chunks;
   };
@@ -170,6 +172,7 @@ class Decoder {
   void run(Worker& worker, Cache& cache, const Step& step, SampledRow* out);
   void run_layer(Worker& worker, Cache& cache, const Step& step, int64_t index);
   void embed(int64_t row, int64_t id);
+  void plan_rows(const Step& step);
   void plan_tiles(const Cache& cache, const Step& step);
   void plan_samples(const Step& step);
   void gemm(Worker& worker, const Packed& b, const void* a, int64_t lda, int64_t rows, const float* bias, void* c,
@@ -188,7 +191,7 @@ class Decoder {
 
   // Of the present step.
   std::vector<Row> rows_;
-  std::vector<int32_t> order_;
+  std::vector<int32_t> row_of_given_;
   std::vector<Tile> tiles_;
   std::vector<float> hidden_, qkv_, logits_;
   std::vector<char> operand_, attention_operand_, inner_operand_;

@@ -19,32 +19,41 @@ class Barrier {
   alignas(64) std::atomic<uint32_t> round_{0};
 };
 
-// One thread's view of a step. Every phase has a counter of its own from which the threads take work, so that a thread
-// that is slow or not scheduled takes less.
+// Items of one thread's range that were taken.
+struct alignas(64) Taken {
+  std::atomic<int64_t> count{0};
+};
+
+// One thread's view of a step. Each phase cuts its items into a range a thread, so that a thread finds in its own cache what it wrote
+// in the phase before; one that is done helps the others, so that a thread that is slow or not scheduled does less.
 class Worker {
  public:
-  Worker(int num_threads, Barrier& barrier, std::atomic<int64_t>* counters, int64_t num_counters)
-      : num_threads_(num_threads), barrier_(barrier), counters_(counters), num_counters_(num_counters) {}
+  // `taken`: a row of `num_threads` for every phase.
+  Worker(int index, int num_threads, Barrier& barrier, Taken* taken)
+      : index_(index), num_threads_(num_threads), barrier_(barrier), taken_(taken) {}
 
-  int num_threads() const { return num_threads_; }
+  int64_t num_threads() const { return num_threads_; }
 
   // Calls work(item) for the items 0 to count - 1 that this thread gets, then waits for the others.
   template <class Work>
   void share(int64_t count, Work&& work) {
-    std::atomic<int64_t>& next = counters_[phase_++ % num_counters_];
-    for (int64_t item = next.fetch_add(1, std::memory_order_relaxed); item < count;
-         item = next.fetch_add(1, std::memory_order_relaxed)) {
-      work(item);
+    for (int64_t i = 0; i < num_threads_; ++i) {
+      const int64_t owner = (index_ + i) % num_threads_;
+      const int64_t first = count * owner / num_threads_, end = count * (owner + 1) / num_threads_;
+      std::atomic<int64_t>& taken = taken_[owner].count;
+      for (int64_t item = first + taken.fetch_add(1, std::memory_order_relaxed); item < end;
+           item = first + taken.fetch_add(1, std::memory_order_relaxed)) {
+        work(item);
+      }
     }
+    taken_ += num_threads_;
     barrier_.wait();
   }
 
  private:
-  const int num_threads_;
+  const int64_t index_, num_threads_;
   Barrier& barrier_;
-  std::atomic<int64_t>* counters_;
-  int64_t num_counters_;
-  int64_t phase_ = 0;
+  Taken* taken_;
 };
 
 }  // namespace asyncthink::cpu
