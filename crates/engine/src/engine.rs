@@ -6,7 +6,8 @@ use asyncthink_torch::SamplingBatch;
 use tch::Device;
 
 use crate::error::{Error, Result};
-use crate::request::{AgentId, Request, Sampled};
+use crate::agent_id::AgentId;
+use crate::request::{Request, Sampled};
 use crate::runner::{ModelRunner, runner_for};
 use crate::scheduler::{Limits, Scheduler};
 use crate::settings::EngineSettings;

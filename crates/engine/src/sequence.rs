@@ -3,8 +3,12 @@
 use asyncthink_data::TokenId;
 
 use crate::block_manager::{BlockId, BlockManager, ContentId};
-use crate::request::{AgentId, Request};
+use crate::agent_id::AgentId;
+use crate::request::Request;
 use crate::sampler::SamplingParams;
+
+/// Index of a sequence among those that a scheduler holds.
+pub(crate) type SequenceIndex = usize;
 
 /// Where an agent stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,9 +6,9 @@ use asyncthink_data::TokenId;
 
 use super::plan::Entry;
 use super::queue::Place;
-use super::{Scheduler, SequenceIndex};
+use super::Scheduler;
 use crate::block_manager::{BlockId, ContentId};
-use crate::sequence::State;
+use crate::sequence::{SequenceIndex, State};
 
 /// Whole blocks that a running sequence computes now, by their content.
 type InFlight = HashSet<(ContentId, Vec<TokenId>)>;

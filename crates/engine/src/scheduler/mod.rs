@@ -8,6 +8,7 @@
 mod admission;
 mod plan;
 mod queue;
+mod rows;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,14 +18,12 @@ use asyncthink_torch::{SampledRow, SamplingBatch};
 
 use crate::block_manager::{BlockId, BlockManager};
 use crate::error::{Error, Result};
-use crate::request::{AgentId, Request, Sampled};
-use crate::sequence::{Sequence, State};
+use crate::agent_id::AgentId;
+use crate::request::{Request, Sampled};
+use crate::sequence::{Sequence, SequenceIndex, State};
 use crate::stats::EngineStats;
 use plan::Plan;
 use queue::Queue;
-
-/// Index of a sequence among those that the scheduler holds.
-type SequenceIndex = usize;
 
 /// What a scheduler works within.
 #[derive(Clone, Copy, Debug)]
