@@ -18,9 +18,9 @@ mod sequence;
 mod settings;
 mod stats;
 
+pub use agent_id::AgentId;
 pub use engine::BatchedEngine;
 pub use error::{Error, Result};
-pub use agent_id::AgentId;
 pub use request::{Request, Sampled};
 pub use sampler::{SamplingParams, Temperature};
 pub use settings::{DEFAULT_BLOCK_SIZE, DEFAULT_MAX_BATCH_TOKENS, EngineSettings};

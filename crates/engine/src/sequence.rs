@@ -2,8 +2,8 @@
 
 use asyncthink_data::TokenId;
 
-use crate::block_manager::{BlockId, BlockManager, ContentId};
 use crate::agent_id::AgentId;
+use crate::block_manager::{BlockId, BlockManager, ContentId};
 use crate::request::Request;
 use crate::sampler::SamplingParams;
 

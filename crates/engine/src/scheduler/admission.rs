@@ -4,9 +4,9 @@ use std::collections::HashSet;
 
 use asyncthink_data::TokenId;
 
+use super::Scheduler;
 use super::plan::Entry;
 use super::queue::Place;
-use super::Scheduler;
 use crate::block_manager::{BlockId, ContentId};
 use crate::sequence::{SequenceIndex, State};
 

@@ -16,9 +16,9 @@ use asyncthink_data::TokenId;
 use asyncthink_model::StepBatch;
 use asyncthink_torch::{SampledRow, SamplingBatch};
 
+use crate::agent_id::AgentId;
 use crate::block_manager::{BlockId, BlockManager};
 use crate::error::{Error, Result};
-use crate::agent_id::AgentId;
 use crate::request::{Request, Sampled};
 use crate::sequence::{Sequence, SequenceIndex, State};
 use crate::stats::EngineStats;

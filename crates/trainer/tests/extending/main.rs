@@ -80,7 +80,10 @@ fn a_token_loss_with_an_option_trains_and_reports_its_metric() {
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     // A model that knows the format now and then, so that the rewards of a group differ.
-    let sets = ["grpo.loss={ reinforce = { scale = 0.5 } }", "grpo.group_size=8"];
+    let sets = [
+        "grpo.loss={ reinforce = { scale = 0.5 } }",
+        "grpo.group_size=8",
+    ];
     let recipe = recipe(dir.path(), 80, &sets);
     train(&recipe);
     let mut num_trained = 0;
