@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::ffi::{self, RawCache, RawDecoder, RawStep};
-use crate::sampling::{SampledRow, SamplingBatch, SamplingRow};
+use crate::sampling::{SampledRow, SamplingBatch};
 
 const OP: &str = "cpu_decoder";
 

@@ -7,7 +7,7 @@ use asyncthink_engine::{AgentId, BatchedEngine, EngineSettings, Request};
 use asyncthink_model::{Decoder, ModelConfig, ModelSizes};
 use tch::{Device, Kind, Tensor};
 
-use super::self_test::Check;
+use super::check::Check;
 
 /// Nats that rounding explains in f32, at the logits of [`decoder`].
 const F32_BOUND: f64 = 1e-4;

@@ -1,5 +1,6 @@
 //! The command `doctor`: what this machine offers, and with `--self-test` whether it computes right.
 
+mod check;
 mod decoding;
 mod ranks;
 mod self_test;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use asyncthink_torch::{GroupOptions, ProcessGroup, Reduction, Store, StoreOptions};
 use tch::{Device, Kind, Tensor};
 
-use super::self_test::Check;
+use super::check::Check;
 
 /// Sums a tensor over the one rank of a group.
 pub(super) fn check(device: Device) -> Check {

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 use tch::Device;
 
-use super::self_test::Check;
+use super::check::Check;
 
 const RECIPE: &str = include_str!("tiny.toml");
 
