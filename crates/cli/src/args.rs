@@ -56,10 +56,25 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Print the JSON Schema of a recipe
     Schema,
-    /// Show what this machine offers: libtorch, devices, threads
-    Doctor,
+    /// Show what this machine offers: libtorch, devices, threads; with `--self-test`, check what it computes
+    Doctor(DoctorArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Check every kernel against a plain reference, the sampler against the trainer, collectives, and each stage once
+    #[arg(long)]
+    pub(crate) self_test: bool,
+
+    /// The device to check: auto, cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto", requires = "self_test")]
+    pub(crate) device: DeviceSpec,
+
+    /// Print one JSON object for each check
+    #[arg(long, requires = "self_test")]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -87,7 +87,7 @@ fn run(command: &Command) -> Result<(), Failure> {
             out.write_all(&script)?;
         }
         Command::Bench(args) => bench::run(args, &mut out)?,
-        Command::Doctor => doctor::run(&mut out)?,
+        Command::Doctor(args) => doctor::run(args, &mut out)?,
         Command::Synth(args) => stages::run(Stage::Synth, args, &mut out)?,
         Command::Sft(args) => stages::run(Stage::Sft, args, &mut out)?,
         Command::Grpo(args) => stages::run(Stage::Grpo, args, &mut out)?,

@@ -5,8 +5,9 @@ use asyncthink_model::{Decoder, ModelConfig, StepBatch};
 use asyncthink_torch::SamplingBatch;
 use tch::Device;
 
+use crate::agent_id::AgentId;
 use crate::error::{Error, Result};
-use crate::request::{AgentId, Request, Sampled};
+use crate::request::{Request, Sampled};
 use crate::runner::{ModelRunner, runner_for};
 use crate::scheduler::{Limits, Scheduler};
 use crate::settings::EngineSettings;

@@ -2,7 +2,7 @@
 
 use asyncthink_model::MIN_TEMPERATURE;
 
-use crate::request::AgentId;
+use crate::agent_id::AgentId;
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]

@@ -6,6 +6,7 @@
 //!
 //! One file per part: settings, sequence, block manager, scheduler, runner, sampler, engine.
 
+mod agent_id;
 mod block_manager;
 mod engine;
 mod error;
@@ -17,9 +18,10 @@ mod sequence;
 mod settings;
 mod stats;
 
+pub use agent_id::AgentId;
 pub use engine::BatchedEngine;
 pub use error::{Error, Result};
-pub use request::{AgentId, Request, Sampled};
+pub use request::{Request, Sampled};
 pub use sampler::{SamplingParams, Temperature};
 pub use settings::{DEFAULT_BLOCK_SIZE, DEFAULT_MAX_BATCH_TOKENS, EngineSettings};
 pub use stats::EngineStats;

@@ -2,11 +2,8 @@
 
 use asyncthink_data::TokenId;
 
+use crate::agent_id::AgentId;
 use crate::sampler::SamplingParams;
-
-/// Names one decoding sequence; chosen by the caller, unique among the agents that the engine holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct AgentId(pub u64);
 
 /// A new sequence.
 #[derive(Clone, Debug)]

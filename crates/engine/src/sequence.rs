@@ -2,9 +2,13 @@
 
 use asyncthink_data::TokenId;
 
+use crate::agent_id::AgentId;
 use crate::block_manager::{BlockId, BlockManager, ContentId};
-use crate::request::{AgentId, Request};
+use crate::request::Request;
 use crate::sampler::SamplingParams;
+
+/// Index of a sequence among those that a scheduler holds.
+pub(crate) type SequenceIndex = usize;
 
 /// Where an agent stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

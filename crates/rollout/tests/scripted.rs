@@ -385,7 +385,10 @@ fn results_keep_the_order_of_the_queries_and_the_backend_is_never_overfull() {
 fn agents_are_expected_to_decode_what_those_of_earlier_episodes_decoded() {
     let tokenizer = tokenizer();
     let scripts = [
-        ("main 0", "<FORK1>a</FORK1> b b b b<JOIN1><ANSWER>1</ANSWER>"),
+        (
+            "main 0",
+            "<FORK1>a</FORK1> b b b b<JOIN1><ANSWER>1</ANSWER>",
+        ),
         ("main 1", "<FORK1>a</FORK1><JOIN1><ANSWER>1</ANSWER>"),
         ("main 2", "<ANSWER>1</ANSWER>"),
         ("sub a", " c c<RETURN>1</RETURN>"),
@@ -395,7 +398,15 @@ fn agents_are_expected_to_decode_what_those_of_earlier_episodes_decoded() {
     let settings = settings(2, Overflow::Error);
     let rules = &templates();
     let progress = &mut |_| true;
-    rollout(&mut backend, &tokenizer, rules, &settings, &queries, progress).unwrap();
+    rollout(
+        &mut backend,
+        &tokenizer,
+        rules,
+        &settings,
+        &queries,
+        progress,
+    )
+    .unwrap();
     // Organizer, worker, organizer and so on; each with its end of sequence.
     assert_eq!(backend.expected_tokens, [0, 0, 12, 6, 10]);
 }

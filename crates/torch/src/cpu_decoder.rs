@@ -6,8 +6,8 @@ use std::ffi::CStr;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::ffi;
-use crate::sampling::{SampledRow, SamplingBatch, SamplingRow};
+use crate::ffi::{self, RawCache, RawDecoder, RawStep};
+use crate::sampling::{SampledRow, SamplingBatch};
 
 const OP: &str = "cpu_decoder";
 
@@ -180,40 +180,6 @@ pub struct CpuStep<'a> {
     pub sin: &'a [f32],
 }
 
-#[repr(C)]
-pub(crate) struct RawStep {
-    ids: *const i64,
-    cu_rows: *const i32,
-    first_positions: *const i32,
-    cu_blocks: *const i32,
-    blocks: *const i32,
-    block_copies: *const i32,
-    sample_rows: *const i32,
-    sampling: *const SamplingRow,
-    cu_banned: *const i32,
-    banned: *const i64,
-    cos: *const f32,
-    sin: *const f32,
-    num_positions: i64,
-    num_sequences: i64,
-    num_block_copies: i64,
-    num_samples: i64,
-    num_threads: i32,
-    logits: *mut f32,
-}
-
-/// The C++ decoder.
-#[repr(C)]
-pub(crate) struct RawDecoder {
-    _private: [u8; 0],
-}
-
-/// The C++ cache.
-#[repr(C)]
-pub(crate) struct RawCache {
-    _private: [u8; 0],
-}
-
 /// Weights packed for the kernels of this processor.
 #[derive(Debug)]
 pub struct CpuDecoder {
@@ -233,7 +199,7 @@ impl CpuDecoder {
         let mut raw = std::ptr::null_mut();
         // SAFETY: both live across the call; on success `raw` is a decoder that nobody else owns.
         unsafe {
-            let message = ffi::asyncthink_cpu_decoder_new(&raw const config, &raw mut raw);
+            let message = ffi::asyncthink_cpu_decoder_new((&raw const config).cast(), &raw mut raw);
             ffi::check(OP, message)?;
         }
         Ok(Self { raw, config })
@@ -434,7 +400,7 @@ impl CpuKvCache {
         // SAFETY: all live across the call; on success `raw` is a cache that nobody else owns.
         unsafe {
             let message = ffi::asyncthink_cpu_cache_new(
-                config,
+                std::ptr::from_ref(config).cast(),
                 count(num_blocks),
                 count(block_size),
                 &raw mut raw,

@@ -2,14 +2,48 @@
 #![expect(unsafe_code, reason = "declares and calls foreign functions")]
 
 use std::borrow::Borrow;
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_void};
 
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use crate::cpu_decoder::{CpuDecoderConfig, RawCache, RawDecoder, RawStep};
 use crate::error::{Error, Result};
-use crate::sampling::SampledRow;
+use crate::sampling::{SampledRow, SamplingRow};
+
+/// Rows of one step for the CPU decoder.
+#[repr(C)]
+pub(crate) struct RawStep {
+    pub(crate) ids: *const i64,
+    pub(crate) cu_rows: *const i32,
+    pub(crate) first_positions: *const i32,
+    pub(crate) cu_blocks: *const i32,
+    pub(crate) blocks: *const i32,
+    pub(crate) block_copies: *const i32,
+    pub(crate) sample_rows: *const i32,
+    pub(crate) sampling: *const SamplingRow,
+    pub(crate) cu_banned: *const i32,
+    pub(crate) banned: *const i64,
+    pub(crate) cos: *const f32,
+    pub(crate) sin: *const f32,
+    pub(crate) num_positions: i64,
+    pub(crate) num_sequences: i64,
+    pub(crate) num_block_copies: i64,
+    pub(crate) num_samples: i64,
+    pub(crate) num_threads: i32,
+    pub(crate) logits: *mut f32,
+}
+
+/// The C++ decoder.
+#[repr(C)]
+pub(crate) struct RawDecoder {
+    _private: [u8; 0],
+}
+
+/// The C++ cache.
+#[repr(C)]
+pub(crate) struct RawCache {
+    _private: [u8; 0],
+}
 
 unsafe extern "C" {
     fn asyncthink_free(message: *mut c_char);
@@ -48,7 +82,7 @@ unsafe extern "C" {
         retain_graph: bool,
     ) -> *mut c_char;
     pub(crate) fn asyncthink_cpu_decoder_new(
-        config: *const CpuDecoderConfig,
+        config: *const c_void,
         decoder: *mut *mut RawDecoder,
     ) -> *mut c_char;
     pub(crate) fn asyncthink_cpu_decoder_free(decoder: *mut RawDecoder);
@@ -62,7 +96,7 @@ unsafe extern "C" {
         num_tensors: i64,
     ) -> *mut c_char;
     pub(crate) fn asyncthink_cpu_cache_new(
-        config: *const CpuDecoderConfig,
+        config: *const c_void,
         num_blocks: i64,
         block_size: i64,
         cache: *mut *mut RawCache,

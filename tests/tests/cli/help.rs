@@ -53,6 +53,30 @@ fn completions_and_schema_are_written() {
     assert_eq!(schema["properties"]["seed"]["default"], 1);
 }
 
+/// Every check on the CPU, each stage included.
+#[test]
+fn doctor_checks_what_the_device_computes() {
+    let text = stdout(&Workspace::new().done(&["doctor", "--self-test", "--device", "cpu", "--json"]));
+    let checks: Vec<serde_json::Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let names: Vec<&str> = checks.iter().filter_map(|check| check["check"].as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "sampler against trainer, f32",
+            "sampler against trainer, bf16",
+            "collectives, gloo of one rank",
+            "stage synth",
+            "stage sft",
+            "stage grpo",
+            "stage eval",
+        ]
+    );
+    assert!(checks.iter().all(|check| check["passed"] == true), "{text}");
+}
+
 #[test]
 fn doctor_names_libtorch_and_the_device() {
     let text = stdout(&Workspace::new().done(&["doctor"]));

@@ -2,6 +2,12 @@
 //! reference sampler. With the portable runner in f64, where rounding changes no sample; with the CPU kernels in f32, where a
 //! log-prob is also the same to the bit as in one pass over the agent alone.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "numbers of tests are small"
+)]
+
 use std::collections::BTreeMap;
 
 use asyncthink_model::{ModelSizes, PackedDecoder};

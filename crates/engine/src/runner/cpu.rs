@@ -4,6 +4,7 @@ use asyncthink_model::{Decoder, ModelConfig, PackedDecoder, StepBatch};
 use asyncthink_torch::{CPU_BLOCK_TOKENS, CpuKvCache, SampledRow, SamplingBatch};
 use tch::{Device, Kind};
 
+use super::model_runner::ModelRunner;
 use crate::error::Result;
 use crate::settings::EngineSettings;
 
@@ -44,7 +45,7 @@ impl CpuRunner {
     }
 }
 
-impl super::ModelRunner for CpuRunner {
+impl ModelRunner for CpuRunner {
     fn block_bytes(&self) -> u64 {
         self.packed.token_bytes() * self.block_size as u64
     }

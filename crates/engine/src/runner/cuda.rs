@@ -4,6 +4,7 @@ use asyncthink_model::{Decoder, FusedDecoder, ModelConfig, StepBatch};
 use asyncthink_torch::{Kernels, SampledRow, SamplingBatch};
 use tch::Device;
 
+use super::model_runner::ModelRunner;
 use crate::error::Result;
 use crate::settings::EngineSettings;
 
@@ -33,7 +34,7 @@ impl CudaRunner {
     }
 }
 
-impl super::ModelRunner for CudaRunner {
+impl ModelRunner for CudaRunner {
     fn block_bytes(&self) -> u64 {
         self.0.block_bytes()
     }

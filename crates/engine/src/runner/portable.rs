@@ -4,6 +4,7 @@ use asyncthink_model::{Decoder, KvCache, ModelConfig, StepBatch};
 use asyncthink_torch::{ReferenceSampler, SampledRow, SamplingBatch};
 use tch::{Device, Kind, Tensor};
 
+use super::model_runner::ModelRunner;
 use crate::error::{Error, Result};
 use crate::settings::EngineSettings;
 
@@ -82,7 +83,7 @@ impl PortableRunner {
     }
 }
 
-impl super::ModelRunner for PortableRunner {
+impl ModelRunner for PortableRunner {
     fn block_bytes(&self) -> u64 {
         KvCache::block_bytes(&self.config, self.block_size, self.kind)
     }

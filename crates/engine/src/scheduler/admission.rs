@@ -4,11 +4,11 @@ use std::collections::HashSet;
 
 use asyncthink_data::TokenId;
 
+use super::Scheduler;
 use super::plan::Entry;
 use super::queue::Place;
-use super::{Scheduler, SequenceIndex};
 use crate::block_manager::{BlockId, ContentId};
-use crate::sequence::State;
+use crate::sequence::{SequenceIndex, State};
 
 /// Whole blocks that a running sequence computes now, by their content.
 type InFlight = HashSet<(ContentId, Vec<TokenId>)>;

@@ -8,6 +8,7 @@
 mod admission;
 mod plan;
 mod queue;
+mod rows;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,16 +16,14 @@ use asyncthink_data::TokenId;
 use asyncthink_model::StepBatch;
 use asyncthink_torch::{SampledRow, SamplingBatch};
 
+use crate::agent_id::AgentId;
 use crate::block_manager::{BlockId, BlockManager};
 use crate::error::{Error, Result};
-use crate::request::{AgentId, Request, Sampled};
-use crate::sequence::{Sequence, State};
+use crate::request::{Request, Sampled};
+use crate::sequence::{Sequence, SequenceIndex, State};
 use crate::stats::EngineStats;
 use plan::Plan;
 use queue::Queue;
-
-/// Index of a sequence among those that the scheduler holds.
-type SequenceIndex = usize;
 
 /// What a scheduler works within.
 #[derive(Clone, Copy, Debug)]

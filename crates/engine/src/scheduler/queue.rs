@@ -6,8 +6,7 @@ use std::ops::Bound;
 
 use asyncthink_data::TokenId;
 
-use super::SequenceIndex;
-use crate::sequence::Sequence;
+use crate::sequence::{Sequence, SequenceIndex};
 
 /// Order of admission: who holds blocks still, then the longest expected, then the order of arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -277,9 +277,9 @@ fn random_schedule(seed: u64) -> EngineStats {
             agents.get_mut(&sampled.agent).unwrap().take(&sampled);
         }
         simulation.check();
-        agents.values_mut().for_each(|twin| {
+        for twin in agents.values_mut() {
             twin.is_running &= twin.tokens.len() < 64;
-        });
+        }
     }
     for &agent in agents.keys() {
         simulation.scheduler.remove(agent).unwrap();
@@ -316,7 +316,7 @@ fn ten_thousand_agents_all_finish_within_the_budget() {
     for agent in 0..10_000 {
         // Groups of eight with one prompt; now and then one that needs many steps to prefill.
         let group = (agent / 8) as u32;
-        let len = if group % 100 == 0 {
+        let len = if group.is_multiple_of(100) {
             900
         } else {
             20 + group % 60

@@ -50,8 +50,8 @@ fn catalogue() -> Catalogue {
 }
 
 /// The tiny recipe whose SFT is done in `dir`, with changes for GRPO that the project alone does not know.
-fn recipe(dir: &Path, sets: &[&str]) -> Recipe {
-    let trained = common::recipe(dir, &["sft.num_steps=4"]);
+fn recipe(dir: &Path, sft_steps: u32, sets: &[&str]) -> Recipe {
+    let trained = common::recipe(dir, &[&format!("sft.num_steps={sft_steps}")]);
     finish(&trained, Stage::Sft);
     let sets: Vec<String> = ["grpo.num_steps=2"]
         .iter()
@@ -79,8 +79,12 @@ fn train(recipe: &Recipe) {
 fn a_token_loss_with_an_option_trains_and_reports_its_metric() {
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
-    let sets = ["grpo.loss={ reinforce = { scale = 0.5 } }"];
-    let recipe = recipe(dir.path(), &sets);
+    // A model that knows the format now and then, so that the rewards of a group differ.
+    let sets = [
+        "grpo.loss={ reinforce = { scale = 0.5 } }",
+        "grpo.group_size=8",
+    ];
+    let recipe = recipe(dir.path(), 80, &sets);
     train(&recipe);
     let mut num_trained = 0;
     for line in common::metrics(&recipe, Stage::Grpo) {
@@ -103,7 +107,7 @@ fn a_sequence_loss_trains_and_a_sink_gets_every_line() {
         "grpo.loss={ sequence_ratio = {} }",
         "metrics=[\"line_counter\"]",
     ];
-    let recipe = recipe(dir.path(), &sets);
+    let recipe = recipe(dir.path(), 4, &sets);
     train(&recipe);
     let lines = common::metrics(&recipe, Stage::Grpo);
     assert_eq!(lines.len(), 2);

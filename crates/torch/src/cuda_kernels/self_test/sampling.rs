@@ -115,6 +115,7 @@ pub(in crate::cuda_kernels) fn run(kernels: Kernels, kind: Kind) -> Result<Vec<K
     // Below and above what a block of threads reads at once; spread out, crowded, and with many equal numbers.
     for (vocab, spread, step) in [
         (37, 3.0, 0.0),
+        (31, 1.0, 0.5),
         (5000, 12.0, 0.0),
         (2500, 0.05, 0.0),
         (3000, 4.0, 0.5),

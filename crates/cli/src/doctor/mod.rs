@@ -1,12 +1,22 @@
-//! The command `doctor`: what this machine offers.
+//! The command `doctor`: what this machine offers, and with `--self-test` whether it computes right.
+
+mod check;
+mod decoding;
+mod ranks;
+mod self_test;
+mod stages;
 
 use std::io::Write;
 
 use asyncthink_torch::{DeviceSpec, memory_use, open_device, why_not_cuda};
 
+use crate::args::DoctorArgs;
 use crate::failure::Failure;
 
-pub(crate) fn run(out: &mut dyn Write) -> Result<(), Failure> {
+pub(crate) fn run(args: &DoctorArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    if args.self_test {
+        return self_test::run(&args.device, args.json, out);
+    }
     // CUDA is there for good or not at all after the first use of libtorch,
     // so the device comes first.
     let device = open_device(&DeviceSpec::Auto)?;
