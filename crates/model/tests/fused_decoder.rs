@@ -167,7 +167,7 @@ fn fused_decoder_equals_the_plain_one_in_f32() {
 
 #[test]
 fn fused_decoder_is_near_the_plain_one_in_bf16() {
-    compare(Pair::new(64, 6, Kind::BFloat16, 0.15));
+    compare(Pair::new(64, 6, Kind::BFloat16, 0.05));
 }
 
 #[test]
