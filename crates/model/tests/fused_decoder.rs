@@ -33,7 +33,11 @@ fn decoder(head_dim: i64, num_heads: i64, kind: Kind) -> Decoder {
     let decoder = Decoder::init(&config, Device::Cpu, 3).unwrap();
     let parameters = decoder.named_parameters().iter().map(|(name, tensor)| {
         // Freshly drawn weights give nearly uniform logits, which would hide mistakes.
-        let factor = if name.ends_with("norm.weight") { 1.0 } else { 6.0 };
+        let factor = if name.ends_with("norm.weight") {
+            1.0
+        } else {
+            6.0
+        };
         (name.clone(), (tensor.detach() * factor).to_kind(kind))
     });
     Decoder::from_parameters(&config, parameters.collect()).unwrap()
@@ -98,7 +102,10 @@ impl Pair {
             if self.bound < 1e-3 {
                 let expected = sampler.sample(&logits[index], row, banned);
                 assert_eq!(got.token, expected.token);
-                assert!((got.logprob - expected.logprob).abs() < self.bound, "{got:?} {expected:?}");
+                assert!(
+                    (got.logprob - expected.logprob).abs() < self.bound,
+                    "{got:?} {expected:?}"
+                );
             }
         }
     }
@@ -112,7 +119,11 @@ fn batch(sequences: &[(i64, usize, &[i32])], sample_rows: &[i32]) -> StepBatch {
     let mut batch = StepBatch::default();
     batch.clear();
     for &(count, first, blocks) in sequences {
-        batch.push_sequence(ids(first as i64 + 3 * count, count), first, blocks.iter().copied());
+        batch.push_sequence(
+            ids(first as i64 + 3 * count, count),
+            first,
+            blocks.iter().copied(),
+        );
     }
     batch.sample_rows.extend(sample_rows);
     batch
@@ -170,10 +181,16 @@ fn contradicting_steps_are_refused() {
         result.unwrap_err().to_string()
     };
     let message = refused(&mut pair, &one, &sampling);
-    assert!(message.contains("1 rows are to be sampled with 0 settings"), "{message}");
+    assert!(
+        message.contains("1 rows are to be sampled with 0 settings"),
+        "{message}"
+    );
     let outside = batch(&[(1, 16, &[0])], &[]);
     let message = refused(&mut pair, &outside, &sampling);
-    assert!(message.contains("17 tokens and 1 blocks of 16"), "{message}");
+    assert!(
+        message.contains("17 tokens and 1 blocks of 16"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -3,7 +3,11 @@
 #include "shim.h"
 
 #include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstdint>
 
 namespace allocator = c10::cuda::CUDACachingAllocator;
@@ -20,6 +24,20 @@ char* asyncthink_cuda_memory(int device, uint64_t* current_bytes, uint64_t* peak
     *current_bytes = static_cast<uint64_t>(stats.allocated_bytes[kAll].current);
     *peak_bytes = static_cast<uint64_t>(stats.allocated_bytes[kAll].peak);
     *reserved_bytes = static_cast<uint64_t>(stats.reserved_bytes[kAll].current);
+  });
+}
+
+// What the driver has left, and what libtorch holds without using it.
+char* asyncthink_cuda_free_memory(int device, uint64_t* bytes) {
+  return asyncthink::guarded([&] {
+    const auto index = static_cast<c10::DeviceIndex>(device);
+    c10::cuda::set_device(index);
+    size_t free = 0, total = 0;
+    C10_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+    const auto stats = allocator::getDeviceStats(index);
+    constexpr auto kAll = static_cast<size_t>(StatType::AGGREGATE);
+    const auto unused = stats.reserved_bytes[kAll].current - stats.allocated_bytes[kAll].current;
+    *bytes = static_cast<uint64_t>(free) + static_cast<uint64_t>(std::max<int64_t>(unused, 0));
   });
 }
 

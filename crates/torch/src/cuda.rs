@@ -17,6 +17,7 @@ use crate::memory::MemoryUse;
 static LIBRARY_BYTES: &[u8] = include_bytes!(env!("ASYNCTHINK_CUDA_LIBRARY"));
 
 type MemoryFn = unsafe extern "C" fn(c_int, *mut u64, *mut u64, *mut u64) -> *mut c_char;
+type FreeMemoryFn = unsafe extern "C" fn(c_int, *mut u64) -> *mut c_char;
 type DeviceFn = unsafe extern "C" fn(c_int) -> *mut c_char;
 type PlainFn = unsafe extern "C" fn() -> *mut c_char;
 type FreeFn = unsafe extern "C" fn(*mut c_char);
@@ -24,6 +25,7 @@ type FreeFn = unsafe extern "C" fn(*mut c_char);
 /// The functions of the CUDA library.
 pub(crate) struct Statistics {
     memory: Symbol<MemoryFn>,
+    free_memory: Symbol<FreeMemoryFn>,
     reset_peak: Symbol<DeviceFn>,
     empty_cache: Symbol<PlainFn>,
     free: Symbol<FreeFn>,
@@ -60,6 +62,9 @@ impl Statistics {
         unsafe {
             Ok(Statistics {
                 memory: library.get(b"asyncthink_cuda_memory\0").map_err(linker)?,
+                free_memory: library
+                    .get(b"asyncthink_cuda_free_memory\0")
+                    .map_err(linker)?,
                 reset_peak: library
                     .get(b"asyncthink_cuda_reset_peak\0")
                     .map_err(linker)?,
@@ -90,6 +95,15 @@ impl Statistics {
             peak_bytes,
             reserved_bytes,
         })
+    }
+
+    /// Bytes that tensors can still take on the GPU of this index.
+    pub(crate) fn free_bytes(&self, device: usize) -> Result<u64> {
+        let mut bytes = 0;
+        // SAFETY: the place outlives the call.
+        let message = unsafe { (self.free_memory)(index(device), &raw mut bytes) };
+        self.check("cuda_free_memory", message)?;
+        Ok(bytes)
     }
 
     /// Starts the peak anew from the present use.
@@ -146,5 +160,6 @@ mod tests {
         let statistics = Statistics::open().unwrap();
         let error = statistics.memory(usize::MAX);
         assert!(error.is_err(), "no GPU has this index");
+        assert!(statistics.free_bytes(usize::MAX).is_err());
     }
 }

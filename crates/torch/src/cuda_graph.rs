@@ -1,5 +1,8 @@
 //! CUDA graphs: the work of a step recorded once, and started again as a whole.
-#![expect(unsafe_code, reason = "opens a dynamic library and calls its functions")]
+#![expect(
+    unsafe_code,
+    reason = "opens a dynamic library and calls its functions"
+)]
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::NonNull;

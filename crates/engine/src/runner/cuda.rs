@@ -13,7 +13,11 @@ pub(crate) struct CudaRunner(FusedDecoder);
 
 impl CudaRunner {
     /// Whether the kernels can run such an engine; not where the program was built without nvcc.
-    pub(crate) fn supports(config: &ModelConfig, device: Device, settings: &EngineSettings) -> bool {
+    pub(crate) fn supports(
+        config: &ModelConfig,
+        device: Device,
+        settings: &EngineSettings,
+    ) -> bool {
         FusedDecoder::supports(config, settings.compute(), settings.block_size)
             && Kernels::open(device).is_ok()
     }
@@ -29,7 +33,7 @@ impl CudaRunner {
     }
 }
 
-impl super::ModelRunner for CudaRunner {
+impl super::model_runner::ModelRunner for CudaRunner {
     fn block_bytes(&self) -> u64 {
         self.0.block_bytes()
     }

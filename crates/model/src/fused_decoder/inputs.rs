@@ -11,6 +11,16 @@ use crate::step_batch::StepBatch;
 /// Every part begins at a multiple of so many bytes.
 const ALIGNMENT: usize = 16;
 
+/// Samples beyond those of a step are greedy, which is the least work.
+const PADDING: SamplingRow = SamplingRow {
+    temperature: 0.0,
+    top_k: 0,
+    top_p: 1.0,
+    min_p: 0.0,
+    seed: 0,
+    position: 0,
+};
+
 /// How much room a step needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Room {
@@ -190,7 +200,10 @@ impl StepInputs {
         }
         let tables = places.tables..places.tables + room.sequences * room.max_blocks * 4;
         let width = (room.max_blocks * size_of::<i32>()).max(1);
-        for (table, row) in batch.block_tables().zip(bytes[tables].chunks_exact_mut(width)) {
+        for (table, row) in batch
+            .block_tables()
+            .zip(bytes[tables].chunks_exact_mut(width))
+        {
             Words(row).fill(table.iter().copied(), 0);
         }
         Ok(kernels.upload(&self.device, &self.host, places.end)?)
@@ -198,19 +211,13 @@ impl StepInputs {
 
     fn write_sampling(&mut self, sampling: &SamplingBatch) {
         let (places, room) = (self.places, self.room);
-        // Samples beyond those of the step are greedy, which is the least work.
-        const PADDING: SamplingRow = SamplingRow {
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            seed: 0,
-            position: 0,
-        };
         let bytes = self.host.bytes_mut();
         let rows = places.sampling..places.sampling + room.samples * SAMPLING_ROW_BYTES;
         let settings = sampling.rows.iter().chain(std::iter::repeat(&PADDING));
-        for (row, settings) in bytes[rows].chunks_exact_mut(SAMPLING_ROW_BYTES).zip(settings) {
+        for (row, settings) in bytes[rows]
+            .chunks_exact_mut(SAMPLING_ROW_BYTES)
+            .zip(settings)
+        {
             write_sampling_row(settings, row);
         }
         let total = sampling.cu_banned.last().copied().unwrap_or(0);
@@ -266,17 +273,21 @@ fn row_values(
 ) -> impl Iterator<Item = i32> + '_ {
     let sequences = batch.spans().zip(batch.block_tables()).enumerate();
     sequences.flat_map(move |(index, (span, table))| {
-        (span.first_position..span.first_position + span.num_rows).map(move |position| match value {
-            RowValue::Position => to_i32(position),
-            RowValue::Context => to_i32(position + 1),
-            RowValue::Sequence => to_i32(to_size(index)),
-            RowValue::Slot => {
-                let position = usize::try_from(position).unwrap_or(0);
-                // A table that is too short was refused before.
-                let block = table.get(position / block_size).map_or(-1, |&block| i64::from(block));
-                to_i32(block * to_size(block_size) + to_size(position % block_size))
-            }
-        })
+        (span.first_position..span.first_position + span.num_rows).map(
+            move |position| match value {
+                RowValue::Position => to_i32(position),
+                RowValue::Context => to_i32(position + 1),
+                RowValue::Sequence => to_i32(to_size(index)),
+                RowValue::Slot => {
+                    let position = usize::try_from(position).unwrap_or(0);
+                    // A table that is too short was refused before.
+                    let block = table
+                        .get(position / block_size)
+                        .map_or(-1, |&block| i64::from(block));
+                    to_i32(block * to_size(block_size) + to_size(position % block_size))
+                }
+            },
+        )
     })
 }
 

@@ -67,6 +67,8 @@ struct Model {
     frequencies: Tensor,
     attention_factor: f64,
     has_matrix_attention: bool,
+    /// Whether a product of this kind can give f32.
+    has_wide_products: bool,
     multiprocessors: i64,
 }
 
@@ -130,6 +132,7 @@ impl FusedDecoder {
                 .f_to_device(device)?,
             attention_factor: config.rope.attention_factor().unwrap_or(1.0),
             has_matrix_attention: kernels.has_matrix_attention(kind, config.head_dim, group),
+            has_wide_products: has_wide_products(kind, device),
             multiprocessors: to_size(kernels.multiprocessors()?),
             config: config.clone(),
         };
@@ -196,7 +199,10 @@ impl FusedDecoder {
         }
         let samples = batch.sample_rows.len();
         if sampling.rows.len() != samples || sampling.cu_banned.len() != samples + 1 {
-            let what = format!("{samples} rows are to be sampled with {} settings", sampling.rows.len());
+            let what = format!(
+                "{samples} rows are to be sampled with {} settings",
+                sampling.rows.len()
+            );
             return Err(Error::StepBatch(what));
         }
         self.make_room(batch.min_num_blocks())?;
@@ -243,14 +249,22 @@ impl FusedDecoder {
             .inputs
             .upload(model.kernels, batch, sampling, &tiles, model.block_size)?;
         let work = || -> Result<Tensor> {
-            let sampled = model.step(Shape::Decoding, &decoding.views, &decoding.partial, &self.cache)?;
+            let sampled = model.step(
+                Shape::Decoding,
+                &decoding.views,
+                &decoding.partial,
+                &self.cache,
+            )?;
             sampled.ok_or_else(|| Error::StepBatch("nothing to sample".to_owned()))
         };
         let sampled = if model.kernels.is_emulated() {
             work()?
         } else {
             if decoding.graph.is_none() {
-                let other = self.decoding.values().find_map(|other| other.graph.as_ref());
+                let other = self
+                    .decoding
+                    .values()
+                    .find_map(|other| other.graph.as_ref());
                 let other = other.map(|(graph, _)| graph);
                 decoding.graph = Some(CudaGraph::record(model.kernels.device(), other, work)?);
             }
@@ -314,6 +328,15 @@ impl FusedDecoder {
     }
 }
 
+/// Whether a product of bf16 can give f32: on CUDA only, where libtorch has it.
+fn has_wide_products(kind: Kind, device: Device) -> bool {
+    let product = || -> Result<Tensor> {
+        let square = Tensor::f_zeros([16, 16], (kind, device))?;
+        Ok(square.f_mm_dtype(&square, Kind::Float)?)
+    };
+    kind == Kind::BFloat16 && device != Device::Cpu && product().is_ok()
+}
+
 /// Rows of the recorded step that a batch fits into, if it is a decoding step.
 fn rows_to_record(batch: &StepBatch) -> Option<usize> {
     let rows = batch.num_rows();
@@ -322,7 +345,13 @@ fn rows_to_record(batch: &StepBatch) -> Option<usize> {
         && rows <= MAX_RECORDED_ROWS
         && batch.block_copies.is_empty()
         && batch.spans().all(|span| span.num_rows == 1);
-    let is_in_order = || batch.sample_rows.iter().zip(0_i32..).all(|(&row, index)| row == index);
+    let is_in_order = || {
+        batch
+            .sample_rows
+            .iter()
+            .zip(0_i32..)
+            .all(|(&row, index)| row == index)
+    };
     (is_decoding && is_in_order()).then(|| rows.next_power_of_two())
 }
 
@@ -360,7 +389,13 @@ impl Model {
         let wanted = (4 * self.multiprocessors + blocks - 1) / blocks;
         let fitting = MAX_PARTIAL / (to_size(rows.max(1)) * heads * head_dim).max(1);
         let splits = wanted.min(fitting).clamp(1, MAX_SPLITS);
-        Ok(PartialSums::new(&self.kernels, to_size(rows), heads, head_dim, splits)?)
+        Ok(PartialSums::new(
+            &self.kernels,
+            to_size(rows),
+            heads,
+            head_dim,
+            splits,
+        )?)
     }
 
     /// Computes a step from what `views` hold, and gives the sampled tokens, if any are to be sampled.
@@ -384,7 +419,8 @@ impl Model {
         let residual = Tensor::f_embedding(&self.weights.embedding, &views.ids, -1, false, false)?;
         let mut added: Option<Tensor> = None;
         for (index, layer) in self.weights.layers.iter().enumerate() {
-            let normed = kernels.add_rms_norm_(added.as_ref(), &residual, &layer.input_norm, eps)?;
+            let normed =
+                kernels.add_rms_norm_(added.as_ref(), &residual, &layer.input_norm, eps)?;
             let attended = self.attend(shape, layer, index, &normed, views, partial, cache)?;
             let output = layer.output.apply(&attended)?;
             let normed = kernels.add_rms_norm_(Some(&output), &residual, &layer.post_norm, eps)?;
@@ -408,7 +444,10 @@ impl Model {
         )?))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what a step hands from layer to layer")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what a step hands from layer to layer"
+    )]
     fn attend(
         &self,
         shape: Shape,
@@ -465,7 +504,7 @@ impl Model {
     /// Logits in f32: a product of bf16 keeps the precision of its sums.
     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         let head = &self.weights.head;
-        if self.kind == Kind::BFloat16 && matches!(self.kernels.device(), Device::Cuda(_)) {
+        if self.has_wide_products {
             return Ok(hidden.f_mm_dtype(&head.f_transpose(0, 1)?, Kind::Float)?);
         }
         Ok(hidden

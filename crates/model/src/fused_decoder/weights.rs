@@ -61,7 +61,9 @@ impl Weights {
             let norm = |name: &str| single(&path(layer, name, "weight"));
             let joined = |names: &[&str]| -> Result<Projection> {
                 let of_kind = |kind: &str| -> Option<Vec<i64>> {
-                    let shapes = names.iter().filter_map(|name| shape_of(&path(layer, name, kind)));
+                    let shapes = names
+                        .iter()
+                        .filter_map(|name| shape_of(&path(layer, name, kind)));
                     shapes.reduce(|mut all, shape| {
                         all[0] += shape[0];
                         all
@@ -114,7 +116,10 @@ impl Weights {
             Ok(target.shallow_clone().f_copy_(&source)?)
         };
         let join = |target: &Projection, layer: usize, names: &[&str]| -> Result<()> {
-            for (tensor, kind) in [(Some(&target.weight), "weight"), (target.bias.as_ref(), "bias")] {
+            for (tensor, kind) in [
+                (Some(&target.weight), "weight"),
+                (target.bias.as_ref(), "bias"),
+            ] {
                 let Some(tensor) = tensor else { continue };
                 let mut first = 0;
                 for name in names {

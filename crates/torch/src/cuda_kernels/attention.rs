@@ -9,6 +9,11 @@ use crate::error::{Error, OpContext, Result};
 /// Rows of a product on the matrix units: query rows times the heads of a group, rounded up to a power of two.
 const TILE_ROWS: i64 = 16;
 
+/// Most rows or tiles: the second dimension of a launch.
+const MAX_ROWS: i64 = 65_535;
+
+const OP: &str = "paged_attention";
+
 /// How a launch shares out its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttentionPath {
@@ -117,98 +122,42 @@ impl Kernels {
         partial: &PartialSums,
         out: &Tensor,
     ) -> Result<()> {
-        const OP: &str = "paged_attention";
-        let kind = inputs.q.kind();
+        let Sizes {
+            kind,
+            rows: num_rows,
+            heads,
+            head_dim,
+            cache: [blocks, block_size, kv_heads, _],
+            tables: [sequences, max_blocks],
+        } = self.attention_sizes(inputs, path, partial)?;
         let code = expect_kind(OP, "q", kind)?;
-        let [num_rows, heads, head_dim] = Self::sizes(OP, "q", inputs.q)?;
-        let [blocks, block_size, kv_heads, _] = Self::sizes(OP, "k_cache", inputs.k_cache)?;
-        let [sequences, max_blocks] = Self::sizes(OP, "block_tables", inputs.block_tables)?;
-        let wrong = |argument, expected: &str, got: String| Error::Argument {
-            op: OP,
-            argument,
-            expected: expected.to_owned(),
-            got,
-        };
-        if block_size % 16 != 0 || blocks == 0 {
-            let expected = "of blocks whose size is a multiple of 16";
-            return Err(wrong(
-                "k_cache",
-                expected,
-                format!("{blocks} of {block_size}"),
-            ));
-        }
-        if kv_heads == 0 || heads % kv_heads != 0 {
-            return Err(wrong(
-                "q",
-                &format!("a multiple of {kv_heads} heads"),
-                format!("{heads}"),
-            ));
-        }
-        if num_rows > 0 && (sequences == 0 || max_blocks == 0) {
-            return Err(wrong(
-                "block_tables",
-                "of sequences with blocks",
-                "empty".to_owned(),
-            ));
-        }
-        let group = heads / kv_heads;
-        if path != AttentionPath::ByRow && !self.has_matrix_attention(kind, head_dim, group) {
-            let got = format!("{kind:?} heads of {head_dim}, {group} for a key-value head");
-            return Err(wrong("path", "by row for these heads", got));
-        }
         let cache = [blocks, block_size, kv_heads, head_dim];
         let row_shape = [num_rows, heads, head_dim];
+        let int = |argument, tensor: &Tensor, shape: &[i64]| {
+            self.place(OP, argument, tensor, Kind::Int, shape)
+        };
         let places = [
             self.place(OP, "q", inputs.q, kind, &row_shape)?,
             self.place(OP, "k_cache", inputs.k_cache, kind, &cache)?,
             self.place(OP, "v_cache", inputs.v_cache, kind, &cache)?,
-            self.place(
-                OP,
+            int(
                 "block_tables",
                 inputs.block_tables,
-                Kind::Int,
                 &[sequences, max_blocks],
             )?,
-            self.place(
-                OP,
-                "row_sequences",
-                inputs.row_sequences,
-                Kind::Int,
-                &[num_rows],
-            )?,
-            self.place(
-                OP,
-                "context_lens",
-                inputs.context_lens,
-                Kind::Int,
-                &[num_rows],
-            )?,
+            int("row_sequences", inputs.row_sequences, &[num_rows])?,
+            int("context_lens", inputs.context_lens, &[num_rows])?,
             self.place(OP, "out", out, kind, &row_shape)?,
         ];
         let (tiles, num_tiles) = match rows {
             AttentionRows::All => (std::ptr::null_mut(), num_rows),
             AttentionRows::Tiles(tiles) => {
                 let [count, _] = Self::sizes(OP, "tiles", tiles)?;
-                (
-                    self.place(OP, "tiles", tiles, Kind::Int, &[count, 2])?,
-                    count,
-                )
+                (int("tiles", tiles, &[count, 2])?, count)
             }
         };
-        // Rows are the second dimension of a launch.
-        if num_rows.max(num_tiles) > 65_535 {
-            return Err(wrong("q", "of at most 65535 rows", format!("{num_rows}")));
-        }
-        // What is not split needs no room.
-        let fits = partial.out.size()[0] >= num_rows
-            && partial.out.size()[1..] == [heads, partial.splits, head_dim];
-        if partial.splits > 1 && !fits {
-            let expected = format!("room for {num_rows} rows of {heads} heads of {head_dim}");
-            return Err(wrong(
-                "partial",
-                &expected,
-                format!("{:?}", partial.out.size()),
-            ));
+        if num_tiles > MAX_ROWS {
+            return Err(wrong("tiles", "of at most 65535", &num_tiles.to_string()));
         }
         let path = match path {
             AttentionPath::ByRow => 0,
@@ -246,5 +195,79 @@ impl Kernels {
             )
         };
         self.check(OP, message)
+    }
+
+    /// Sizes of the arguments, as far as they agree.
+    fn attention_sizes(
+        &self,
+        inputs: &PagedAttention<'_>,
+        path: AttentionPath,
+        partial: &PartialSums,
+    ) -> Result<Sizes> {
+        let sizes = Sizes {
+            kind: inputs.q.kind(),
+            rows: 0,
+            heads: 0,
+            head_dim: 0,
+            cache: Self::sizes(OP, "k_cache", inputs.k_cache)?,
+            tables: Self::sizes(OP, "block_tables", inputs.block_tables)?,
+        };
+        let [rows, heads, head_dim] = Self::sizes(OP, "q", inputs.q)?;
+        let [blocks, block_size, kv_heads, _] = sizes.cache;
+        if block_size % TILE_ROWS != 0 || block_size == 0 || blocks == 0 {
+            let expected = "of blocks whose size is a multiple of 16";
+            return Err(wrong("k_cache", expected, &format!("{:?}", sizes.cache)));
+        }
+        if kv_heads == 0 || heads % kv_heads != 0 {
+            let expected = format!("of a multiple of {kv_heads} heads");
+            return Err(wrong("q", &expected, &heads.to_string()));
+        }
+        if rows > MAX_ROWS {
+            return Err(wrong("q", "of at most 65535 rows", &rows.to_string()));
+        }
+        if rows > 0 && sizes.tables.contains(&0) {
+            return Err(wrong("block_tables", "of sequences with blocks", "empty"));
+        }
+        let group = heads / kv_heads;
+        if path != AttentionPath::ByRow && !self.has_matrix_attention(sizes.kind, head_dim, group) {
+            let got = format!(
+                "{:?} heads of {head_dim}, {group} for a key-value head",
+                sizes.kind
+            );
+            return Err(wrong("path", "by row for these heads", &got));
+        }
+        // What is not split needs no room.
+        let room = partial.out.size();
+        let fits = room[0] >= rows && room[1..] == [heads, partial.splits, head_dim];
+        if partial.splits > 1 && !fits {
+            let expected = format!("room for {rows} rows of {heads} heads of {head_dim}");
+            return Err(wrong("partial", &expected, &format!("{room:?}")));
+        }
+        Ok(Sizes {
+            rows,
+            heads,
+            head_dim,
+            ..sizes
+        })
+    }
+}
+
+struct Sizes {
+    kind: Kind,
+    rows: i64,
+    heads: i64,
+    head_dim: i64,
+    /// `[blocks, block_size, kv_heads, head_dim]`
+    cache: [i64; 4],
+    /// `[sequences, max_blocks]`
+    tables: [i64; 2],
+}
+
+fn wrong(argument: &'static str, expected: &str, got: &str) -> Error {
+    Error::Argument {
+        op: OP,
+        argument,
+        expected: expected.to_owned(),
+        got: got.to_owned(),
     }
 }

@@ -68,7 +68,7 @@ functions! {
     /// Kind; gate and up, out; rows, width; stream.
     silu_mul: "silu_mul", fn(i32, *const c_void, *mut c_void, i64, i64, *mut c_void);
     /// Kind; qkv, norms of queries and keys or null, frequencies, positions, slots; q, caches of keys and values; rows,
-    /// heads, kv_heads, head_dim, slots of the cache, factor of cosines and sines, eps; stream.
+    /// heads, key-value heads, size of a head, slots of the cache, factor of cosines and sines, eps; stream.
     rope_and_cache: "rope_and_cache", fn(
         i32,
         *const c_void, *const c_void, *const c_void, *const c_void, *const c_void, *const c_void,
@@ -79,8 +79,8 @@ functions! {
     /// Cache, copies; copies, planes, blocks, bytes of a block; stream.
     copy_blocks: "copy_blocks", fn(*mut c_void, *const c_void, i64, i64, i64, i64, *mut c_void);
     /// Kind, path; q, caches of keys and values, tables, sequences of rows, lengths, tiles or null; out, partial results
-    /// and their sums; tiles, rows, heads, kv_heads, head_dim, block_size, blocks, sequences, blocks of a table, splits;
-    /// stream.
+    /// and their sums; tiles, rows, heads, key-value heads, size of a head, of a block, blocks, sequences, blocks of a
+    /// table, splits; stream.
     paged_attention: "paged_attention", fn(
         i32, i32,
         *const c_void, *const c_void, *const c_void, *const c_void, *const c_void, *const c_void, *const c_void,

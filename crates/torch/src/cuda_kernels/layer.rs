@@ -70,7 +70,7 @@ impl Kernels {
                 out.data_ptr(),
                 rows,
                 hidden,
-                eps as f32,
+                to_f32(eps),
                 stream,
             )
         };
@@ -161,8 +161,8 @@ impl Kernels {
                 kv_heads,
                 head_dim,
                 blocks * block_size,
-                inputs.attention_factor as f32,
-                inputs.eps as f32,
+                to_f32(inputs.attention_factor),
+                to_f32(inputs.eps),
                 stream,
             )
         };
@@ -184,10 +184,10 @@ impl Kernels {
         let element_bytes = i64::try_from(cache.kind().elt_size_in_bytes()).unwrap_or(1);
         let block_bytes = size.iter().skip(2).product::<i64>() * element_bytes;
         let (Some(&planes), Some(&blocks)) = (size.first(), size.get(1)) else {
-            return Err(wrong_cache(size));
+            return Err(wrong_cache(&size));
         };
         if block_bytes % 16 != 0 {
-            return Err(wrong_cache(size));
+            return Err(wrong_cache(&size));
         }
         let stream = self.stream()?;
         // SAFETY: as above; blocks outside of the cache are not copied.
@@ -206,11 +206,16 @@ impl Kernels {
     }
 }
 
-fn wrong_cache(size: Vec<i64>) -> Error {
+fn wrong_cache(size: &[i64]) -> Error {
     Error::Argument {
         op: "copy_blocks",
         argument: "cache",
         expected: "planes of blocks, each of a multiple of 16 bytes".to_owned(),
         got: format!("{size:?}"),
     }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "kernels compute in f32")]
+fn to_f32(value: f64) -> f32 {
+    value as f32
 }

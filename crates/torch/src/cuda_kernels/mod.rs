@@ -173,7 +173,7 @@ impl Kernels {
             && tensor.size() == shape
             && tensor.is_contiguous();
         // The kernels read 16 bytes at a time; a view of a tensor may begin anywhere.
-        let is_aligned = fits && tensor.data_ptr().addr() % 16 == 0;
+        let is_aligned = fits && tensor.data_ptr().addr().is_multiple_of(16);
         if is_aligned {
             return Ok(tensor.data_ptr());
         }

@@ -18,6 +18,10 @@ pub(super) fn silu_mul(gate: &[f64], up: &[f64]) -> Vec<f64> {
 }
 
 /// A head rotated by its position, halves paired.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the rounding of an angle is part of the result"
+)]
 pub(super) fn rotate(head: &[f64], position: f64, frequencies: &[f64], factor: f64) -> Vec<f64> {
     let (first, second) = head.split_at(head.len() / 2);
     let angles = || {

@@ -79,7 +79,6 @@ impl Kernels {
         banned: &Tensor,
     ) -> Result<Tensor> {
         const OP: &str = "sample";
-        const ROW_BYTES: i64 = SAMPLING_ROW_BYTES as i64;
         let kind = logits.kind();
         let code = expect_kind(OP, "logits", kind)?;
         let [samples, vocab] = Self::sizes(OP, "logits", logits)?;
@@ -93,10 +92,16 @@ impl Kernels {
         }
         let [num_banned] = Self::sizes(OP, "banned", banned)?;
         let logits = self.place(OP, "logits", logits, kind, &[samples, vocab])?;
-        let rows = self.place(OP, "rows", rows, Kind::Uint8, &[samples, ROW_BYTES])?;
+        let rows = self.place(
+            OP,
+            "rows",
+            rows,
+            Kind::Uint8,
+            &[samples, to_size(SAMPLING_ROW_BYTES)],
+        )?;
         let cu_banned = self.place(OP, "cu_banned", cu_banned, Kind::Int, &[samples + 1])?;
         let banned = self.place(OP, "banned", banned, Kind::Int, &[num_banned])?;
-        let shape = [samples, SAMPLED_ROW_BYTES as i64];
+        let shape = [samples, to_size(SAMPLED_ROW_BYTES)];
         let out = Tensor::f_empty(shape, (Kind::Uint8, self.device)).op(OP)?;
         let stream = self.stream()?;
         // SAFETY: all are live tensors of the shapes, kinds, device and layout just checked, and `out` has room for every
@@ -118,4 +123,8 @@ impl Kernels {
         self.check(OP, message)?;
         Ok(out)
     }
+}
+
+fn to_size(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }

@@ -1,33 +1,23 @@
 //! A comparison of every kernel with its reference, on the device at hand.
+#![expect(
+    clippy::cast_possible_wrap,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "sizes of cases are small, and what a device gives is rounded already"
+)]
 
 pub(super) mod attention;
+mod check;
 pub(super) mod layer;
 mod numbers;
 pub(super) mod sampling;
 
 use tch::{Device, Kind};
 
+pub use check::KernelCheck;
+
 use super::Kernels;
 use crate::error::Result;
-
-/// How far a kernel is from its reference.
-#[derive(Clone, Debug, PartialEq)]
-pub struct KernelCheck {
-    /// Name of the kernel, its kind of numbers and the case.
-    pub name: String,
-    /// Largest difference: absolute below 1, relative above. Infinite where something that must be equal is not.
-    pub difference: f64,
-    /// Largest difference that rounding explains.
-    pub bound: f64,
-}
-
-impl KernelCheck {
-    /// Whether the kernel agrees with its reference.
-    pub fn has_passed(&self) -> bool {
-        // Written so that what is not a number fails.
-        self.difference <= self.bound
-    }
-}
 
 /// Compares every kernel with its reference on a GPU, for each kind of numbers; takes seconds.
 ///

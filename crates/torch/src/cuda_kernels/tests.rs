@@ -79,3 +79,43 @@ fn tensors_that_do_not_fit_are_refused() {
     let unaligned = fails(&begins, &weight);
     assert!(unaligned.contains("not aligned"), "{unaligned}");
 }
+
+#[test]
+fn attention_that_does_not_fit_is_refused() {
+    let kernels = Kernels::emulated().unwrap();
+    let float = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
+    let int = |shape: &[i64]| Tensor::zeros(shape, (Kind::Int, Device::Cpu));
+    let fails = |cache: &Tensor, path, splits| {
+        let q = float(&[2, 4, 16]);
+        let inputs = PagedAttention {
+            q: &q,
+            k_cache: cache,
+            v_cache: cache,
+            block_tables: &int(&[1, 2]),
+            row_sequences: &int(&[2]),
+            context_lens: &int(&[2]),
+        };
+        let partial = PartialSums::new(&kernels, 1, 4, 16, splits).unwrap();
+        let out = float(&[2, 4, 16]);
+        let result = kernels.paged_attention_(&inputs, AttentionRows::All, path, &partial, &out);
+        result.unwrap_err().to_string()
+    };
+    let cache = float(&[3, 16, 2, 16]);
+    for (error, expected) in [
+        (
+            fails(&float(&[3, 8, 2, 16]), AttentionPath::ByRow, 1),
+            "a multiple of 16",
+        ),
+        (
+            fails(&float(&[3, 16, 3, 16]), AttentionPath::ByRow, 1),
+            "a multiple of 3 heads",
+        ),
+        (
+            fails(&cache, AttentionPath::SharedKeys, 1),
+            "by row for these heads",
+        ),
+        (fails(&cache, AttentionPath::ByRow, 4), "room for 2 rows"),
+    ] {
+        assert!(error.contains(expected), "{error}");
+    }
+}

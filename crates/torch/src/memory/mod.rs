@@ -31,7 +31,8 @@ pub fn memory_use(device: Device) -> Option<MemoryUse> {
 pub fn free_bytes(device: Device) -> Option<u64> {
     match device {
         Device::Cpu => available_bytes(&std::fs::read_to_string("/proc/meminfo").ok()?),
-        Device::Cuda(_) | Device::Mps | Device::Vulkan => None,
+        Device::Cuda(index) => cuda::statistics()?.free_bytes(index).ok(),
+        Device::Mps | Device::Vulkan => None,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::KernelCheck;
+use super::check::KernelCheck;
 use super::numbers::{Numbers, Rounded, check, difference, ints, values_of};
 use crate::cuda_kernels::{
     AttentionPath, AttentionRows, KERNEL_HEAD_DIMS, Kernels, PagedAttention, PartialSums, reference,
@@ -101,9 +101,6 @@ impl Setting {
                     .collect()
             };
             let (keys, values) = (of(&self.k_cache), of(&self.v_cache));
-            fn slices(rows: &[Vec<f64>]) -> Vec<&[f64]> {
-                rows.iter().map(Vec::as_slice).collect()
-            }
             reference::attend(query, &slices(&keys), &slices(&values))
         });
         rows.collect()
@@ -166,6 +163,10 @@ impl Setting {
     }
 }
 
+fn slices(rows: &[Vec<f64>]) -> Vec<&[f64]> {
+    rows.iter().map(Vec::as_slice).collect()
+}
+
 fn place(table: &[usize], position: usize, block_size: usize) -> usize {
     table[position / block_size] * block_size + position % block_size
 }
@@ -196,15 +197,13 @@ pub(in crate::cuda_kernels) fn run(kernels: Kernels, kind: Kind) -> Result<Vec<K
         for (group, splits, block_size) in
             [(1, 1, 32), (3, 4, 16), (4, 4, 48), (6, 1, 16), (12, 3, 16)]
         {
-            {
-                let case = || Case {
-                    group,
-                    head_dim,
-                    block_size,
-                    splits,
-                };
-                checks.extend(paths(kernels, kind, &case)?);
-            }
+            let case = || Case {
+                group,
+                head_dim,
+                block_size,
+                splits,
+            };
+            checks.extend(paths(kernels, kind, &case)?);
         }
     }
     Ok(checks)

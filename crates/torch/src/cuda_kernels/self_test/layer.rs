@@ -2,7 +2,7 @@
 
 use tch::Kind;
 
-use super::KernelCheck;
+use super::check::KernelCheck;
 use super::numbers::{Numbers, Rounded, check, difference, ints, rounded, values_of};
 use crate::cuda_kernels::{KERNEL_HEAD_DIMS, Kernels, RopeAndCache, reference};
 use crate::error::Result;

@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::KernelCheck;
+use super::check::KernelCheck;
 use crate::cuda_kernels::Kernels;
 use crate::error::{OpContext, Result};
 

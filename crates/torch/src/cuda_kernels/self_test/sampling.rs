@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::KernelCheck;
+use super::check::KernelCheck;
 use super::numbers::{Numbers, Rounded, check, ints, values_of};
 use crate::cuda_kernels::{Kernels, SAMPLING_ROW_BYTES, read_sampled_rows, write_sampling_row};
 use crate::error::{OpContext, Result};
