@@ -9,8 +9,8 @@ use crate::defaults::{count, seed};
 use crate::device::DeviceSpec;
 use crate::saving::SaveInBackground;
 use crate::sections::{
-    DistributedSection, EngineSection, EvalSection, GrpoSection, ModelTable, NamedTable,
-    PrecisionSection, PromptsSection, ProtocolSection, SftSection, SynthSection,
+    BenchSection, DistributedSection, EngineSection, EvalSection, GrpoSection, ModelTable,
+    NamedTable, PrecisionSection, PromptsSection, ProtocolSection, SftSection, SynthSection,
 };
 
 /// A whole training job in one file: problems, protocol, prompts, model, and
@@ -82,4 +82,7 @@ pub(crate) struct RawRecipe {
     /// Measurement on held-out problems, for the command `eval`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) eval: Option<EvalSection>,
+    /// Workloads, for the command `bench`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) bench: Option<BenchSection>,
 }

@@ -17,8 +17,9 @@ use crate::rules;
 use crate::saving::SaveInBackground;
 use crate::schema::{fill_defaults, schema_value};
 use crate::sections::{
-    DistributedSection, EngineSection, EvalSection, GrpoSection, LoraSection, ModelSection,
-    PrecisionSection, PromptsSection, ProtocolSection, SftSection, SynthSection,
+    BenchRolloutSection, BenchSection, DistributedSection, EngineSection, EvalSection, GrpoSection,
+    LoraSection, ModelSection, PrecisionSection, PromptsSection, ProtocolSection, SftSection,
+    SynthSection,
 };
 use crate::source::Source;
 use crate::stage::Stage;
@@ -68,6 +69,8 @@ pub struct RecipeData {
     pub grpo: Option<GrpoSection>,
     /// For the command `eval`.
     pub eval: Option<EvalSection>,
+    /// For the command `bench`.
+    pub bench: Option<BenchSection>,
 }
 
 impl RecipeData {
@@ -94,6 +97,7 @@ impl RecipeData {
             sft: raw.sft.clone(),
             grpo: raw.grpo.clone(),
             eval: raw.eval.clone(),
+            bench: raw.bench.clone(),
         }
     }
 }
@@ -259,7 +263,7 @@ impl Recipe {
         self.data
             .synth
             .as_ref()
-            .ok_or_else(|| self.no_section(Stage::Synth))
+            .ok_or_else(|| self.no_section("synth", "synth"))
     }
 
     /// The `[sft]` section.
@@ -271,7 +275,7 @@ impl Recipe {
         self.data
             .sft
             .as_ref()
-            .ok_or_else(|| self.no_section(Stage::Sft))
+            .ok_or_else(|| self.no_section("sft", "sft"))
     }
 
     /// The `[grpo]` section.
@@ -283,7 +287,7 @@ impl Recipe {
         self.data
             .grpo
             .as_ref()
-            .ok_or_else(|| self.no_section(Stage::Grpo))
+            .ok_or_else(|| self.no_section("grpo", "grpo"))
     }
 
     /// The `[eval]` section.
@@ -295,7 +299,19 @@ impl Recipe {
         self.data
             .eval
             .as_ref()
-            .ok_or_else(|| self.no_section(Stage::Eval))
+            .ok_or_else(|| self.no_section("eval", "eval"))
+    }
+
+    /// The `[bench.rollout]` section.
+    ///
+    /// # Errors
+    ///
+    /// When the recipe has none.
+    pub fn bench_rollout(&self) -> Result<&BenchRolloutSection, RecipeErrors> {
+        let bench = self.data.bench.as_ref();
+        bench
+            .and_then(|bench| bench.rollout.as_ref())
+            .ok_or_else(|| self.no_section("bench rollout", "bench.rollout"))
     }
 
     /// Checks that `stage` can start: its section is there, and so are the
@@ -313,7 +329,7 @@ impl Recipe {
             Stage::Eval => self.data.eval.is_some(),
         };
         if !present {
-            return Err(self.no_section(stage));
+            return Err(self.no_section(stage.name(), stage.name()));
         }
         let mut errors = Vec::new();
         let task = self.data.task.task().name();
@@ -365,15 +381,14 @@ impl Recipe {
         )
     }
 
-    fn no_section(&self, stage: Stage) -> RecipeErrors {
-        let name = stage.name();
+    fn no_section(&self, command: &str, section: &str) -> RecipeErrors {
         let error = RecipeError::new(
             ErrorKind::MissingKey,
             Source::Root,
-            name,
+            section,
             None,
-            format!("the command `{name}` needs a section `[{name}]`"),
-            format!("add `[{name}]`; `asyncthink-train schema` lists its keys"),
+            format!("the command `{command}` needs a section `[{section}]`"),
+            format!("add `[{section}]`; `asyncthink-train schema` lists its keys"),
         );
         RecipeErrors::new(&self.file, &self.text, &self.sets, vec![error])
     }

@@ -91,6 +91,32 @@ fn each_kind_of_error_has_a_place_a_reason_and_a_remedy() {
             with("[sft]", "[sft]\nkeep_best_checkpoints = 1"),
         ),
         (
+            "bench_episodes",
+            with(
+                "[eval]",
+                "[bench.rollout]\nworkload = \"episodes\"\nnum_prompts = 1000\ngroup_size = 2000\nprompt_tokens = 4\n\
+                 new_tokens = 20\n[eval]",
+            ),
+        ),
+        (
+            "bench_context",
+            with(
+                "[eval]",
+                "[bench.rollout]\nnum_prompts = 1\nprompt_tokens = 500\nnew_tokens = 20\ntemperature = 1e-40\n[eval]",
+            )
+            .replacen("head_dim", "vocab_size = 256\nhead_dim", 1),
+        ),
+        (
+            "bench_of_one_agent",
+            with(
+                "[eval]",
+                "[bench.rollout]\nworkload = \"episodes\"\nnum_prompts = 1\nprompt_tokens = 50\nnew_tokens = 100\n[eval]",
+            )
+            .replacen("head_dim", "vocab_size = 256\nhead_dim", 1)
+            .replacen("capacity = 2", "capacity = 1", 1)
+            .replacen("tau = 0.9", "tau = 0.9\nlambda = 0", 1),
+        ),
+        (
             "allowed_changes",
             with(
                 "seed = 1",

@@ -13,7 +13,7 @@ const MARK: &str = "<!-- Below: made from the schema. Do not edit. -->\n";
 const MAX_COUNT: f64 = 2_147_483_647.0;
 
 /// Sections in the order of a recipe; `*` is every section at this place.
-const SECTIONS: [&str; 18] = [
+const SECTIONS: [&str; 19] = [
     "",
     "task.*",
     "protocol",
@@ -32,6 +32,7 @@ const SECTIONS: [&str; 18] = [
     "grpo.optimizer",
     "grpo.reward",
     "eval",
+    "bench.rollout",
 ];
 
 /// [`SECTIONS`] with the names of this schema.

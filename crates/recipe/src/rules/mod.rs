@@ -2,6 +2,7 @@
 //! they speak even where another part of the recipe does not parse; a rule
 //! whose keys are absent or ill-formed says nothing.
 
+mod bench;
 mod model;
 mod prompts;
 mod runtime;
@@ -42,6 +43,7 @@ pub(crate) fn check(root: &Node, schema: &Json, tasks: &Registry) -> Vec<RecipeE
     runtime::engine(&mut rules);
     runtime::distributed(&mut rules);
     stages::synth(&mut rules);
+    bench::rollout(&mut rules);
     saving::saving(&mut rules);
     rules.errors
 }

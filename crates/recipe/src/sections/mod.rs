@@ -4,6 +4,7 @@
 //! `docs/recipes.md`, and their `range` attributes are the limits that the checker enforces: one place per key. The section of
 //! a task lives with the task.
 
+mod bench;
 mod distributed;
 mod engine;
 mod eval;
@@ -18,6 +19,7 @@ mod reward;
 mod sft;
 mod synth;
 
+pub use bench::{BenchRolloutSection, BenchSection, RolloutWorkload};
 pub use distributed::{DistributedSection, Shard};
 pub use engine::{EngineDtype, EngineSection};
 pub use eval::{EvalSection, EvalSplit, RulesFrom};

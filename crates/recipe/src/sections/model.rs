@@ -131,6 +131,11 @@ pub struct ModelInit {
     /// Width of the residual stream.
     #[schemars(range(min = 2, max = 65_536))]
     pub hidden_size: usize,
+    /// Rows of the embedding, for `bench`, which makes no tokenizer. Training
+    /// takes the tokenizer's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 2, max = 16_777_216))]
+    pub vocab_size: Option<usize>,
     /// Decoder layers.
     #[schemars(range(min = 1, max = 1024))]
     pub num_layers: usize,
