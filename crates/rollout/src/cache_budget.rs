@@ -19,10 +19,7 @@ const GPU_RESERVE_BYTES: u64 = 1 << 30;
 ///
 /// # Errors
 /// For a share of memory that cannot be told.
-pub(crate) fn cache_budget(
-    budget: Option<MemoryBudget>,
-    device: Device,
-) -> Result<Option<u64>, String> {
+pub fn cache_budget(budget: Option<MemoryBudget>, device: Device) -> Result<Option<u64>, String> {
     let free = free_bytes(device);
     match budget.unwrap_or_default() {
         MemoryBudget::Auto => Ok(free.map(|free| automatic(free, device))),

@@ -16,7 +16,7 @@ const MAX_AGENTS_GPU: usize = 1024;
 const MAX_BATCH_TOKENS_GPU: usize = 8192;
 
 /// Settings of an engine that has room for one episode at the least.
-pub(crate) fn engine_settings(
+pub fn engine_settings(
     section: &EngineSection,
     device: Device,
     precision: Precision,

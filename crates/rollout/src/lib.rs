@@ -33,9 +33,12 @@ mod transcript;
 
 pub use agent::AgentRecord;
 pub use backend::engine::EngineBackend;
+pub use backend::scripted::ScriptedBackend;
 pub use backend::{AgentBackend, AgentToken};
+pub use cache_budget::cache_budget;
 pub use card::{MODEL_CARD_FILE, ModelCard};
 pub use driver::{rollout, rollout_observed};
+pub use engine_settings::engine_settings;
 pub use episode::{Episode, Outcome, WorkerEnd, WorkerRecord};
 pub use error::{Error, Result};
 pub use graded::{AttemptCounts, GradedEpisode};

@@ -3,6 +3,7 @@
 //! One file per backend. A backend knows ids and nothing of tags, roles or episodes.
 
 pub(crate) mod engine;
+pub(crate) mod scripted;
 
 use asyncthink_data::TokenId;
 use asyncthink_engine::{AgentId, Request};
