@@ -12,6 +12,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 
+use crate::bench::BenchArgs;
 use crate::launch::LaunchArgs;
 use crate::think::ThinkArgs;
 
@@ -51,6 +52,8 @@ pub(crate) enum Command {
     Grade(GradeArgs),
     /// Log-probabilities of given tokens
     Score(ScoreArgs),
+    /// Measure how fast this machine does the work of a recipe
+    Bench(BenchArgs),
     /// Print the JSON Schema of a recipe
     Schema,
     /// Show what this machine offers: libtorch, devices, threads

@@ -5,6 +5,7 @@
 //! output, everything else to standard error.
 
 mod args;
+mod bench;
 mod catalogue;
 mod doctor;
 mod evaluate;
@@ -85,6 +86,7 @@ fn run(command: &Command) -> Result<(), Failure> {
             clap_complete::generate(args.shell, &mut command, "asyncthink-train", &mut script);
             out.write_all(&script)?;
         }
+        Command::Bench(args) => bench::run(args, &mut out)?,
         Command::Doctor => doctor::run(&mut out)?,
         Command::Synth(args) => stages::run(Stage::Synth, args, &mut out)?,
         Command::Sft(args) => stages::run(Stage::Sft, args, &mut out)?,

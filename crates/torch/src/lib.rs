@@ -24,7 +24,7 @@ mod sampling;
 mod threads;
 
 pub use autograd::{backward_with_grad, backward_with_grads, set_grad};
-pub use ceiling::matmul_flops_per_sec;
+pub use ceiling::{matmul_flops_per_sec, matmul_flops_per_sec_of, read_bytes_per_sec};
 pub use collectives::{
     Backend, CollectiveFailure, Difference, FlightRecord, GroupOptions, Operation, ProcessGroup,
     Reduction, Store, StoreOptions, Suspect, SuspectReason, Traffic, Work,

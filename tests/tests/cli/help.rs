@@ -2,7 +2,7 @@
 
 use asyncthink_tests::{Workspace, stdout};
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "synth",
     "sft",
     "grpo",
@@ -12,6 +12,7 @@ const COMMANDS: [&str; 12] = [
     "trace",
     "grade",
     "score",
+    "bench",
     "schema",
     "doctor",
     "completions",
@@ -24,6 +25,10 @@ fn help_of_every_command() {
     for command in COMMANDS {
         let help = stdout(&workspace.done(&[command, "--help"]));
         text = format!("{text}\n===== {command}\n{help}");
+        if command == "bench" {
+            let help = stdout(&workspace.done(&[command, "rollout", "--help"]));
+            text = format!("{text}\n===== {command} rollout\n{help}");
+        }
     }
     insta::assert_snapshot!("help", text);
 }

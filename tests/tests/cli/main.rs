@@ -2,6 +2,7 @@
 //! out. One test program, because linking libtorch takes time.
 
 mod bad_input;
+mod bench;
 mod broken_ranks;
 mod chat;
 mod data;

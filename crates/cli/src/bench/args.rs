@@ -1,0 +1,28 @@
+//! Arguments of `bench`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    pub(crate) command: BenchCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Sampling: the workload of `[bench.rollout]`
+    Rollout(RecipeArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RecipeArgs {
+    /// The recipe, a TOML file; `recipes/bench/` has some
+    #[arg(value_name = "RECIPE")]
+    pub(crate) recipe: PathBuf,
+
+    /// Override a key of the recipe, for example `--set bench.rollout.num_prompts=64`; repeatable
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+}

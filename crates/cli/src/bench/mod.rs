@@ -1,0 +1,26 @@
+//! The command `bench`: how fast this machine does the work of a recipe.
+
+mod args;
+mod cost;
+mod episodes;
+mod line;
+mod machine;
+mod meter;
+mod model;
+mod plain;
+mod report;
+mod rollout;
+
+use std::io::Write;
+
+pub(crate) use args::BenchArgs;
+
+use args::BenchCommand;
+
+use crate::failure::Failure;
+
+pub(crate) fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    match &args.command {
+        BenchCommand::Rollout(args) => rollout::run(&args.recipe, &args.set, out),
+    }
+}

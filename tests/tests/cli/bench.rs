@@ -1,0 +1,159 @@
+//! `bench`: one JSON object a line, with the keys that are frozen.
+
+use serde_json::Value;
+
+use asyncthink_tests::{Workspace, stdout};
+
+const FROZEN: [&str; 11] = [
+    "bench",
+    "shape",
+    "parameters",
+    "dtype",
+    "device",
+    "tokens_per_s",
+    "flops_share",
+    "ceiling_tflops",
+    "bandwidth_share",
+    "peak_bytes",
+    "phases",
+];
+
+/// The recipe of the tests with a small workload.
+fn workspace() -> Workspace {
+    Workspace::changed(
+        "[model.init]\n",
+        "[bench.rollout]\nnum_prompts = 3\ngroup_size = 2\nprompt_tokens = 20\nnew_tokens = 6\nnum_repeats = 2\n\n\
+         [model.init]\nvocab_size = 300\n",
+    )
+}
+
+fn rollout(workspace: &Workspace, sets: &[&str]) -> Value {
+    let mut args = vec!["bench", "rollout", "tiny.toml"];
+    for set in ["device=cpu", "num_threads=1"].iter().chain(sets) {
+        args.extend(["--set", set]);
+    }
+    let output = workspace.done(&args);
+    let text = stdout(&output);
+    assert_eq!(text.lines().count(), 1, "{}", workspace.show(&output));
+    let line: Value = serde_json::from_str(&text).expect("JSON");
+    let keys: Vec<&str> = line
+        .as_object()
+        .expect("an object")
+        .keys()
+        .map(String::as_str)
+        .collect();
+    for key in FROZEN {
+        assert!(keys.contains(&key), "{key}: {text}");
+    }
+    for key in [
+        "tokens_per_s",
+        "flops_share",
+        "ceiling_tflops",
+        "bandwidth_share",
+        "peak_bytes",
+    ] {
+        let value = line[key].as_f64().expect(key);
+        assert!(value.is_finite() && value > 0.0, "{key}: {text}");
+    }
+    assert_eq!(
+        (&line["bench"], &line["shape"]),
+        (&"rollout".into(), &"tiny".into())
+    );
+    assert_eq!(
+        (&line["dtype"], &line["device"]),
+        (&"f32".into(), &"cpu".into())
+    );
+    line
+}
+
+fn sum(line: &Value, key: &str) -> u64 {
+    ["prefill", "decode"]
+        .map(|phase| line["phases"][phase][key].as_u64().expect(key))
+        .iter()
+        .sum()
+}
+
+#[test]
+fn a_plain_rollout_samples_as_many_tokens_as_the_recipe_says() {
+    let workspace = workspace();
+    let line = rollout(&workspace, &[]);
+    assert_eq!(line["repeats"].as_array().expect("repeats").len(), 2);
+    for repeat in line["repeats"].as_array().expect("repeats") {
+        assert_eq!(repeat["decoded_tokens"], 3 * 2 * 6);
+    }
+    assert_eq!(sum(&line, "sampled_tokens"), 3 * 2 * 6);
+    let cache = |key: &str| line["cache"][key].as_u64().expect(key);
+    assert_eq!(cache("given_tokens"), 3 * 2 * 20);
+    assert_eq!(
+        cache("computed_tokens") + cache("reused_tokens"),
+        3 * 2 * 20
+    );
+    // Each group computes its prompt once, or all of it but a block that is not whole.
+    assert!(cache("reused_tokens") >= 3 * 16, "{line}");
+    assert_eq!(line["parameters"].as_u64(), Some(parameters()));
+}
+
+/// Parameters of the model of the tests with 300 tokens.
+fn parameters() -> u64 {
+    let layer = 16 * (16 + 8 + 8 + 16) + 3 * 16 * 32 + 2 * 16 + 2 * 4;
+    300 * 16 + 2 * layer + 16
+}
+
+#[test]
+fn episodes_fork_return_and_join_as_the_recipe_says() {
+    let workspace = workspace();
+    let line = rollout(
+        &workspace,
+        &[
+            "bench.rollout.workload=episodes",
+            "bench.rollout.capacity=3",
+            "bench.rollout.num_forks=3",
+            "bench.rollout.return_tokens=5",
+            "bench.rollout.new_tokens=40",
+        ],
+    );
+    let episodes = &line["workload"]["episodes"];
+    assert_eq!(
+        (&episodes["answered"], &episodes["joins"]),
+        (&6.into(), &18.into())
+    );
+    // Organizers and three workers each decode 40 tokens; a Join puts 5 and a tag into the context.
+    assert_eq!(line["repeats"][0]["decoded_tokens"], 6 * 4 * 40);
+    let cache = |key: &str| line["cache"][key].as_u64().expect(key);
+    assert_eq!(cache("given_tokens"), 6 * (4 * 20 + 3 * 6));
+    assert_eq!(
+        cache("computed_tokens") + cache("reused_tokens"),
+        cache("given_tokens")
+    );
+    let rows: u64 = sum(&line, "tokens");
+    // The row of a sequence's last token is never computed.
+    assert!(rows <= cache("computed_tokens") + 6 * 4 * 40, "{line}");
+}
+
+#[test]
+fn a_workload_that_cannot_be_is_refused_before_work() {
+    let workspace = Workspace::new();
+    let args = ["bench", "rollout", "tiny.toml"];
+    let text = workspace.refused(&args);
+    assert!(
+        text.contains("`bench rollout` needs a section `[bench.rollout]`"),
+        "{text}"
+    );
+    let workspace = self::workspace();
+    let refused = |set: &str| workspace.refused(&[&args[..], &["--set", set]].concat());
+    let text = refused("model={ path = \"nowhere\" }");
+    assert!(text.contains("`nowhere`: no such folder"), "{text}");
+    let text = refused(
+        "bench.rollout={ workload = \"episodes\", num_prompts = 1, prompt_tokens = 20, new_tokens = 250, num_forks = 20, \
+         return_tokens = 20 }",
+    );
+    assert!(
+        text.contains("more than the model's context (`max_position_embeddings`) of 512"),
+        "{text}"
+    );
+    let text = refused(
+        "bench.rollout={ workload = \"episodes\", num_prompts = 1, prompt_tokens = 8, new_tokens = 400, num_forks = 30, \
+         return_tokens = 1 }",
+    );
+    assert!(text.contains("the model's vocabulary has 300"), "{text}");
+}
