@@ -69,7 +69,12 @@ pub(crate) struct DoctorArgs {
     pub(crate) self_test: bool,
 
     /// The device to check: auto, cpu, cuda or cuda:N
-    #[arg(long, value_name = "DEVICE", default_value = "auto", requires = "self_test")]
+    #[arg(
+        long,
+        value_name = "DEVICE",
+        default_value = "auto",
+        requires = "self_test"
+    )]
     pub(crate) device: DeviceSpec,
 
     /// Print one JSON object for each check

@@ -5,6 +5,7 @@
     clippy::cast_possible_wrap,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
+    clippy::many_single_char_names,
     reason = "a panic is a failed test, and the numbers are small"
 )]
 

@@ -56,12 +56,16 @@ fn completions_and_schema_are_written() {
 /// Every check on the CPU, each stage included.
 #[test]
 fn doctor_checks_what_the_device_computes() {
-    let text = stdout(&Workspace::new().done(&["doctor", "--self-test", "--device", "cpu", "--json"]));
+    let text =
+        stdout(&Workspace::new().done(&["doctor", "--self-test", "--device", "cpu", "--json"]));
     let checks: Vec<serde_json::Value> = text
         .lines()
         .map(|line| serde_json::from_str(line).expect("JSON"))
         .collect();
-    let names: Vec<&str> = checks.iter().filter_map(|check| check["check"].as_str()).collect();
+    let names: Vec<&str> = checks
+        .iter()
+        .filter_map(|check| check["check"].as_str())
+        .collect();
     assert_eq!(
         names,
         [

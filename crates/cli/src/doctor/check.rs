@@ -22,7 +22,14 @@ impl Check {
     pub(super) fn within(name: impl Into<String>, difference: f64, bound: f64) -> Self {
         let found = format!("largest difference {difference:.1e}, bound {bound:.0e}");
         // What is not a number is not within.
-        Self::new(name, if difference <= bound { Ok(found) } else { Err(found) })
+        Self::new(
+            name,
+            if difference <= bound {
+                Ok(found)
+            } else {
+                Err(found)
+            },
+        )
     }
 }
 

@@ -17,7 +17,7 @@ pub(super) fn check(device: Device) -> Check {
 }
 
 fn sum(device: Device) -> Result<String, Box<dyn std::error::Error>> {
-    let timeout = Duration::from_secs(60);
+    let timeout = Duration::from_mins(1);
     let store = Store::serve(
         "127.0.0.1",
         0,

@@ -52,13 +52,19 @@ const STAGES: [Stage; 4] = [
     }),
     ("grpo", |dir| {
         let lines = metrics(&dir.join("run/grpo/metrics.jsonl"))?;
-        let mismatches = lines.iter().map(|line| line["logprob_mismatch_max_nats"].as_f64());
+        let mismatches = lines
+            .iter()
+            .map(|line| line["logprob_mismatch_max_nats"].as_f64());
         let mismatches: Option<Vec<f64>> = mismatches.collect();
         let largest = mismatches.ok_or("no mismatch was measured")?;
         let largest = largest.into_iter().fold(0.0, f64::max);
         let found = format!("sampler and trainer differ by {largest:.1e} nats at most");
         // Of f32 on any device.
-        if largest < 1e-3 { Ok(found) } else { Err(found.into()) }
+        if largest < 1e-3 {
+            Ok(found)
+        } else {
+            Err(found.into())
+        }
     }),
     ("eval", |_| Ok("20 problems answered".to_owned())),
 ];

@@ -4,7 +4,6 @@ use asyncthink_model::{Decoder, FusedDecoder, ModelConfig, StepBatch};
 use asyncthink_torch::{Kernels, SampledRow, SamplingBatch};
 use tch::Device;
 
-use super::model_runner::ModelRunner;
 use crate::error::Result;
 use crate::settings::EngineSettings;
 
@@ -34,7 +33,7 @@ impl CudaRunner {
     }
 }
 
-impl ModelRunner for CudaRunner {
+impl super::model_runner::ModelRunner for CudaRunner {
     fn block_bytes(&self) -> u64 {
         self.0.block_bytes()
     }
