@@ -6,6 +6,7 @@
 
 mod args;
 mod bench;
+mod cache_report;
 mod catalogue;
 mod doctor;
 mod evaluate;

@@ -14,6 +14,7 @@ use asyncthink_tasks::Problem;
 use asyncthink_trainer::{test_problems, train_problems};
 
 use crate::args::ResumeArg;
+use crate::cache_report;
 use crate::failure::Failure;
 
 /// Prompts that are tokenized to find the longest: those of the longest texts.
@@ -79,7 +80,8 @@ pub(crate) fn dry_run(stage: Stage, recipe: &Recipe) -> Result<Vec<String>, Fail
     let mut lines =
         vec!["checked: the recipe, and that the files which it names are there".to_owned()];
     let dirs = first_models(stage, recipe);
-    let (mut tokenizer, mut context_tokens) = (None, None);
+    let (mut tokenizer, mut context_tokens, mut config) = (None, None, None);
+    let mut prompt_tokens = 0;
     for dir in &dirs {
         let report = check_folder(folder(recipe, dir))?;
         warn(&report.warnings);
@@ -96,6 +98,7 @@ pub(crate) fn dry_run(stage: Stage, recipe: &Recipe) -> Result<Vec<String>, Fail
         let tokens = usize::try_from(report.config.max_position_embeddings).unwrap_or(usize::MAX);
         context_tokens = Some(context_tokens.map_or(tokens, |least: usize| least.min(tokens)));
         tokenizer = Some(found);
+        config = Some(report.config);
     }
     if let ModelSection::Init(init) = &recipe.model
         && dirs.is_empty()
@@ -123,13 +126,20 @@ pub(crate) fn dry_run(stage: Stage, recipe: &Recipe) -> Result<Vec<String>, Fail
             };
             lines.push(prompts.check_worker()?);
             lines.push(match problems(recipe)? {
-                Some(problems) => prompts.check_organizer(&problems)?,
+                Some(problems) => {
+                    let (line, longest) = prompts.check_organizer(&problems)?;
+                    prompt_tokens = longest;
+                    line
+                }
                 None => {
                     "not checked: the organizer's prompts, whose problems `synth` makes".to_owned()
                 }
             });
         }
         _ => lines.push("not checked: the prompts, whose tokenizer `synth` makes".to_owned()),
+    }
+    if let Some(config) = &config {
+        lines.extend(cache_report::lines(stage, recipe, config, prompt_tokens)?);
     }
     Ok(lines)
 }
@@ -216,8 +226,8 @@ impl Prompts {
         ))
     }
 
-    /// Renders the longest of the organizer's prompts.
-    fn check_organizer(&self, problems: &[Problem]) -> Result<String, Failure> {
+    /// Renders the longest of the organizer's prompts, and gives its tokens.
+    fn check_organizer(&self, problems: &[Problem]) -> Result<(String, usize), Failure> {
         let mut queries: Vec<String> = problems
             .iter()
             .map(|problem| self.templates.query(&problem.fields()))
@@ -231,11 +241,12 @@ impl Prompts {
         let (num_tokens, query) = longest;
         let what = format!("the organizer's prompt for `{}`", shortened(query));
         self.check_length("prompts.organizer", &what, num_tokens)?;
-        Ok(format!(
+        let line = format!(
             "checked: the organizer's prompts of {} problems: at most {num_tokens} tokens, of a context of {}",
             problems.len(),
             self.context_tokens
-        ))
+        );
+        Ok((line, num_tokens))
     }
 
     fn check_length(&self, key: &str, what: &str, num_tokens: usize) -> Result<(), Failure> {

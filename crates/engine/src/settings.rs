@@ -24,6 +24,8 @@ pub struct EngineSettings {
     pub precision: Precision,
     /// Type that sampling computes in, and that the KV cache has; `None` for the one that the decoder computes in.
     pub dtype: Option<Kind>,
+    /// Whether decoding steps on a GPU are recorded as CUDA graphs and replayed.
+    pub cuda_graphs: bool,
 }
 
 impl EngineSettings {
@@ -36,6 +38,7 @@ impl EngineSettings {
             max_cache_bytes: None,
             precision: Precision::F32,
             dtype: None,
+            cuda_graphs: true,
         }
     }
 

@@ -22,16 +22,67 @@ const GPU_RESERVE_BYTES: u64 = 1 << 30;
 pub fn cache_budget(budget: Option<MemoryBudget>, device: Device) -> Result<Option<u64>, String> {
     let free = free_bytes(device);
     match budget.unwrap_or_default() {
-        MemoryBudget::Auto => Ok(free.map(|free| automatic(free, device))),
+        MemoryBudget::Auto => Ok(free.map(|free| automatic_cache_bytes(free, device))),
         budget => budget.limit_bytes(free),
     }
 }
 
-fn automatic(free: u64, device: Device) -> u64 {
+/// Bytes that the cache takes by itself where so many are free on a device.
+pub fn automatic_cache_bytes(free: u64, device: Device) -> u64 {
     if device == Device::Cpu {
         free / 2
     } else {
         (free - free / 10).saturating_sub(GPU_RESERVE_BYTES)
+    }
+}
+
+/// Tokens of an episode whose agents use up their budgets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EpisodeTokens {
+    /// Prompt and budget of the organizer.
+    pub organizer: usize,
+    /// Workers at a time.
+    pub num_workers: usize,
+    /// Budget of one of them.
+    pub worker: usize,
+}
+
+impl EpisodeTokens {
+    /// Those of an organizer with a prompt of `prompt_tokens`, none longer than the context.
+    pub fn new(settings: &RolloutSettings, prompt_tokens: usize, context_tokens: usize) -> Self {
+        let organizer_budget = settings
+            .organizer_total_tokens
+            .unwrap_or(settings.organizer_max_tokens);
+        Self {
+            organizer: (prompt_tokens + organizer_budget).min(context_tokens),
+            num_workers: settings.protocol.capacity.max_workers() as usize,
+            worker: settings.worker_max_tokens.min(context_tokens),
+        }
+    }
+
+    /// Blocks of `block_size` tokens that hold them, none shared.
+    pub fn num_blocks(&self, block_size: usize) -> usize {
+        let blocks = |tokens: usize| tokens.div_ceil(block_size.max(1));
+        blocks(self.organizer) + self.num_workers * blocks(self.worker)
+    }
+}
+
+impl std::fmt::Display for EpisodeTokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            organizer,
+            num_workers,
+            worker,
+        } = self;
+        let workers = if *num_workers == 1 {
+            "worker"
+        } else {
+            "workers"
+        };
+        write!(
+            f,
+            "an organizer of {organizer} tokens and {num_workers} {workers} of {worker}"
+        )
     }
 }
 
@@ -45,25 +96,21 @@ pub(crate) fn check_holds_one_episode(
     settings: &RolloutSettings,
     queries: &[Query],
 ) -> Result<()> {
-    let context = engine.max_sequence_tokens();
     let prompts = queries.iter().map(|query| query.prompt.ids.len());
-    let prompt_tokens = prompts.max().unwrap_or(0);
-    let organizer_budget = settings
-        .organizer_total_tokens
-        .unwrap_or(settings.organizer_max_tokens);
-    let organizer_tokens = (prompt_tokens + organizer_budget).min(context);
-    let worker_tokens = settings.worker_max_tokens.min(context);
-    let num_workers = settings.protocol.capacity.max_workers() as usize;
-    let blocks = |tokens: usize| tokens.div_ceil(engine.block_size());
-    let needed_blocks = blocks(organizer_tokens) + num_workers * blocks(worker_tokens);
+    let episode = EpisodeTokens::new(
+        settings,
+        prompts.max().unwrap_or(0),
+        engine.max_sequence_tokens(),
+    );
+    let needed_blocks = episode.num_blocks(engine.block_size());
     if needed_blocks <= engine.num_blocks() {
         return Ok(());
     }
     let (num_blocks, block_bytes) = (engine.num_blocks(), engine.block_bytes());
     Err(Error::EpisodeCache {
-        organizer_tokens,
-        num_workers,
-        worker_tokens,
+        organizer_tokens: episode.organizer,
+        num_workers: episode.num_workers,
+        worker_tokens: episode.worker,
         needed_blocks,
         block_size: engine.block_size(),
         num_blocks,
@@ -83,8 +130,8 @@ mod tests {
         assert!(auto > free / 4 && auto < free, "{auto} of {free}");
         let bytes = cache_budget(Some(MemoryBudget::Bytes(77)), Device::Cpu);
         assert_eq!(bytes, Ok(Some(77)));
-        assert_eq!(automatic(100 << 30, Device::Cpu), 50 << 30);
-        assert_eq!(automatic(100 << 30, Device::Cuda(0)), 89 << 30);
-        assert_eq!(automatic(1 << 30, Device::Cuda(0)), 0);
+        assert_eq!(automatic_cache_bytes(100 << 30, Device::Cpu), 50 << 30);
+        assert_eq!(automatic_cache_bytes(100 << 30, Device::Cuda(0)), 89 << 30);
+        assert_eq!(automatic_cache_bytes(1 << 30, Device::Cuda(0)), 0);
     }
 }

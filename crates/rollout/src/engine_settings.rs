@@ -36,6 +36,7 @@ pub fn engine_settings(
             .unwrap_or(max_batch_tokens)
             .max(capacity),
         block_size: section.block_size.unwrap_or(DEFAULT_BLOCK_SIZE),
+        cuda_graphs: section.cuda_graphs.unwrap_or(true),
         max_cache_bytes,
         precision,
         dtype: match section.dtype {

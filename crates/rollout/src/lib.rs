@@ -35,7 +35,7 @@ pub use agent::AgentRecord;
 pub use backend::engine::EngineBackend;
 pub use backend::scripted::ScriptedBackend;
 pub use backend::{AgentBackend, AgentToken};
-pub use cache_budget::cache_budget;
+pub use cache_budget::{EpisodeTokens, automatic_cache_bytes, cache_budget};
 pub use card::{MODEL_CARD_FILE, ModelCard};
 pub use driver::{rollout, rollout_observed};
 pub use engine_settings::engine_settings;

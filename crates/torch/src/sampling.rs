@@ -129,8 +129,9 @@ impl ReferenceSampler {
             *weight = (*weight - largest).exp();
         }
         if !is_greedy {
+            let mass = self.weights.iter().sum();
             self.keep_min_p(row.min_p);
-            self.keep_top_p(row.top_p);
+            self.keep_top_p(row.top_p, mass);
         }
         let total: f64 = self.weights.iter().sum();
         let index = if is_greedy {
@@ -172,12 +173,11 @@ impl ReferenceSampler {
         }
     }
 
-    /// The mass counts what `min_p` has dropped too, as it is that of the softmax.
-    fn keep_top_p(&mut self, top_p: f32) {
+    /// `total` counts what `min_p` has dropped too: the mass is that of the softmax.
+    fn keep_top_p(&mut self, top_p: f32, total: f64) {
         if top_p >= 1.0 {
             return;
         }
-        let total: f64 = self.weights.iter().sum();
         self.order.clear();
         let ids = 0..u32::try_from(self.weights.len()).unwrap_or(u32::MAX);
         self.order.extend(ids);
@@ -186,6 +186,7 @@ impl ReferenceSampler {
         self.order.sort_by(|a, b| weight(b).total_cmp(&weight(a)));
         let wanted = f64::from(top_p) * total;
         let mut mass = 0.0;
+        // Where `min_p` has left less than that, all of it is kept.
         let num_kept = self.order.iter().position(|id| {
             mass += weight(id);
             mass >= wanted

@@ -175,7 +175,31 @@ fn a_dry_run_checks_weights_tokenizer_and_prompts() {
             // `grpo` and `eval` begin with what `sft` makes, or with the model where nothing is made yet.
             assert!(said.contains(line), "{stage}: {said}");
         }
+        let says_cache = said.contains("cache: ") && said.contains(" whole episodes");
+        assert_eq!(says_cache, ["grpo", "eval"].contains(&stage), "{said}");
     }
+
+    // Keys and values of one layer, one head and 4 to 16 values: an episode needs some 20 blocks.
+    let cache = |budget: &str| {
+        let budget = format!("engine.cache_memory={budget}");
+        let sets = ["--set", MODEL, "--set", &budget, "--dry-run"];
+        workspace.run(&[["grpo", "tiny.toml"].as_slice(), &sets].concat())
+    };
+    let shown = cache("16MiB");
+    assert!(shown.status.success(), "{shown:?}");
+    let said = String::from_utf8(shown.stderr).expect("text");
+    assert!(
+        said.contains("cache: 16.00 MiB (`engine.cache_memory`): "),
+        "{said}"
+    );
+    let shown = cache("4KiB");
+    assert_eq!(shown.status.code(), Some(2));
+    let said = String::from_utf8(shown.stderr).expect("text");
+    assert!(
+        said.contains("the KV cache cannot hold one episode: "),
+        "{said}"
+    );
+    assert!(said.contains("hint: "), "{said}");
 
     let dry_run = |stage| workspace.refused(&[stage, "tiny.toml", "--set", MODEL, "--dry-run"]);
     let weights = model.join("model.safetensors");

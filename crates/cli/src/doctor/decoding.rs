@@ -13,7 +13,7 @@ use super::check::Check;
 const F32_BOUND: f64 = 1e-4;
 
 /// Nats that rounding of weights and operands to 8 bits explains.
-const BF16_BOUND: f64 = 0.25;
+const BF16_BOUND: f64 = 0.1;
 
 const VOCAB: i64 = 211;
 

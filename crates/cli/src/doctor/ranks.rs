@@ -33,7 +33,7 @@ fn sum(device: Device) -> Result<String, Box<dyn std::error::Error>> {
         name: "self-test".to_owned(),
         store_rank: Some(0),
     };
-    let group = ProcessGroup::new(&store, device, &options)?;
+    let group = ProcessGroup::with_backend(&store, device, &options)?;
     let expected = Tensor::f_arange(1000, (Kind::Float, device))?;
     let mut tensor = expected.f_detach_copy()?;
     group.all_reduce(&mut tensor, Reduction::Sum)?.wait()?;

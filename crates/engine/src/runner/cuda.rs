@@ -29,7 +29,7 @@ impl CudaRunner {
     ) -> Result<Self> {
         let kernels = Kernels::open(device).map_err(asyncthink_model::Error::from)?;
         let decoder = FusedDecoder::new(kernels, config, settings.compute(), settings.block_size)?;
-        Ok(Self(decoder))
+        Ok(Self(decoder.with_graphs(settings.cuda_graphs)))
     }
 }
 

@@ -46,6 +46,7 @@ const MAX_PARTIAL: i64 = 1 << 24;
 #[derive(Debug)]
 pub struct FusedDecoder {
     model: Model,
+    records_steps: bool,
     weights_are_current: bool,
     cache: KvCache,
     max_blocks: usize,
@@ -139,6 +140,7 @@ impl FusedDecoder {
         Ok(Self {
             cache: KvCache::new(config, 0, block_size, kind, device)?,
             model,
+            records_steps: true,
             weights_are_current: false,
             max_blocks: usize::MAX,
             decoding: BTreeMap::new(),
@@ -149,6 +151,13 @@ impl FusedDecoder {
             mixed: None,
             results: PinnedBuffer::new(kernels, 64 * SAMPLED_ROW_BYTES)?,
         })
+    }
+
+    /// The decoder with decoding steps recorded as CUDA graphs, the default, or run kernel by kernel.
+    #[must_use]
+    pub fn with_graphs(mut self, records_steps: bool) -> Self {
+        self.records_steps = records_steps;
+        self
     }
 
     /// Bytes of keys and values of one block in all layers.
@@ -257,7 +266,7 @@ impl FusedDecoder {
             )?;
             sampled.ok_or_else(|| Error::StepBatch("nothing to sample".to_owned()))
         };
-        let sampled = if model.kernels.is_emulated() {
+        let sampled = if model.kernels.is_emulated() || !self.records_steps {
             work()?
         } else {
             if decoding.graph.is_none() {

@@ -40,6 +40,10 @@ pub struct EngineSection {
     /// `precision.compute`, or `f32` or `bf16`. Default `auto`.
     #[serde(default, skip_serializing_if = "EngineDtype::is_auto")]
     pub dtype: EngineDtype,
+    /// Whether decoding steps on a GPU are recorded as CUDA graphs and
+    /// replayed. Absent means yes; `false` is for finding faults.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cuda_graphs: Option<bool>,
 }
 
 /// Number format of sampling.

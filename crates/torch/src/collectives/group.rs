@@ -55,6 +55,18 @@ impl ProcessGroup {
     /// Ranks that do not come in time, which are named; two processes of one rank; a rank that is none; a GPU in a program
     /// built without NCCL; a failure of c10d.
     pub fn new(store: &Store, device: Device, options: &GroupOptions) -> Result<Self> {
+        meeting::check_sizes(options.rank, options.world_size)?;
+        if options.world_size == 1 {
+            return Ok(Self::single());
+        }
+        Self::with_backend(store, device, options)
+    }
+
+    /// [`ProcessGroup::new`] with the backend of the device in a world of one too, to see that it works.
+    ///
+    /// # Errors
+    /// As [`ProcessGroup::new`].
+    pub fn with_backend(store: &Store, device: Device, options: &GroupOptions) -> Result<Self> {
         let &GroupOptions {
             rank,
             world_size,
@@ -63,9 +75,6 @@ impl ProcessGroup {
             store_rank,
         } = options;
         meeting::check_sizes(rank, world_size)?;
-        if world_size == 1 {
-            return Ok(Self::single());
-        }
         let store = store.prefixed(&format!("group/{name}/{world_size}"))?;
         let mut flight = Flight::default();
         flight.set_phase(format!("{name}: joining the ranks"));
