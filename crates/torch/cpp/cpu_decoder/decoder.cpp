@@ -19,6 +19,8 @@ constexpr int64_t kRowBlock = 16 * kMaxTileRows;
 // Bytes of a weight matrix that a thread may read as a whole.
 constexpr int64_t kSmallWeights = 2 << 20;
 constexpr int64_t kItemsPerThread = 6;
+// Multiplications that a thread must have to be worth waiting for.
+constexpr int64_t kThreadWork = 1 << 19;
 // Rows of logits that exist at a time.
 constexpr int64_t kLogitRows = 8 * kMaxTileRows;
 
@@ -376,15 +378,23 @@ void Decoder::run(Worker& worker, Cache& cache, const Step& step, SampledRow* ou
   }
 }
 
+int32_t Decoder::threads_for(const Step& step) const {
+  const int64_t layer = hidden_padded_ * (qkv_columns_ + attention_padded_ + 3 * inner_padded_);
+  const auto rows = static_cast<int64_t>(rows_.size()), logit_rows = static_cast<int64_t>(unique_rows_.size());
+  const int64_t work = rows * layer * config_.num_layers + logit_rows * hidden_padded_ * config_.vocab_size;
+  return static_cast<int32_t>(std::clamp<int64_t>(work / kThreadWork, 1, step.num_threads));
+}
+
 void Decoder::step(Cache& cache, const Step& step, SampledRow* out) {
   plan(cache, step);
   if (rows_.empty()) return;
+  const int32_t num_threads = threads_for(step);
   // Phases: eight a layer, three for each part of the logits, and two before.
   const int64_t num_phases = 2 + 8 * config_.num_layers +
                              3 * ((static_cast<int64_t>(unique_rows_.size()) + kLogitRows - 1) / kLogitRows);
-  std::vector<Taken> taken(static_cast<size_t>(num_phases * step.num_threads));
+  std::vector<Taken> taken(static_cast<size_t>(num_phases * num_threads));
   std::unique_ptr<Barrier> barrier;
-#pragma omp parallel num_threads(step.num_threads)
+#pragma omp parallel num_threads(num_threads)
   {
     // OpenMP may give fewer threads than were asked for.
 #pragma omp single

@@ -169,6 +169,8 @@ class Decoder {
   };
 
   void plan(const Cache& cache, const Step& step);
+  // Threads that a step is worth: meeting at a barrier takes as long as a small step.
+  int32_t threads_for(const Step& step) const;
   void run(Worker& worker, Cache& cache, const Step& step, SampledRow* out);
   void run_layer(Worker& worker, Cache& cache, const Step& step, int64_t index);
   void embed(int64_t row, int64_t id);

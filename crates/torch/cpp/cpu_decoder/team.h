@@ -6,8 +6,8 @@
 
 namespace asyncthink::cpu {
 
-// Where all threads of a step wait for one another. Phases are microseconds apart, so that a waiting thread spins first; on a
-// machine that is busy otherwise it then lets others run.
+// Where all threads of a step wait for one another. Phases are microseconds apart, so that a waiting thread spins first; it
+// sleeps when that takes too long, as it does where another process has the core that it waits for.
 class Barrier {
  public:
   explicit Barrier(int num_threads) : num_threads_(num_threads) {}
@@ -17,6 +17,7 @@ class Barrier {
   const int num_threads_;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> round_{0};
+  alignas(64) std::atomic<int> sleepers_{0};
 };
 
 // Items of one thread's range that were taken.
