@@ -260,7 +260,7 @@ impl CpuDecoder {
     /// In f32 a row's result depends on its own tokens alone, to the bit: not on the other rows, on blocks, or on threads.
     ///
     /// # Errors
-    /// When the parts of the step contradict each other or the cache.
+    /// When the parts of the step contradict each other or the cache, or a weight was never set.
     pub fn step(
         &mut self,
         cache: &mut CpuKvCache,
@@ -294,9 +294,6 @@ impl CpuDecoder {
         logits: *mut f32,
     ) -> Result<Vec<SampledRow>> {
         step.check()?;
-        if cache.config.token_bytes() != self.config.token_bytes() {
-            return Err(Error::torch(OP, "the cache is that of another decoder"));
-        }
         let half = usize::try_from(self.config.head_dim / 2)
             .unwrap_or(1)
             .max(1);
@@ -327,7 +324,7 @@ impl CpuDecoder {
             raw_logprob: 0.0,
         };
         let mut sampled = vec![nothing; step.sample_rows.len()];
-        // SAFETY: `check` has seen that the slices have the lengths that the offsets name, the C++ side checks every block, id, row and
+        // SAFETY: `check` has seen that the slices have the lengths that the offsets name, the C++ side checks that all weights are set, that the cache is of this decoder's sizes, and every block, id, row and
         // position against the cache and the table; `sampled` and `logits` have a place for every sample.
         unsafe {
             let message = ffi::asyncthink_cpu_decoder_step(
@@ -382,7 +379,6 @@ impl CpuStep<'_> {
 #[derive(Debug)]
 pub struct CpuKvCache {
     raw: *mut RawCache,
-    config: CpuDecoderConfig,
     num_blocks: usize,
 }
 
@@ -407,11 +403,7 @@ impl CpuKvCache {
             );
             ffi::check(OP, message)?;
         }
-        Ok(Self {
-            raw,
-            config: *config,
-            num_blocks,
-        })
+        Ok(Self { raw, num_blocks })
     }
 
     /// Number of blocks.

@@ -540,6 +540,23 @@ fn steps_that_contradict_themselves_or_the_cache_are_errors() {
     let other = *model.packed(true, None).config();
     let mut other = CpuKvCache::new(&other, 4, 16).unwrap();
     assert!(decoder.step(&mut other, &good, 1).is_err());
+    // As many bytes a token, in other places.
+    let sizes = [
+        2 * LAYERS,
+        HIDDEN,
+        INNER,
+        HEADS,
+        KV_HEADS / 2,
+        HEAD_DIM,
+        VOCAB,
+    ];
+    let swapped = CpuDecoderConfig::new(sizes, EPS);
+    assert_eq!(swapped.token_bytes(), decoder.config().token_bytes());
+    let mut swapped = CpuKvCache::new(&swapped, 4, 16).unwrap();
+    assert!(decoder.step(&mut swapped, &good, 1).is_err());
+    let mut empty = CpuDecoder::new(*decoder.config()).unwrap();
+    let error = empty.step(&mut cache, &good, 1).unwrap_err().to_string();
+    assert!(error.contains("weights are missing"), "{error}");
     let wrong = Tensor::zeros([HIDDEN, VOCAB], (Kind::Float, Device::Cpu));
     assert!(decoder.set(CpuParameter::Head, 0, &[&wrong]).is_err());
     assert!(

@@ -108,7 +108,21 @@ void Decoder::plan_samples(const Step& step) {
   sample_starts_.push_back(static_cast<int32_t>(samples_.size()));
 }
 
+bool Decoder::has_weights() const {
+  const auto hidden = static_cast<size_t>(config_.hidden_size);
+  return embedding_.data() != nullptr && head_.data() != nullptr && final_norm_.size() == hidden &&
+         std::all_of(layers_.begin(), layers_.end(), [&](const Layer& layer) {
+           return layer.input_norm.size() == hidden && layer.post_norm.size() == hidden && layer.qkv.data() != nullptr &&
+                  layer.output.data() != nullptr && layer.gate_up.data() != nullptr && layer.down.data() != nullptr;
+         });
+}
+
 void Decoder::plan(const Cache& cache, const Step& step) {
+  if (!has_weights()) throw std::invalid_argument("weights are missing");
+  if (cache.num_layers != config_.num_layers || cache.kv_heads != config_.num_kv_heads ||
+      cache.head_dim != config_.head_dim || cache.group_bytes != kLanes * config_.head_dim * (config_.bf16 != 0 ? 2 : 4)) {
+    throw std::invalid_argument("the cache is that of another decoder");
+  }
   for (int64_t s = 0; s < step.num_sequences; ++s) {
     const int32_t num_rows = step.cu_rows[s + 1] - step.cu_rows[s];
     const int64_t num_tokens = int64_t{step.first_positions[s]} + num_rows;

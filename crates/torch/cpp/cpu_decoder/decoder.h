@@ -168,6 +168,7 @@ class Decoder {
     int32_t first, count, common_chunks;
   };
 
+  bool has_weights() const;
   void plan(const Cache& cache, const Step& step);
   // Threads that a step is worth: meeting at a barrier takes as long as a small step.
   int32_t threads_for(const Step& step) const;
