@@ -13,10 +13,10 @@ const SOURCES: [&str; 4] = [
     "cuda/sampler.cu",
 ];
 
-/// What they include.
+/// Files that the kernels include.
 const HEADERS: [&str; 3] = ["cuda/device.cuh", "cuda/attention.cuh", "cpp/shim.h"];
 
-/// What the emulation has besides.
+/// Further sources of the emulation.
 const EMULATION: [&str; 2] = ["cuda/emulation/host.cpp", "cuda/emulation/emulation.h"];
 
 /// Ampere, Hopper, and code that drivers translate for what comes later.

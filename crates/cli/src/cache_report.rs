@@ -1,4 +1,4 @@
-//! What a recipe's KV cache will hold, before anything is loaded: the arithmetic that a rollout would fail with later.
+//! KV cache of a recipe, computed before anything is loaded: block sizes, episodes that fit, memory beside it.
 
 use asyncthink_engine::DEFAULT_BLOCK_SIZE;
 use asyncthink_model::ModelConfig;
@@ -19,7 +19,7 @@ const TRAINED_BYTES: u64 = 16;
 
 const WEIGHT_BYTES: u64 = 4;
 
-/// What a stage keeps on the device beside the cache, in bytes.
+/// Memory of a stage on the device beside the cache, in bytes.
 struct Resident {
     weights: u64,
     training: u64,

@@ -176,7 +176,7 @@ impl BatchedEngine {
     }
 }
 
-/// What the settings come to for a model.
+/// Limits of the scheduler that follow from the settings and the model.
 fn limits(config: &ModelConfig, settings: &EngineSettings, block_bytes: u64) -> Result<Limits> {
     for (name, value) in [
         ("max_agents", settings.max_agents),

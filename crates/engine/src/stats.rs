@@ -1,4 +1,4 @@
-//! What an engine has done.
+//! Counters of an engine's work.
 
 /// Counts of an engine since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -194,7 +194,7 @@ mod tests {
     fn blocks_are_copied_in_all_layers() {
         let (cache, numbers) = filled();
         cache.copy_blocks(&[]).unwrap();
-        // What is a source and a destination is read first.
+        // A block that is source and destination is read first.
         cache.copy_blocks(&[[0, 1], [1, 2]]).unwrap();
         for index in 0..3 {
             let LayerCache { keys, values } = cache.layer(index);

@@ -27,7 +27,7 @@ char* asyncthink_cuda_memory(int device, uint64_t* current_bytes, uint64_t* peak
   });
 }
 
-// What the driver has left, and what libtorch holds without using it.
+// Memory that the driver has left, and that libtorch holds unused.
 char* asyncthink_cuda_free_memory(int device, uint64_t* bytes) {
   return asyncthink::guarded([&] {
     const auto index = static_cast<c10::DeviceIndex>(device);

@@ -36,7 +36,7 @@ struct AttentionArguments {
 __device__ __forceinline__ int min_of(int a, int b) { return a < b ? a : b; }
 __device__ __forceinline__ int max_of(int a, int b) { return a > b ? a : b; }
 
-// What comes from the host as numbers on the device cannot be checked there: it is bent into range, so that a wrong one
+// Indices that are on the device cannot be checked by the host: they are clamped into range, so that a wrong one
 // gives a wrong result and nothing else.
 __device__ __forceinline__ int context_of(const AttentionArguments& arguments, int row) {
   return min_of(max_of(arguments.context_lens[row], 0), arguments.max_blocks * arguments.block_size);

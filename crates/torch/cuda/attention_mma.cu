@@ -5,7 +5,7 @@
 // of `mma.m16n8k16`, 16 bytes a lane: the sums over dimensions and keys may be taken in any order, so a lane's places in
 // a fragment stand for dimensions that lie side by side in memory.
 //
-// Of a warp's lanes, `g = lane / 4` is a row of a tile, a key of eight, or a column of the output; `t = lane % 4` counts
+// Lanes of a warp: `g = lane / 4` is a row of a tile, a key of eight, or a column of the output; `t = lane % 4` counts
 // pairs.
 #include "attention.cuh"
 

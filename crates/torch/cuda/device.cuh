@@ -1,4 +1,4 @@
-// What all kernels share: number types, sums over warps and blocks, and launching.
+// Shared by all kernels: number types, sums over warps and blocks, and launching.
 //
 // The same files compile as plain C++ with ASYNCTHINK_EMULATION (see `emulation/`). What a kernel may use is therefore
 // what that header has: full warps in shuffles, barriers that all threads reach, blocks of whole warps.

@@ -1,4 +1,4 @@
-// What a layer does beside products and attention: norms, rotary positions, the gate, and the write into the cache.
+// Operations of a layer besides products and attention: norms, rotary positions, the gate, and the write into the cache.
 #include <algorithm>
 #include <cmath>
 
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kRopeWarps* kWarp) rope_and_cache_kernel(RopeA
     squares += first[p] * first[p] + second[p] * second[p];
   }
   const T* norm = static_cast<const T*>(is_query ? arguments.q_norm : arguments.k_norm);
-  // The same for all lanes of the warp, as the shuffles in the sum need it.
+  // Uniform across the warp, as the shuffles in the sum need it.
   if (!is_value && norm != nullptr) {
     const float scale = 1.0f / sqrtf(warp_sum(squares) / kHeadDim + arguments.eps);
     for (int p = 0; p < kPairs; ++p) {

@@ -38,7 +38,7 @@ struct Shared {
   double sums[kWarps];
   float largest[kWarps];
   unsigned flags;
-  // What one thread or warp has found for the others.
+  // Results that one thread or warp shares with the others.
   Mass found_mass, total, target;
   unsigned found, found_ties;
   int first, end;
@@ -136,7 +136,7 @@ __device__ Threshold find_threshold(Shared& shared, const Row<T>& row, uint32_t 
   const int bin = static_cast<int>(shared.found);
   Mass above = shared.found_mass;
   uint32_t prefix = 0;
-  // Of bf16 the lower half of a key says nothing.
+  // The lower half of a key is zero in bf16.
   constexpr int kDigits = sizeof(T) == 2 ? 2 : 4;
   for (int digit = 0; digit < kDigits; ++digit) {
     const int shift = 24 - 8 * digit;
@@ -339,7 +339,7 @@ __global__ void __launch_bounds__(kThreads)
     ties_before = shared.found_ties;
     is_first_pass = false;
     if (part == kWarp) break;
-    // What is read above is written again by the next pass.
+    // The next pass overwrites the values that were read above.
     __syncthreads();
   }
 

@@ -42,7 +42,7 @@ pub struct CpuDecoderConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(i32)]
 pub enum CpuKernels {
-    /// What every processor has.
+    /// Baseline instructions of the architecture.
     Generic = 0,
     /// AVX2 and FMA.
     Avx2 = 1,

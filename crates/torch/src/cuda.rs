@@ -4,13 +4,13 @@
     reason = "opens a dynamic library and calls its functions"
 )]
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{c_char, c_int};
 use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, Symbol};
 
 use crate::error::{Error, Result};
-use crate::library::{linker_message, open_carried};
+use crate::library::{FreeFn, linker_message, open_carried, take_message};
 use crate::memory::MemoryUse;
 
 /// The library, or nothing where the build found no CUDA headers. Carried inside, so that the program is one file.
@@ -20,7 +20,6 @@ type MemoryFn = unsafe extern "C" fn(c_int, *mut u64, *mut u64, *mut u64) -> *mu
 type FreeMemoryFn = unsafe extern "C" fn(c_int, *mut u64) -> *mut c_char;
 type DeviceFn = unsafe extern "C" fn(c_int) -> *mut c_char;
 type PlainFn = unsafe extern "C" fn() -> *mut c_char;
-type FreeFn = unsafe extern "C" fn(*mut c_char);
 
 /// The functions of the CUDA library.
 pub(crate) struct Statistics {
@@ -121,16 +120,8 @@ impl Statistics {
     }
 
     fn check(&self, op: &'static str, message: *mut c_char) -> Result<()> {
-        if message.is_null() {
-            return Ok(());
-        }
-        // SAFETY: a non-null message is a NUL-terminated string, freed once below by the library that made it.
-        let text = unsafe { CStr::from_ptr(message) }
-            .to_string_lossy()
-            .into_owned();
-        // SAFETY: as above.
-        unsafe { (self.free)(message) };
-        Err(Error::torch(op, &text))
+        // SAFETY: the library gave the message, and `free` is its own.
+        unsafe { take_message(op, message, *self.free) }
     }
 }
 

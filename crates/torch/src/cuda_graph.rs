@@ -4,7 +4,7 @@
     reason = "opens a dynamic library and calls its functions"
 )]
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{c_char, c_int, c_void};
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
@@ -12,7 +12,7 @@ use libloading::os::unix::{Library, Symbol};
 use tch::Device;
 
 use crate::error::{Error, Result};
-use crate::library::{linker_message, open_carried};
+use crate::library::{FreeFn, linker_message, open_carried, take_message};
 
 /// The library, or nothing where the build found no CUDA headers.
 static LIBRARY_BYTES: &[u8] = include_bytes!(env!("ASYNCTHINK_GRAPH_LIBRARY"));
@@ -31,7 +31,7 @@ struct Functions {
     leave: Symbol<GraphFn>,
     replay: Symbol<GraphFn>,
     drop: Symbol<unsafe extern "C" fn(*mut c_void)>,
-    free: Symbol<unsafe extern "C" fn(*mut c_char)>,
+    free: Symbol<FreeFn>,
     _library: Library,
 }
 
@@ -70,16 +70,8 @@ impl Functions {
     }
 
     fn check(&self, message: *mut c_char) -> Result<()> {
-        if message.is_null() {
-            return Ok(());
-        }
-        // SAFETY: a non-null message is a NUL-terminated string, freed once below by the library that made it.
-        let text = unsafe { CStr::from_ptr(message) }
-            .to_string_lossy()
-            .into_owned();
-        // SAFETY: as above.
-        unsafe { (self.free)(message) };
-        Err(Error::torch(OP, &text))
+        // SAFETY: the library gave the message, and `free` is its own.
+        unsafe { take_message(OP, message, *self.free) }
     }
 }
 
@@ -182,7 +174,7 @@ struct Inside<'a>(&'a CudaGraph);
 
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
-        // Of a failure the next call of CUDA tells as well.
+        // The next CUDA call reports a failure as well.
         let _ = self.0.call(&self.0.functions.leave);
     }
 }

@@ -1,7 +1,7 @@
 //! Shared libraries that the program carries as bytes.
 #![expect(unsafe_code, reason = "opens a dynamic library")]
 
-use std::ffi::{CStr, c_int};
+use std::ffi::{CStr, c_char, c_int};
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
@@ -34,4 +34,28 @@ pub(crate) fn open_carried(op: &'static str, name: &CStr, bytes: &'static [u8]) 
 /// Message of the dynamic linker, without libloading's wrapping.
 pub(crate) fn linker_message(error: &libloading::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+/// Frees a message of a carried library.
+pub(crate) type FreeFn = unsafe extern "C" fn(*mut c_char);
+
+/// Turns the message that a function of a carried library returned into a result: null is success.
+///
+/// # Safety
+/// `message` is null, or a NUL-terminated string of the library that `free` belongs to, and is not used again.
+pub(crate) unsafe fn take_message(
+    op: &'static str,
+    message: *mut c_char,
+    free: FreeFn,
+) -> Result<()> {
+    if message.is_null() {
+        return Ok(());
+    }
+    // SAFETY: a NUL-terminated string, as the caller promises.
+    let text = unsafe { CStr::from_ptr(message) }
+        .to_string_lossy()
+        .into_owned();
+    // SAFETY: freed once, by the library that made it.
+    unsafe { free(message) };
+    Err(Error::torch(op, &text))
 }

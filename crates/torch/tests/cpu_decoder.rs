@@ -557,6 +557,11 @@ fn steps_that_contradict_themselves_or_the_cache_are_errors() {
     let mut empty = CpuDecoder::new(*decoder.config()).unwrap();
     let error = empty.step(&mut cache, &good, 1).unwrap_err().to_string();
     assert!(error.contains("weights are missing"), "{error}");
+}
+
+#[test]
+fn parameters_of_another_shape_or_kind_are_errors() {
+    let mut decoder = Model::new().packed(false, None);
     let wrong = Tensor::zeros([HIDDEN, VOCAB], (Kind::Float, Device::Cpu));
     assert!(decoder.set(CpuParameter::Head, 0, &[&wrong]).is_err());
     assert!(

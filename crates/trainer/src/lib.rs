@@ -23,7 +23,7 @@ mod sft;
 
 pub use error::{Error, Result};
 pub use grpo::run_grpo;
-pub use models::sft_tokenizer;
+pub use models::{new_config, sft_tokenizer};
 pub use observer::{Observer, RunStart, StepReport, StopFlag};
 pub use problems::{test_problems, train_problems, validation_problems};
 pub use rank_folder::RankFolder;

@@ -26,7 +26,7 @@ pub(crate) fn load_for_sft(
         ModelSection::Path(dir) => PolicyModel::load(dir, &settings.policy, ranks, device)?,
         ModelSection::Init(init) => {
             let tokenizer = sft_tokenizer(settings)?;
-            let config = new_config(init, &tokenizer)?;
+            let config = config_for(init, &tokenizer)?;
             PolicyModel::init(&config, tokenizer, &settings.policy, ranks, device)?
         }
     })
@@ -53,11 +53,19 @@ pub fn sft_tokenizer(settings: &RunSettings) -> Result<Tokenizer> {
     })
 }
 
-fn new_config(init: &ModelInit, tokenizer: &Tokenizer) -> Result<ModelConfig> {
-    let size = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+fn config_for(init: &ModelInit, tokenizer: &Tokenizer) -> Result<ModelConfig> {
     let eos = tokenizer.eos_id().map_or(0, |id| i64::from(id.0));
+    new_config(init, tokenizer.vocab_size(), eos)
+}
+
+/// Configuration of a new model of the recipe's sizes.
+///
+/// # Errors
+/// When the sizes contradict each other.
+pub fn new_config(init: &ModelInit, vocab_size: usize, eos_token_id: i64) -> Result<ModelConfig> {
+    let size = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
     Ok(ModelConfig::new(&ModelSizes {
-        vocab_size: size(tokenizer.vocab_size()),
+        vocab_size: size(vocab_size),
         hidden_size: size(init.hidden_size),
         intermediate_size: size(init.intermediate_size),
         num_layers: init.num_layers,
@@ -67,6 +75,6 @@ fn new_config(init: &ModelInit, tokenizer: &Tokenizer) -> Result<ModelConfig> {
         rope_theta: init.rope_theta,
         max_position_embeddings: size(init.max_position_embeddings),
         tie_word_embeddings: init.tie_embeddings,
-        eos_token_id: eos,
+        eos_token_id,
     })?)
 }

@@ -25,7 +25,7 @@ const DIGITS: [&str; 8] = [" a", " b", " c", " d", " e", " f", " g", " h"];
 /// Spelling of the tags.
 const TAGS: TagStyle = TagStyle::Plain;
 
-/// What episodes of a workload consist of.
+/// Agents and tokens of the episodes of a workload.
 pub(crate) struct Episodes<'a> {
     bench: &'a BenchRolloutSection,
     num_forks: usize,

@@ -1,8 +1,6 @@
 //! The model of a benchmark: the recipe's folder or shape, without a tokenizer.
 
-use asyncthink_model::{
-    Decoder, ModelConfig, ModelFolder, ModelSizes, check_folder, draw_parameters,
-};
+use asyncthink_model::{Decoder, ModelConfig, ModelFolder, check_folder, draw_parameters};
 use asyncthink_recipe::{ModelInit, ModelSection, Recipe};
 use tch::{Device, Kind};
 
@@ -35,25 +33,12 @@ fn folder<'a>(recipe: &'a Recipe, dir: &'a std::path::Path) -> ModelFolder<'a> {
 }
 
 fn new_config(init: &ModelInit) -> Result<ModelConfig, Failure> {
-    let size = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
     let vocab_size = init.vocab_size.ok_or_else(|| {
         // The recipe's own rules say it first.
         Failure::input("`model.init.vocab_size`: missing key")
             .hint("add `vocab_size = ...` to `[model.init]`, for example 512")
     })?;
-    Ok(ModelConfig::new(&ModelSizes {
-        vocab_size: size(vocab_size),
-        hidden_size: size(init.hidden_size),
-        intermediate_size: size(init.intermediate_size),
-        num_layers: init.num_layers,
-        num_heads: size(init.num_heads),
-        num_kv_heads: size(init.num_kv_heads),
-        head_dim: size(init.head_dim),
-        rope_theta: init.rope_theta,
-        max_position_embeddings: size(init.max_position_embeddings),
-        tie_word_embeddings: init.tie_embeddings,
-        eos_token_id: 0,
-    })?)
+    Ok(asyncthink_trainer::new_config(init, vocab_size, 0)?)
 }
 
 /// Loads the model, or draws its weights.

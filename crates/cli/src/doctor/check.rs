@@ -4,9 +4,9 @@ use asyncthink_torch::KernelCheck;
 
 /// One check of the device.
 pub(super) struct Check {
-    /// What was checked.
+    /// Name of the check.
     pub(super) name: String,
-    /// What was found, or why it failed.
+    /// Finding, or the reason of the failure.
     pub(super) outcome: Result<String, String>,
 }
 
@@ -21,7 +21,7 @@ impl Check {
     /// A difference that must be within a bound.
     pub(super) fn within(name: impl Into<String>, difference: f64, bound: f64) -> Self {
         let found = format!("largest difference {difference:.1e}, bound {bound:.0e}");
-        // What is not a number is not within.
+        // NaN fails the comparison.
         Self::new(
             name,
             if difference <= bound {

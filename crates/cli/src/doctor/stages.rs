@@ -59,7 +59,7 @@ const STAGES: [Stage; 4] = [
         let largest = mismatches.ok_or("no mismatch was measured")?;
         let largest = largest.into_iter().fold(0.0, f64::max);
         let found = format!("sampler and trainer differ by {largest:.1e} nats at most");
-        // Of f32 on any device.
+        // Sampler and trainer compute in f32 here, on any device.
         if largest < 1e-3 {
             Ok(found)
         } else {

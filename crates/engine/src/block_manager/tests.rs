@@ -135,7 +135,7 @@ fn random_operations_leak_nothing_and_hand_out_no_block_twice() {
                 contents.push(content);
             }
             4 if table.is_empty() => {
-                // What is known is shared.
+                // Known content is shared.
                 let mut parent = ContentId::ROOT;
                 while let Some((block, content)) = manager.find(parent, &[TokenId(below(3) as u32)])
                 {

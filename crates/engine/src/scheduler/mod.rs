@@ -25,7 +25,7 @@ use crate::stats::EngineStats;
 use plan::Plan;
 use queue::Queue;
 
-/// What a scheduler works within.
+/// Limits of a scheduler.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     /// Most agents in one step.

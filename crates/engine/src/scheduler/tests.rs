@@ -169,7 +169,7 @@ fn ids(range: std::ops::Range<u32>) -> Vec<TokenId> {
     range.map(TokenId).collect()
 }
 
-/// What the test knows of an agent.
+/// State of an agent as the test tracks it.
 struct Twin {
     request: Request,
     tokens: Vec<TokenId>,

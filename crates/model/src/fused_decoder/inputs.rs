@@ -1,4 +1,4 @@
-//! What a step gives to the device: one buffer of the host, one of the device, and one copy between them.
+//! Inputs of a step: one buffer on the host, one on the device, and one copy between them.
 
 use asyncthink_torch::{
     Kernels, PinnedBuffer, SAMPLING_ROW_BYTES, SamplingBatch, SamplingRow, write_sampling_row,

@@ -57,7 +57,7 @@ pub struct FusedDecoder {
     results: PinnedBuffer,
 }
 
-/// What does not change from step to step, but for the values of the weights.
+/// Configuration and weights: constant from step to step but for the values of the weights.
 #[derive(Debug)]
 struct Model {
     kernels: Kernels,

@@ -90,7 +90,7 @@ impl AgentBackend for ScriptedBackend<'_> {
             let Some(playing) = self.agents.get_mut(&sampled.agent) else {
                 continue;
             };
-            // What follows a replaced token is void: it was decoded after another one.
+            // Tokens after a replaced one are void: they were decoded after another token.
             if replaced.contains(&sampled.agent) {
                 continue;
             }

@@ -17,7 +17,7 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {};
 };
 
-// What products read: rows of bf16.
+// Operands of products: rows of bf16.
 struct TileOperand {
   using A = uint16_t;
   ASYNCTHINK_INLINE void store_operand(uint16_t* out, V16 x) { store_bf16(out, x); }

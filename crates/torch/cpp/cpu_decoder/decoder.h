@@ -192,7 +192,7 @@ class Decoder {
   Packed head_;
   int64_t qkv_columns_, hidden_padded_, inner_padded_, attention_padded_;
 
-  // Of the present step.
+  // State of the present step.
   std::vector<Row> rows_;
   std::vector<int32_t> row_of_given_;
   std::vector<Tile> tiles_;

@@ -10,7 +10,7 @@ namespace {
 
 namespace cpu = asyncthink::cpu;
 
-// What a parameter is, see `Parameter` in Rust.
+// Parameters of a decoder; mirrors `CpuParameter` in Rust.
 enum class Part : int32_t {
   kEmbedding,
   kHead,

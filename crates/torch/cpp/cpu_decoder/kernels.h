@@ -48,7 +48,7 @@ struct AttendArgs {
   int64_t num_groups;     // groups of 16 positions
   const void* keys[kChunkGroups];    // f32 [head_dim][16], bf16 [head_dim / 2][16][2]
   const void* values[kChunkGroups];  // f32 [16][head_dim], bf16 [8][head_dim][2]
-  // What is attended to after this, to be fetched meanwhile: as many keys as there are not null.
+  // Keys of the next chunk, prefetched meanwhile; null beyond its end.
   const void* next_keys[kChunkGroups];
   const int32_t* limits;  // [queries] positions of this chunk that a query sees, 1 to kChunkTokens
   float* largest;         // [queries] running maximum

@@ -57,7 +57,7 @@ struct Restricted {
   double total = 0.0;
 };
 
-// What top-k, min-p and top-p leave of exp((x - largest) * scale).
+// Candidates that top-k, min-p and top-p leave, with their weights exp((x - largest) * scale).
 Restricted restrict_to(const Kernels& kernels, const float* x, int64_t n, float largest, float scale, const SamplingRow& how) {
   Restricted kept;
   float floor = -std::numeric_limits<float>::infinity();

@@ -1,4 +1,4 @@
-// What the kernels use of CUDA, on a CPU: for tests on machines without a GPU.
+// CUDA's part that the kernels use, on a CPU: for tests on machines without a GPU.
 //
 // `launch` runs the blocks of a grid one after another. The threads of a block are fibers of one system thread, which
 // change places only where CUDA's threads wait for each other: at `__syncthreads`, and at shuffles, votes and matrix
@@ -57,7 +57,7 @@ struct Fiber {
 };
 
 struct Warp {
-  // What each lane shows to the others at an exchange.
+  // Values that the lanes exchange.
   uint64_t words[kWarpSize][8];
   unsigned arrived = 0;
 };

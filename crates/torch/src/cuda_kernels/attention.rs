@@ -236,7 +236,7 @@ impl Kernels {
             );
             return Err(wrong("path", "by row for these heads", &got));
         }
-        // What is not split needs no room.
+        // Attention that is not split needs no room.
         let room = partial.out.size();
         let fits = room[0] >= rows && room[1..] == [heads, partial.splits, head_dim];
         if partial.splits > 1 && !fits {

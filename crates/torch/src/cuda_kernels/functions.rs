@@ -1,13 +1,13 @@
 //! The C functions of the library of kernels, by name.
 #![expect(unsafe_code, reason = "opens a dynamic library")]
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{c_char, c_int, c_void};
 use std::path::Path;
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW, Symbol};
 
 use crate::error::{Error, Result};
-use crate::library::{linker_message, open_carried};
+use crate::library::{FreeFn, linker_message, open_carried, take_message};
 
 /// The kernels for GPUs, or nothing where the build found no nvcc.
 static LIBRARY_BYTES: &[u8] = include_bytes!(env!("ASYNCTHINK_KERNELS_LIBRARY"));
@@ -26,7 +26,7 @@ macro_rules! functions {
             /// Whether the matrix units have a kernel for a kind, a head dimension and a group.
             pub(super) attention_has_mma: Symbol<unsafe extern "C" fn(i32, i64, i64) -> i32>,
             pub(super) unpin: Symbol<unsafe extern "C" fn(*mut c_void)>,
-            free: Symbol<unsafe extern "C" fn(*mut c_char)>,
+            free: Symbol<FreeFn>,
             _library: Library,
         }
 
@@ -125,16 +125,8 @@ impl Functions {
 
     /// Turns what a function gave into a result.
     pub(super) fn check(&self, op: &'static str, message: *mut c_char) -> Result<()> {
-        if message.is_null() {
-            return Ok(());
-        }
-        // SAFETY: a non-null message is a NUL-terminated string, freed once below by the library that made it.
-        let text = unsafe { CStr::from_ptr(message) }
-            .to_string_lossy()
-            .into_owned();
-        // SAFETY: as above.
-        unsafe { (self.free)(message) };
-        Err(Error::torch(op, &text))
+        // SAFETY: the library gave the message, and `free` is its own.
+        unsafe { take_message(op, message, *self.free) }
     }
 }
 
