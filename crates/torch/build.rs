@@ -8,7 +8,7 @@ mod nvcc;
 use std::path::{Path, PathBuf};
 
 /// C++ that is linked into every program.
-const SOURCES: [&str; 11] = [
+const SOURCES: [&str; 16] = [
     "cpp/cpu_decoder/choose.cpp",
     "cpp/cpu_decoder/decoder.cpp",
     "cpp/cpu_decoder/ffi.cpp",
@@ -16,7 +16,12 @@ const SOURCES: [&str; 11] = [
     "cpp/cpu_decoder/sampling.cpp",
     "cpp/cpu_decoder/team.cpp",
     "cpp/allocator.cpp",
-    "cpp/training.cpp",
+    "cpp/cpu_training/choose.cpp",
+    "cpp/training/attention.cpp",
+    "cpp/training/ends.cpp",
+    "cpp/training/layer.cpp",
+    "cpp/training/optimizer.cpp",
+    "cpp/training/rows.cpp",
     "cpp/memory_file.cpp",
     "cpp/store.cpp",
     "cpp/collectives.cpp",
@@ -34,25 +39,34 @@ const AVX512: &[&str] = &[
 
 /// CPU kernels: a file for each instruction set, with its flags and the level of optimisation. (The generic ones are
 /// loops over arrays, which the third level unrolls for most of a minute.)
-const KERNELS: [(&str, &[&[&str]], u32); 6] = [
-    ("generic", &[], 2),
-    ("tiles_emulated", &[], 2),
-    ("avx2", &[AVX2], 3),
-    ("avx512", &[AVX512], 3),
-    ("avx512_bf16", &[AVX512, &["-mavx512bf16"]], 3),
+const KERNELS: [(&str, &[&[&str]], u32); 9] = [
+    ("cpu_decoder/kernels_generic", &[], 2),
+    ("cpu_decoder/kernels_tiles_emulated", &[], 2),
+    ("cpu_training/kernels_generic", &[], 2),
+    ("cpu_decoder/kernels_avx2", &[AVX2], 3),
+    ("cpu_training/kernels_avx2", &[AVX2], 3),
+    ("cpu_decoder/kernels_avx512", &[AVX512], 3),
+    ("cpu_training/kernels_avx512", &[AVX512], 3),
     (
-        "amx",
+        "cpu_decoder/kernels_avx512_bf16",
+        &[AVX512, &["-mavx512bf16"]],
+        3,
+    ),
+    (
+        "cpu_decoder/kernels_amx",
         &[AVX512, &["-mavx512bf16", "-mamx-tile", "-mamx-bf16"]],
         3,
     ),
 ];
 
 /// Kernels that every architecture compiles.
-const PORTABLE_KERNELS: usize = 2;
+const PORTABLE_KERNELS: usize = 3;
 
 /// What else makes the C++ side; folders count with all that is in them.
-const OTHER_SOURCES: [&str; 9] = [
+const OTHER_SOURCES: [&str; 11] = [
     "cpp/cpu_decoder",
+    "cpp/cpu_training",
+    "cpp/training",
     "cpp/shim.h",
     "cpp/collectives.h",
     "cpp/cuda_memory.cpp",
@@ -105,7 +119,7 @@ fn cpu_kernels(include: &Path) -> Vec<PathBuf> {
     } else {
         PORTABLE_KERNELS
     };
-    let compile = |&(name, flags, opt_level): &(&str, &[&[&str]], u32)| {
+    let compile = |&(path, flags, opt_level): &(&str, &[&[&str]], u32)| {
         let mut build = compiler(include);
         build
             .opt_level(opt_level)
@@ -113,7 +127,7 @@ fn cpu_kernels(include: &Path) -> Vec<PathBuf> {
             // GCC takes its own intrinsics' undefined registers for mistakes.
             .flag_if_supported("-Wno-maybe-uninitialized")
             .flag_if_supported("-Wno-uninitialized")
-            .file(format!("cpp/cpu_decoder/kernels_{name}.cpp"));
+            .file(format!("cpp/{path}.cpp"));
         build.compile_intermediates()
     };
     KERNELS[..num_kernels].iter().flat_map(compile).collect()

@@ -392,8 +392,8 @@ impl Run<'_> {
             &mut |index, ends, hidden| {
                 let (batch, logp_reference) =
                     (batches[index], packed[index].logp_reference.as_ref());
-                let output = head::backward(
-                    &|hidden: &Tensor| Ok(ends.lm_head(hidden)?),
+                let (gradient, output) = head::backward(
+                    ends.head(head_settings.temperature),
                     hidden,
                     &batch.targets,
                     head_settings,
@@ -410,7 +410,7 @@ impl Run<'_> {
                     part.measure_policy(batch, &output, logp_reference, loss)?;
                 }
                 totals.add(&part);
-                Ok(())
+                Ok(gradient)
             },
         )?;
         Ok(totals)

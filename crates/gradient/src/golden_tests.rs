@@ -9,8 +9,9 @@ use asyncthink_algorithms::{
     AdvantageEstimator, Aggregation, BatchTotals, Clip, ClippedPolicyLoss, Group, RowCount,
 };
 use asyncthink_data::{EpisodeIndex, TokenId, TrainingRow};
+use asyncthink_torch::Head;
 use serde::Deserialize;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::head::{self, HeadSettings};
 use crate::micro_batch::{MicroBatch, to_host};
@@ -139,9 +140,12 @@ impl Golden {
                 .flat_map(|&row| self.rows[row].logits.concat())
                 .collect();
             let vocab = i64::try_from(self.rows[0].logits[0].len()).unwrap();
-            let logits = Tensor::from_slice(&logits)
-                .reshape([-1, vocab])
-                .set_requires_grad(true);
+            let logits = Tensor::from_slice(&logits).reshape([-1, vocab]);
+            let identity = Tensor::eye(vocab, (Kind::Float, Device::Cpu));
+            let head = Head {
+                weight: &identity,
+                temperature: case.temperature,
+            };
             let reference: Vec<f32> = members
                 .iter()
                 .flat_map(|&row| self.rows[row].mask.iter().zip(&self.rows[row].reference))
@@ -149,8 +153,8 @@ impl Golden {
                 .collect();
             let reference = (case.kl_beta > 0.0).then(|| Tensor::from_slice(&reference));
             let trained = batch.select_trained(&logits).unwrap();
-            let output = head::backward(
-                &|hidden: &Tensor| Ok(hidden.shallow_clone()),
+            let (of_trained, output) = head::backward(
+                head,
                 &trained,
                 &batch.targets,
                 settings,
@@ -163,7 +167,10 @@ impl Golden {
             let clipped =
                 is_clipped(&output.logp, &batch.logp_old, &batch.advantages, clip).unwrap();
             num_clipped += to_host(&clipped).unwrap().iter().sum::<f64>();
-            let mut values = to_host(&logits.grad().flatten(0, -1)).unwrap().into_iter();
+            let of_logits = logits
+                .zeros_like()
+                .index_add_(0, &batch.positions, &of_trained);
+            let mut values = to_host(&of_logits.flatten(0, -1)).unwrap().into_iter();
             for &row in members {
                 gradient.push(
                     values

@@ -1,13 +1,12 @@
 //! Forward and backward pass of micro-batches, layer by layer.
 //!
-//! The graph is cut between layers: each layer starts from a leaf, whose gradient the layer before goes back from. So gradients of a
-//! layer are complete at a known moment, when the exchange between ranks can begin with them, and a layer's parameters are needed for
-//! a known time, which is when they are gathered. What is computed is what one backward pass through all layers would compute.
+//! Each layer has a forward and a backward pass of its own. So gradients of a layer are complete at a known moment, when the exchange
+//! between ranks can begin with them, and a layer's parameters are needed for a known time, which is when they are gathered. The
+//! gradient is that of one backward pass through all layers.
 //!
 //! Layers are the outer loop and micro-batches the inner one, so that what is gathered serves a whole round.
 
-use asyncthink_model::{DecoderEnds, DecoderLayer, Packing};
-use asyncthink_torch::backward_with_grad;
+use asyncthink_model::{DecoderEnds, DecoderLayer, Packing, SavedActivations};
 use tch::Tensor;
 
 use crate::error::{Error, Result};
@@ -18,9 +17,9 @@ use crate::micro_batch::MicroBatch;
 struct Activations<'a> {
     batch: &'a MicroBatch,
     packing: Packing,
-    /// What the embedding gave, with its graph.
-    embedded: Tensor,
-    /// Hidden states after the layers so far, `[tokens, hidden]`, without a graph.
+    /// Whether the embedding is trained: below the first layer of a model whose embedding is not, nothing asks for a gradient.
+    trains_embedding: bool,
+    /// Hidden states after the layers so far, `[tokens, hidden]`.
     hidden: Tensor,
     /// What the layers so far need for their backward pass.
     saved: Vec<Saved>,
@@ -29,17 +28,17 @@ struct Activations<'a> {
 }
 
 /// What a layer's backward pass needs.
-struct Saved {
-    input: Tensor,
-    /// With its graph; `None` if it is computed again.
-    output: Option<Tensor>,
+enum Saved {
+    Activations(SavedActivations),
+    /// The layer's input, from which the rest is computed again.
+    Input(Tensor),
 }
 
 /// What is kept of the forward pass for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Keep {
-    /// Every layer's graph.
-    Graphs,
+    /// Every layer's activations.
+    Activations,
     /// Every layer's input; the layer is computed again (activation checkpointing).
     Inputs,
     /// Nothing: there is no backward pass.
@@ -48,78 +47,76 @@ pub(crate) enum Keep {
 
 impl<'a> Activations<'a> {
     fn new(layers: &dyn LayerSource, ends: &DecoderEnds, batch: &'a MicroBatch) -> Result<Self> {
-        let embedded = ends.embed(&batch.ids)?;
         Ok(Self {
             packing: layers.packing(&batch.segment_lens)?,
-            hidden: embedded.f_detach()?,
-            embedded,
+            hidden: ends.embed(&batch.ids)?,
+            trains_embedding: ends.trains_embedding(),
             batch,
             saved: Vec::new(),
             gradient: None,
         })
     }
 
-    /// A leaf for the next layer to start from. Below the first layer of a model whose embedding is not trained, nothing
-    /// asks for a gradient.
-    fn leaf(&self, layer: usize, hidden: &Tensor) -> Result<Tensor> {
-        let is_needed = layer > 0 || self.embedded.requires_grad();
-        Ok(hidden.f_detach()?.f_set_requires_grad(is_needed)?)
+    fn wants_input(&self, layer: usize) -> bool {
+        layer > 0 || self.trains_embedding
     }
 
     fn forward(&mut self, index: usize, layer: &DecoderLayer, keep: Keep) -> Result<()> {
-        if keep == Keep::Graphs {
-            let input = self.leaf(index, &self.hidden)?;
-            let output = layer.forward_packed(&input, &self.packing)?;
-            self.hidden = output.f_detach()?;
-            self.saved.push(Saved {
-                input,
-                output: Some(output),
-            });
-            return Ok(());
-        }
-        let _no_grad = tch::no_grad_guard();
-        let output = layer.forward_packed(&self.hidden, &self.packing)?;
-        let input = std::mem::replace(&mut self.hidden, output);
-        if keep == Keep::Inputs {
-            self.saved.push(Saved {
-                input,
-                output: None,
-            });
+        let saved = match keep {
+            Keep::Activations => {
+                let wants_input = self.wants_input(index);
+                let (output, saved) =
+                    layer.forward_saving(&self.hidden, &self.packing, wants_input)?;
+                self.hidden = output;
+                Saved::Activations(saved)
+            }
+            Keep::Inputs | Keep::Nothing => {
+                let output = layer.forward(&self.hidden, &self.packing)?;
+                Saved::Input(std::mem::replace(&mut self.hidden, output))
+            }
+        };
+        if keep != Keep::Nothing {
+            self.saved.push(saved);
         }
         Ok(())
     }
 
     fn backward(&mut self, index: usize, layer: &DecoderLayer) -> Result<()> {
-        let (Some(Saved { input, output }), Some(gradient)) =
-            (self.saved.pop(), self.gradient.take())
-        else {
+        let (Some(saved), Some(gradient)) = (self.saved.pop(), self.gradient.take()) else {
             return Err(Error::stage(
                 "going back through the layers",
                 format!("nothing was kept of layer {index}"),
             ));
         };
-        let (leaf, output) = if let Some(output) = output {
-            (input, output)
-        } else {
-            let leaf = self.leaf(index, &input)?;
-            let output = layer.forward_packed(&leaf, &self.packing)?;
-            (leaf, output)
+        let wants_input = self.wants_input(index);
+        let saved = match saved {
+            Saved::Activations(saved) => saved,
+            Saved::Input(input) => layer.forward_saving(&input, &self.packing, wants_input)?.1,
         };
-        backward_with_grad(&output, &gradient)?;
-        self.gradient = leaf.requires_grad().then(|| leaf.grad());
+        self.gradient = layer.backward(saved, &self.packing, &gradient, wants_input)?;
         Ok(())
     }
 
-    /// Hidden states at the trained positions, after the final norm, `[trained, hidden]`.
-    fn selected(&self, ends: &DecoderEnds, hidden: &Tensor) -> Result<Tensor> {
-        self.batch.select_trained(&ends.norm(hidden)?)
+    /// Hidden states at the trained positions, before the final norm, `[trained, hidden]`.
+    fn selected(&self) -> Result<Tensor> {
+        self.batch.select_trained(&self.hidden)
+    }
+
+    /// The way back from the ends: `gradient` `[trained, hidden]` is that of [`Self::selected`].
+    fn begin_backward(&mut self, gradient: &Tensor) -> Result<()> {
+        let mut all = self.hidden.f_zeros_like()?;
+        // A hidden state may predict tokens of several rows.
+        let _ = all.f_index_add_(0, &self.batch.positions, gradient)?;
+        self.hidden = Tensor::new();
+        self.gradient = Some(all);
+        Ok(())
     }
 }
 
 /// Adds the gradients of micro-batches to those of the parameters.
 ///
-/// `head` gets the place of a micro-batch, the ends, and its hidden states at the trained positions with a graph; it computes
-/// the loss and its backward pass down to them.
+/// `head` gets the place of a micro-batch, the ends, and its hidden states at the trained positions after the final norm, `[trained,
+/// hidden]`; it computes the loss, adds the gradient of the output head, and returns that of the hidden states.
 ///
 /// # Errors
 /// When libtorch refuses an operation, a rank is lost, or `head` fails.
@@ -128,7 +125,7 @@ pub(crate) fn add_gradients(
     batches: &[&MicroBatch],
     keep: Keep,
     is_last: bool,
-    head: &mut dyn FnMut(usize, &DecoderEnds, &Tensor) -> Result<()>,
+    head: &mut dyn FnMut(usize, &DecoderEnds, &Tensor) -> Result<Tensor>,
 ) -> Result<()> {
     let ends = layers.begin(Round::Train { is_last })?;
     let num_layers = layers.config().num_hidden_layers;
@@ -140,9 +137,9 @@ pub(crate) fn add_gradients(
         })?;
     }
     for (index, activation) in activations.iter_mut().enumerate() {
-        let leaf = activation.hidden.f_detach()?.f_set_requires_grad(true)?;
-        head(index, &ends, &activation.selected(&ends, &leaf)?)?;
-        activation.gradient = Some(leaf.grad());
+        let normed = ends.normed(activation.selected()?)?;
+        let gradient = head(index, &ends, &normed.output)?;
+        activation.begin_backward(&ends.norm_backward(&normed, &gradient)?)?;
     }
     for index in (0..num_layers).rev() {
         layers.with_layer(index, Pass::Backward, &mut |layer| {
@@ -151,9 +148,8 @@ pub(crate) fn add_gradients(
         })?;
     }
     for activation in &activations {
-        if let (Some(gradient), true) = (&activation.gradient, activation.embedded.requires_grad())
-        {
-            backward_with_grad(&activation.embedded, gradient)?;
+        if let Some(gradient) = &activation.gradient {
+            ends.embed_backward(&activation.batch.ids, gradient)?;
         }
     }
     layers.end()
@@ -180,11 +176,8 @@ pub(crate) fn score<T>(
     let scores = activations
         .iter()
         .map(|activation| {
-            head(
-                activation.batch,
-                &ends,
-                &activation.selected(&ends, &activation.hidden)?,
-            )
+            let normed = ends.normed(activation.selected()?)?;
+            head(activation.batch, &ends, &normed.output)
         })
         .collect();
     layers.end()?;
@@ -196,6 +189,7 @@ fn activations_of<'a>(
     ends: &DecoderEnds,
     batches: &[&'a MicroBatch],
 ) -> Result<Vec<Activations<'a>>> {
+    let _no_grad = tch::no_grad_guard();
     batches
         .iter()
         .map(|batch| Activations::new(layers, ends, batch))
@@ -248,6 +242,13 @@ mod tests {
         logits.cross_entropy_for_logits(&batch.targets)
     }
 
+    /// Adds the gradient of the head, and returns that of `hidden`.
+    fn loss_gradient(ends: &DecoderEnds, batch: &MicroBatch, hidden: &Tensor) -> Tensor {
+        let leaf = hidden.detach().set_requires_grad(true);
+        loss(ends, batch, &leaf).backward();
+        leaf.grad()
+    }
+
     fn gradients(decoder: &Decoder) -> Vec<Tensor> {
         let parameters = decoder.named_parameters().iter();
         parameters.map(|(_, tensor)| tensor.grad().copy()).collect()
@@ -266,7 +267,7 @@ mod tests {
                 loss(plain.ends(), batch, &selected).backward();
             }
             let expected = gradients(&plain);
-            for keep in [Keep::Graphs, Keep::Inputs] {
+            for keep in [Keep::Activations, Keep::Inputs] {
                 for round in [1, 2] {
                     let decoder = decoder(tied);
                     let mut layers = ReplicatedLayers::new(&decoder, None);
@@ -278,8 +279,7 @@ mod tests {
                             keep,
                             true,
                             &mut |index, ends, hidden| {
-                                loss(ends, batches[index], hidden).backward();
-                                Ok(())
+                                Ok(loss_gradient(ends, batches[index], hidden))
                             },
                         )
                         .unwrap();

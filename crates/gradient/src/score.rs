@@ -61,7 +61,6 @@ pub fn score_sequences(
 
 /// The log-probabilities of a batch, sequence after sequence.
 fn score_batch(decoder: &Decoder, sequences: &[Vec<TokenId>], rows: &[usize]) -> Result<Vec<f32>> {
-    let _no_grad = tch::no_grad_guard();
     let (mut ids, mut targets, mut segment_lens) = (Vec::new(), Vec::new(), Vec::new());
     for &row in rows {
         let sequence = &sequences[row];
@@ -71,17 +70,12 @@ fn score_batch(decoder: &Decoder, sequences: &[Vec<TokenId>], rows: &[usize]) ->
         segment_lens.push(i64::try_from(sequence.len() - 1).unwrap_or(i64::MAX));
     }
     let on_device = |values: &[i64]| Tensor::f_from_slice(values)?.f_to_device(decoder.device());
-    let hidden = decoder.hidden_packed(&on_device(&ids)?, &segment_lens)?;
-    let settings = HeadSettings {
-        temperature: 1.0,
-        chunk_tokens: chunk_tokens(decoder.config().vocab_size),
-        entropy: false,
-    };
+    let hidden = decoder.hidden_scored(&on_device(&ids)?, &segment_lens)?;
     let logprobs = head::score(
-        &|hidden: &Tensor| Ok(decoder.lm_head(hidden)?),
+        decoder.ends().head(1.0),
         &hidden,
         &on_device(&targets)?,
-        settings,
+        chunk_tokens(decoder.config().vocab_size),
     )?;
     Ok(Vec::<f32>::try_from(logprobs.f_to_device(Device::Cpu)?)?)
 }
@@ -92,8 +86,7 @@ pub(crate) fn score(
     batch: &MicroBatch,
     settings: HeadSettings,
 ) -> Result<Tensor> {
-    let _no_grad = tch::no_grad_guard();
-    let hidden = batch.select_trained(&decoder.hidden_packed(&batch.ids, &batch.segment_lens)?)?;
+    let hidden = batch.select_trained(&decoder.hidden_scored(&batch.ids, &batch.segment_lens)?)?;
     score_hidden(decoder.ends(), batch, &hidden, settings)
 }
 
@@ -104,8 +97,8 @@ pub(crate) fn score_hidden(
     hidden: &Tensor,
     settings: HeadSettings,
 ) -> Result<Tensor> {
-    let lm_head = |hidden: &Tensor| Ok(ends.lm_head(hidden)?);
-    head::score(&lm_head, hidden, &batch.targets, settings)
+    let head = ends.head(settings.temperature);
+    head::score(head, hidden, &batch.targets, settings.chunk_tokens)
 }
 
 /// Log-probabilities of the trained tokens of `rows`, row by row, without gradients.

@@ -33,7 +33,7 @@ impl BatchSettings {
         if self.activation_checkpointing {
             Keep::Inputs
         } else {
-            Keep::Graphs
+            Keep::Activations
         }
     }
 

@@ -275,6 +275,13 @@ mod tests {
             .sum(Kind::Float)
     }
 
+    /// Adds the gradient of the head, and returns that of `hidden`.
+    fn loss_gradient(ends: &DecoderEnds, batch: &MicroBatch, hidden: &Tensor) -> Tensor {
+        let leaf = hidden.detach().set_requires_grad(true);
+        loss(ends, batch, &leaf).backward();
+        leaf.grad()
+    }
+
     /// One pass over `batches` in rounds of two; returns the loss of each.
     fn pass(layers: &mut dyn LayerSource, batches: &[MicroBatch], num_rounds: usize) -> Vec<f64> {
         let mut losses = Vec::new();
@@ -291,10 +298,7 @@ mod tests {
                 &batches,
                 Keep::Inputs,
                 is_last,
-                &mut |index, ends, hidden| {
-                    loss(ends, batches[index], hidden).backward();
-                    Ok(())
-                },
+                &mut |index, ends, hidden| Ok(loss_gradient(ends, batches[index], hidden)),
             )
             .unwrap();
         }

@@ -271,6 +271,20 @@ impl Decoder {
         self.ends.norm(&hidden)
     }
 
+    /// As [`Self::hidden_packed`] without a graph, by fused kernels where there are some.
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation.
+    pub fn hidden_scored(&self, ids: &Tensor, segment_lens: &[i64]) -> Result<Tensor> {
+        let _no_grad = tch::no_grad_guard();
+        let packing = self.packing(segment_lens)?;
+        let mut hidden = self.ends.embed(ids)?;
+        for layer in &self.layers {
+            hidden = layer.forward(&hidden, &packing)?;
+        }
+        Ok(self.ends.normed(hidden)?.output)
+    }
+
     /// What the layers need to know of sequences of these lengths that lie end to end.
     ///
     /// # Errors

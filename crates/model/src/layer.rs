@@ -3,9 +3,14 @@
 //! Both are made from parameters that somebody looks up by name, and hold no more than references to them: a model that is
 //! whole makes them once, one whose parameters are gathered from other processes makes a layer when it is needed.
 
+mod pass;
+
 use std::sync::Arc;
 
+use asyncthink_torch::{Head, Normed, embedding_backward};
 use tch::{Kind, TchError, Tensor};
+
+pub use pass::SavedActivations;
 
 use crate::adapters::{Adapters, LowRank};
 use crate::attention::registry::default_backend;
@@ -120,7 +125,7 @@ impl DecoderLayer {
     /// # Errors
     /// When libtorch refuses an operation.
     pub fn forward_packed(&self, hidden: &Tensor, packing: &Packing) -> Result<Tensor> {
-        self.forward(hidden, &packing.rotary, |query, key, value| {
+        self.compute(hidden, &packing.rotary, |query, key, value| {
             self.attention
                 .varlen(query, key, value, &packing.segment_lens)
         })
@@ -134,12 +139,12 @@ impl DecoderLayer {
         cache: LayerCache<'_>,
         rows: &DecodeRows,
     ) -> Result<Tensor> {
-        self.forward(hidden, rotary, |query, key, value| {
+        self.compute(hidden, rotary, |query, key, value| {
             self.attention.decode(query, key, value, cache, rows)
         })
     }
 
-    fn forward(
+    fn compute(
         &self,
         hidden: &Tensor,
         rotary: &Rotary,
@@ -215,7 +220,44 @@ impl DecoderEnds {
         Ok(Tensor::f_embedding(&self.embedding, ids, -1, false, false)?)
     }
 
-    /// The final norm, `[tokens, hidden]` to the same.
+    /// The final norm with what its backward pass needs; no graph.
+    ///
+    /// # Errors
+    /// When libtorch refuses the operation.
+    pub fn normed(&self, hidden: Tensor) -> Result<Normed> {
+        Ok(Normed::forward(hidden, &self.norm, self.eps)?)
+    }
+
+    /// The gradient of hidden states before the final norm, from that after it; adds the norm's own.
+    ///
+    /// # Errors
+    /// When libtorch refuses the operation.
+    pub fn norm_backward(&self, normed: &Normed, gradient: &Tensor) -> Result<Tensor> {
+        Ok(normed.backward(&self.norm, gradient)?)
+    }
+
+    /// The output head for logits that are divided by `temperature`.
+    pub fn head(&self, temperature: f64) -> Head<'_> {
+        Head {
+            weight: &self.head,
+            temperature,
+        }
+    }
+
+    /// Whether the embedding is trained.
+    pub fn trains_embedding(&self) -> bool {
+        self.embedding.requires_grad()
+    }
+
+    /// Adds the gradient of hidden states before the first layer, `[tokens, hidden]`, to that of the embedding.
+    ///
+    /// # Errors
+    /// When libtorch refuses the operation.
+    pub fn embed_backward(&self, ids: &Tensor, gradient: &Tensor) -> Result<()> {
+        Ok(embedding_backward(&self.embedding, ids, gradient)?)
+    }
+
+    /// The final norm, `[tokens, hidden]` to the same; differentiable.
     ///
     /// # Errors
     /// When libtorch refuses the operation.

@@ -54,7 +54,7 @@ pub use error::{Error, Result};
 pub use fields::Fields;
 pub use folder_check::{FolderReport, check_folder};
 pub use fused_decoder::FusedDecoder;
-pub use layer::{DecoderEnds, DecoderLayer, FindParameter};
+pub use layer::{DecoderEnds, DecoderLayer, FindParameter, SavedActivations};
 pub use lora_config::{LoraConfig, LoraTarget, Place};
 pub use model_folder::ModelFolder;
 pub use packed_decoder::PackedDecoder;

@@ -17,8 +17,8 @@ pub struct Positions {
 
 /// Cosines and sines `[tokens, 1, head_dim / 2]` of one forward pass, shared by all layers.
 pub(crate) struct Rotary {
-    cos: Tensor,
-    sin: Tensor,
+    pub(crate) cos: Tensor,
+    pub(crate) sin: Tensor,
 }
 
 /// Sequences laid end to end: what a layer needs to know of a packed batch besides its hidden states.

@@ -88,6 +88,26 @@ pub fn set_grad(tensor: &Tensor, grad: &Tensor) -> Result<()> {
     unsafe { ffi::check(OP, ffi::asyncthink_set_grad(tensor[0], grad[0])) }
 }
 
+/// The gradient of a trained tensor, for code that adds to it directly: zeros if there was none. `None` where none is wanted.
+///
+/// # Errors
+/// When the memory cannot be had.
+pub fn gradient_of(tensor: &Tensor) -> Result<Option<Tensor>> {
+    if !tensor.requires_grad() {
+        return Ok(None);
+    }
+    let gradient = tensor.grad();
+    if gradient.defined() {
+        return Ok(Some(gradient));
+    }
+    let zeros = tensor
+        .f_detach()
+        .and_then(|values| values.f_zeros_like())
+        .map_err(|error| Error::torch("gradient_of", &error.to_string()))?;
+    set_grad(tensor, &zeros)?;
+    Ok(Some(zeros))
+}
+
 #[cfg(test)]
 mod tests {
     use tch::{Device, Kind};

@@ -33,6 +33,29 @@ pub(crate) struct RawStep {
     pub(crate) logits: *mut f32,
 }
 
+/// Parameters of a decoder layer, in the order of the C++ side.
+pub(crate) const NUM_LAYER_PARAMETERS: usize = 18;
+
+/// A decoder layer with its gradients, as the C++ side reads it.
+#[repr(C)]
+pub(crate) struct RawLayer {
+    pub(crate) parameters: [*const C_tensor; NUM_LAYER_PARAMETERS],
+    pub(crate) gradients: [*const C_tensor; NUM_LAYER_PARAMETERS],
+    pub(crate) head_dim: i64,
+    pub(crate) eps: f64,
+    pub(crate) cos: *const C_tensor,
+    pub(crate) sin: *const C_tensor,
+    pub(crate) lens: *const i64,
+    pub(crate) prefixes: *const i64,
+    pub(crate) num_segments: i64,
+}
+
+/// Activations of a layer that the C++ side keeps.
+#[repr(C)]
+pub(crate) struct RawSavedLayer {
+    _private: [u8; 0],
+}
+
 /// The C++ decoder.
 #[repr(C)]
 pub(crate) struct RawDecoder {
@@ -80,6 +103,73 @@ unsafe extern "C" {
         grads: *const *const C_tensor,
         count: usize,
         retain_graph: bool,
+    ) -> *mut c_char;
+    #[cfg(test)]
+    pub(crate) fn asyncthink_limit_training_kernels(most: c_int);
+    pub(crate) fn asyncthink_segment_attention(
+        query: *const C_tensor,
+        key: *const C_tensor,
+        value: *const C_tensor,
+        lens: *const i64,
+        prefixes: *const i64,
+        num_segments: i64,
+        out: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    pub(crate) fn asyncthink_layer_forward(
+        layer: *const RawLayer,
+        input: *const C_tensor,
+        output: *mut *mut C_tensor,
+        saved: *mut *mut RawSavedLayer,
+    ) -> *mut c_char;
+    pub(crate) fn asyncthink_layer_backward(
+        layer: *const RawLayer,
+        saved: *mut RawSavedLayer,
+        doutput: *const C_tensor,
+        dinput: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    pub(crate) fn asyncthink_layer_free(saved: *mut RawSavedLayer);
+    pub(crate) fn asyncthink_head_forward(
+        hidden: *const C_tensor,
+        weight: *const C_tensor,
+        targets: *const C_tensor,
+        temperature: f64,
+        logits: *mut *mut C_tensor,
+        logp: *mut *mut C_tensor,
+        log_sum: *mut *mut C_tensor,
+        entropy: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    pub(crate) fn asyncthink_head_backward(
+        hidden: *const C_tensor,
+        weight: *const C_tensor,
+        logits: *const C_tensor,
+        targets: *const C_tensor,
+        log_sum: *const C_tensor,
+        entropy: *const C_tensor,
+        dlogp: *const C_tensor,
+        dentropy: *const C_tensor,
+        temperature: f64,
+        dweight: *const C_tensor,
+        dhidden: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    pub(crate) fn asyncthink_norm_forward(
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        eps: f64,
+        y: *mut *mut C_tensor,
+        rstd: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    pub(crate) fn asyncthink_norm_backward(
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        rstd: *const C_tensor,
+        dy: *const C_tensor,
+        dweight: *const C_tensor,
+        dx: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    pub(crate) fn asyncthink_embedding_backward(
+        ids: *const C_tensor,
+        d: *const C_tensor,
+        dweight: *const C_tensor,
     ) -> *mut c_char;
     pub(crate) fn asyncthink_cpu_decoder_new(
         config: *const c_void,

@@ -24,8 +24,9 @@ mod nccl;
 mod optim;
 mod sampling;
 mod threads;
+mod training;
 
-pub use autograd::{backward_with_grad, backward_with_grads, set_grad};
+pub use autograd::{backward_with_grad, backward_with_grads, gradient_of, set_grad};
 pub use ceiling::{matmul_flops_per_sec, matmul_flops_per_sec_of, read_bytes_per_sec};
 pub use collectives::{
     Backend, CollectiveFailure, Difference, FlightRecord, GroupOptions, Operation, ProcessGroup,
@@ -50,4 +51,8 @@ pub use optim::{AdamwSettings, AdamwState, clip_grad_norm_, fused_adamw_, global
 pub use sampling::{ReferenceSampler, SampledRow, SamplingBatch, SamplingRow, uniform};
 pub use threads::{
     manual_seed, num_threads, set_num_threads, set_operation_threads, thread_budget,
+};
+pub use training::{
+    Head, HeadLogits, LayerParameter, LayerTensors, Normed, PackedSegments, SavedLayer,
+    embedding_backward, segment_attention,
 };

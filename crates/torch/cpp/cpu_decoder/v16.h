@@ -53,6 +53,10 @@ ASYNCTHINK_INLINE V16 round_bf16(V16 a) {
   const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
   return {_mm512_castsi512_ps(_mm512_and_si512(rounded, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
 }
+ASYNCTHINK_INLINE V16 load_bf16(const uint16_t* p) {
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+}
 ASYNCTHINK_INLINE void store_bf16(uint16_t* p, V16 a) {
   const __m512i bits = _mm512_srli_epi32(_mm512_castps_si512(round_bf16(a).v), 16);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(bits));
@@ -106,6 +110,11 @@ ASYNCTHINK_INLINE __m256 round_half(__m256 x) {
   return _mm256_castsi256_ps(_mm256_and_si256(rounded, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
 }
 ASYNCTHINK_INLINE V16 round_bf16(V16 x) { return {round_half(x.a), round_half(x.b)}; }
+ASYNCTHINK_INLINE __m256 load_bf16_half(const uint16_t* p) {
+  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+ASYNCTHINK_INLINE V16 load_bf16(const uint16_t* p) { return {load_bf16_half(p), load_bf16_half(p + 8)}; }
 ASYNCTHINK_INLINE void store_bf16(uint16_t* p, V16 x) {
   alignas(32) uint32_t bits[16];
   const V16 rounded = round_bf16(x);
@@ -197,6 +206,14 @@ ASYNCTHINK_INLINE V16 round_bf16(V16 a) {
     memcpy(&a.v[i], &bits, sizeof bits);
   }
   return a;
+}
+ASYNCTHINK_INLINE V16 load_bf16(const uint16_t* p) {
+  V16 r;
+  ASYNCTHINK_LANES {
+    const uint32_t bits = static_cast<uint32_t>(p[i]) << 16;
+    memcpy(&r.v[i], &bits, sizeof bits);
+  }
+  return r;
 }
 ASYNCTHINK_INLINE void store_bf16(uint16_t* p, V16 a) {
   const V16 rounded = round_bf16(a);

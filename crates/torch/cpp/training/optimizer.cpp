@@ -1,5 +1,5 @@
 // Operations of training that tch does not offer.
-#include "shim.h"
+#include "../shim.h"
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_foreach_mul.h>

@@ -1,0 +1,148 @@
+// Norm, gate and rotation of packed rows: work for each thread, and sums over rows in a fixed order.
+#include "rows.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+
+#include "../cpu_training/kernels.h"
+#include "segments.h"
+
+namespace asyncthink::training {
+
+namespace {
+
+using namespace cpu_training;
+
+const Kernels* kernels_of(const at::Tensor& tensor) { return choose_kernels(tensor.scalar_type() == at::kBFloat16); }
+
+at::TensorOptions f32(const at::Tensor& like) { return like.options().dtype(at::kFloat).requires_grad(false); }
+
+// Cuts rows into as many parts as there are threads; `task` gets a part's number and its rows.
+template <class Task>
+void parallel_parts(int64_t rows, int64_t parts, const Task& task) {
+  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) task(part, rows * part / parts, rows * (part + 1) / parts);
+  });
+}
+
+float* part_of(const at::Tensor& parts, int64_t part) {
+  return parts.defined() ? parts.data_ptr<float>() + part * parts.size(1) : nullptr;
+}
+
+at::Tensor parts_for(const at::Tensor& gradient, int64_t parts, const at::Tensor& like) {
+  return gradient.defined() ? at::zeros({parts, gradient.size(0)}, f32(like)) : at::Tensor();
+}
+
+void add_parts(at::Tensor& gradient, const at::Tensor& parts) {
+  if (gradient.defined()) gradient.add_(parts.size(0) == 1 ? parts[0] : parts.sum(0));
+}
+
+}  // namespace
+
+std::pair<at::Tensor, at::Tensor> norm_forward(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  const at::Tensor y = at::empty_like(x), rstd = at::empty({x.size(0)}, f32(x));
+  NormArgs args{};
+  args.x = x.const_data_ptr();
+  args.weight = weight.const_data_ptr();
+  args.rstd = rstd.data_ptr<float>();
+  args.width = x.size(1);
+  args.eps = static_cast<float>(eps);
+  args.y = y.data_ptr();
+  const Kernels* kernels = kernels_of(x);
+  parallel_rows(x.size(0), args.width, [&](int64_t begin, int64_t end) { kernels->norm_forward(args, begin, end); });
+  return {y, rstd};
+}
+
+void norm_backward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& rstd, const at::Tensor& dy, at::Tensor& dx,
+                   at::Tensor dweight) {
+  NormArgs args{};
+  args.x = x.const_data_ptr();
+  args.weight = weight.const_data_ptr();
+  args.rstd = rstd.data_ptr<float>();
+  args.width = x.size(1);
+  args.dy = dy.const_data_ptr();
+  args.dx = dx.data_ptr();
+  const Kernels* kernels = kernels_of(x);
+  const int64_t parts = at::get_num_threads();
+  const at::Tensor sums = parts_for(dweight, parts, x);
+  parallel_parts(x.size(0), parts, [&](int64_t part, int64_t begin, int64_t end) {
+    NormArgs own = args;
+    own.dweight = part_of(sums, part);
+    kernels->norm_backward(own, begin, end);
+  });
+  add_parts(dweight, sums);
+}
+
+namespace {
+
+RotaryArgs rotary_arguments(const Rotation& rotation, const at::Tensor& qkv) {
+  RotaryArgs args{};
+  args.x = qkv.const_data_ptr();
+  args.x_stride = qkv.stride(0);
+  args.num_heads = rotation.num_heads;
+  args.num_kv_heads = rotation.num_kv_heads;
+  args.head_dim = rotation.head_dim;
+  args.cos = rotation.cos.const_data_ptr();
+  args.sin = rotation.sin.const_data_ptr();
+  args.query_norm = rotation.query_norm.defined() ? rotation.query_norm.const_data_ptr() : nullptr;
+  args.key_norm = rotation.key_norm.defined() ? rotation.key_norm.const_data_ptr() : nullptr;
+  args.eps = static_cast<float>(rotation.eps);
+  return args;
+}
+
+}  // namespace
+
+void rotary_forward(const Rotation& rotation, const at::Tensor& qkv, at::Tensor& out) {
+  RotaryArgs args = rotary_arguments(rotation, qkv);
+  args.y = out.data_ptr();
+  args.y_stride = out.stride(0);
+  const Kernels* kernels = kernels_of(qkv);
+  parallel_rows(qkv.size(0), qkv.size(1), [&](int64_t begin, int64_t end) { kernels->rotary_forward(args, begin, end); });
+}
+
+void rotary_backward(const Rotation& rotation, const at::Tensor& qkv, const at::Tensor& gradient, at::Tensor& dqkv,
+                     at::Tensor dquery_norm, at::Tensor dkey_norm) {
+  RotaryArgs args = rotary_arguments(rotation, qkv);
+  args.dy = gradient.const_data_ptr<float>();
+  args.dy_stride = gradient.stride(0);
+  args.dx = dqkv.data_ptr();
+  const Kernels* kernels = kernels_of(qkv);
+  const int64_t parts = at::get_num_threads();
+  const at::Tensor query_sums = parts_for(dquery_norm, parts, qkv), key_sums = parts_for(dkey_norm, parts, qkv);
+  parallel_parts(qkv.size(0), parts, [&](int64_t part, int64_t begin, int64_t end) {
+    RotaryArgs own = args;
+    own.dquery_norm = part_of(query_sums, part);
+    own.dkey_norm = part_of(key_sums, part);
+    kernels->rotary_backward(own, begin, end);
+  });
+  add_parts(dquery_norm, query_sums);
+  add_parts(dkey_norm, key_sums);
+}
+
+at::Tensor gate_forward(const at::Tensor& gate_up) {
+  const int64_t width = gate_up.size(1) / 2;
+  const at::Tensor act = at::empty({gate_up.size(0), width}, gate_up.options());
+  GateArgs args{};
+  args.gate_up = gate_up.data_ptr();
+  args.act = act.data_ptr();
+  args.width = width;
+  const Kernels* kernels = kernels_of(gate_up);
+  parallel_rows(gate_up.size(0), width, [&](int64_t begin, int64_t end) { kernels->gate_forward(args, begin, end); });
+  return act;
+}
+
+at::Tensor gate_backward(at::Tensor& gate_up, const at::Tensor& dact) {
+  const at::Tensor act = at::empty_like(dact);
+  GateArgs args{};
+  args.gate_up = gate_up.data_ptr();
+  args.act = act.data_ptr();
+  args.dact = dact.const_data_ptr();
+  args.width = dact.size(1);
+  const Kernels* kernels = kernels_of(gate_up);
+  parallel_rows(dact.size(0), args.width, [&](int64_t begin, int64_t end) { kernels->gate_backward(args, begin, end); });
+  return act;
+}
+
+}  // namespace asyncthink::training
