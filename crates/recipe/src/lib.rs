@@ -57,10 +57,10 @@ pub use registry::Registry;
 pub use saving::{CHANGEABLE_INPUTS, GrpoMetric, SaveInBackground, SftMetric};
 pub use schema::schema;
 pub use sections::{
-    Advantage, BenchRolloutSection, BenchSection, ChatSection, DistributedSection, EngineDtype,
-    EngineSection, EvalSection, EvalSplit, GrpoSection, LoraModule, LoraSection, LossAggregation,
-    ModelInit, ModelSection, NamedTable, NumberFormat, NumberTokens, OptimizerSection,
-    PrecisionSection, PromptsSection, ProtocolSection, RewardSection, RolloutWorkload, RulesFrom,
-    Schedule, SftSection, Shard, SynthSection,
+    Advantage, BenchRolloutSection, BenchSection, BenchStepSection, BenchTrainSection, ChatSection,
+    DistributedSection, EngineDtype, EngineSection, EvalSection, EvalSplit, GrpoSection,
+    LoraModule, LoraSection, LossAggregation, ModelInit, ModelSection, NamedTable, NumberFormat,
+    NumberTokens, OptimizerSection, PrecisionSection, PromptsSection, ProtocolSection,
+    RewardSection, RolloutWorkload, RulesFrom, Schedule, SftSection, Shard, SynthSection,
 };
 pub use stage::Stage;

@@ -17,9 +17,9 @@ use crate::rules;
 use crate::saving::SaveInBackground;
 use crate::schema::{fill_defaults, schema_value};
 use crate::sections::{
-    BenchRolloutSection, BenchSection, DistributedSection, EngineSection, EvalSection, GrpoSection,
-    LoraSection, ModelSection, PrecisionSection, PromptsSection, ProtocolSection, SftSection,
-    SynthSection,
+    BenchRolloutSection, BenchSection, BenchStepSection, BenchTrainSection, DistributedSection,
+    EngineSection, EvalSection, GrpoSection, LoraSection, ModelSection, PrecisionSection,
+    PromptsSection, ProtocolSection, SftSection, SynthSection,
 };
 use crate::source::Source;
 use crate::stage::Stage;
@@ -312,6 +312,30 @@ impl Recipe {
         bench
             .and_then(|bench| bench.rollout.as_ref())
             .ok_or_else(|| self.no_section("bench rollout", "bench.rollout"))
+    }
+
+    /// The `[bench.train]` section.
+    ///
+    /// # Errors
+    ///
+    /// When the recipe has none.
+    pub fn bench_train(&self) -> Result<&BenchTrainSection, RecipeErrors> {
+        let bench = self.data.bench.as_ref();
+        bench
+            .and_then(|bench| bench.train.as_ref())
+            .ok_or_else(|| self.no_section("bench train", "bench.train"))
+    }
+
+    /// The `[bench.step]` section.
+    ///
+    /// # Errors
+    ///
+    /// When the recipe has none.
+    pub fn bench_step(&self) -> Result<&BenchStepSection, RecipeErrors> {
+        let bench = self.data.bench.as_ref();
+        bench
+            .and_then(|bench| bench.step.as_ref())
+            .ok_or_else(|| self.no_section("bench step", "bench.step"))
     }
 
     /// Checks that `stage` can start: its section is there, and so are the

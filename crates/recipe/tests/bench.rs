@@ -42,6 +42,23 @@ fn a_sequence_of_an_episode_holds_what_joins_put_into_it() {
 }
 
 #[test]
+fn workloads_of_training_have_defaults() {
+    let sections = "\n[bench.train]\nnum_rows = 3\nrow_tokens = [4, 9]\n[bench.step]\nnum_prompts = 2\nprompt_tokens = 16\n\
+                    new_tokens = 8\n";
+    let recipe = load(&format!("{GOOD}{sections}"), &[]);
+    let train = recipe.bench_train().expect("a section");
+    assert_eq!((train.row_tokens, train.num_repeats), ([4, 9], 3));
+    assert!(train.optimizer && (train.trained_share - 1.0).abs() < 1e-12);
+    assert_eq!(
+        (train.micro_batch_tokens, train.activation_checkpointing),
+        (None, None)
+    );
+    let step = recipe.bench_step().expect("a section");
+    assert_eq!((step.group_size, step.num_repeats), (8, 3));
+    assert_eq!(*load(&recipe.to_toml(), &[]), *recipe);
+}
+
+#[test]
 fn a_recipe_without_the_section_says_what_to_add() {
     let errors = load(GOOD, &[]).bench_rollout().expect_err("no section");
     let error = &errors.errors()[0];

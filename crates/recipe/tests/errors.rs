@@ -117,6 +117,22 @@ fn each_kind_of_error_has_a_place_a_reason_and_a_remedy() {
             .replacen("tau = 0.9", "tau = 0.9\nlambda = 0", 1),
         ),
         (
+            "bench_rows",
+            with(
+                "[eval]",
+                "[bench.train]\nnum_rows = 4\nrow_tokens = [20, 10]\ntrained_share = 0\n[eval]",
+            ),
+        ),
+        (
+            "bench_rows_of_the_context",
+            with(
+                "[eval]",
+                "[bench.train]\nnum_rows = 4\nrow_tokens = [20, 1000]\n[bench.step]\nnum_prompts = 2\nprompt_tokens = 500\n\
+                 new_tokens = 20\n[eval]",
+            )
+            .replacen("head_dim", "vocab_size = 256\nhead_dim", 1),
+        ),
+        (
             "allowed_changes",
             with(
                 "seed = 1",

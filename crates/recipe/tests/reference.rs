@@ -13,7 +13,7 @@ const MARK: &str = "<!-- Below: made from the schema. Do not edit. -->\n";
 const MAX_COUNT: f64 = 2_147_483_647.0;
 
 /// Sections in the order of a recipe; `*` is every section at this place.
-const SECTIONS: [&str; 19] = [
+const SECTIONS: [&str; 21] = [
     "",
     "task.*",
     "protocol",
@@ -33,6 +33,8 @@ const SECTIONS: [&str; 19] = [
     "grpo.reward",
     "eval",
     "bench.rollout",
+    "bench.train",
+    "bench.step",
 ];
 
 /// [`SECTIONS`] with the names of this schema.

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use asyncthink_algorithms::advantage::{self, BuildAdvantage};
 use asyncthink_algorithms::loss::{self, PolicyLossSpec};
-use asyncthink_algorithms::{AdvantageEstimator, Aggregation, TokenLoss};
+use asyncthink_algorithms::{AdvantageEstimator, Aggregation, CrossEntropy, TokenLoss};
 use asyncthink_checkpoint::{Readme, Retention, RunLayout, fingerprint};
 use asyncthink_data::{Stream, derive_seed};
 use asyncthink_distributed::{AdamWSettings, DeviceSettings};
-use asyncthink_gradient::PolicySettings;
+use asyncthink_gradient::{BatchSettings, PolicySettings};
 use asyncthink_metrics::{OpenSink, sinks};
-use asyncthink_model::{LoraConfig, LoraTarget, Precision};
+use asyncthink_model::{LoraConfig, LoraTarget, Parallelism, Precision};
 use asyncthink_recipe::{
     DistributedSection, EngineSection, GrpoSection, LoraSection, ModelSection, NumberFormat,
     OptimizerSection, PrecisionSection, Recipe, Registry, SaveInBackground, SftSection, Stage,
@@ -141,7 +141,7 @@ impl RunSettings {
     }
 
     /// Constants of the optimizer.
-    pub(crate) fn adamw(&self) -> AdamWSettings {
+    pub fn adamw(&self) -> AdamWSettings {
         AdamWSettings {
             beta1: self.optimizer.beta1,
             beta2: self.optimizer.beta2,
@@ -238,6 +238,19 @@ impl SftSettings {
             run: RunSettings::of(recipe, Stage::Sft, &shared, registries)?,
             section: section.clone(),
         })
+    }
+
+    /// Micro-batching, loss and aggregation of a step.
+    pub fn batch(&self, parallelism: Parallelism) -> BatchSettings {
+        BatchSettings {
+            loss: Arc::new(CrossEntropy),
+            aggregation: Aggregation::TokenMean,
+            measures_policy: false,
+            temperature: 1.0,
+            micro_batch_tokens: self.section.micro_batch_tokens,
+            activation_checkpointing: self.section.activation_checkpointing,
+            parallelism,
+        }
     }
 }
 

@@ -28,7 +28,12 @@ fn workspace() -> Workspace {
 }
 
 fn rollout(workspace: &Workspace, sets: &[&str]) -> Value {
-    let mut args = vec!["bench", "rollout", "tiny.toml"];
+    bench("rollout", workspace, sets)
+}
+
+/// The line of a benchmark.
+fn bench(name: &str, workspace: &Workspace, sets: &[&str]) -> Value {
+    let mut args = vec!["bench", name, "tiny.toml"];
     for set in ["device=cpu", "num_threads=1"].iter().chain(sets) {
         args.extend(["--set", set]);
     }
@@ -57,7 +62,7 @@ fn rollout(workspace: &Workspace, sets: &[&str]) -> Value {
     }
     assert_eq!(
         (&line["bench"], &line["shape"]),
-        (&"rollout".into(), &"tiny".into())
+        (&name.into(), &"tiny".into())
     );
     assert_eq!(
         (&line["dtype"], &line["device"]),
@@ -156,4 +161,39 @@ fn a_workload_that_cannot_be_is_refused_before_work() {
          return_tokens = 1 }",
     );
     assert!(text.contains("the model's vocabulary has 300"), "{text}");
+}
+
+/// Rows of 9 tokens, of which 6 are trained.
+const TRAIN: &str = "bench.train={ num_rows = 5, row_tokens = [9, 9], trained_share = 0.7, micro_batch_tokens = 20, num_repeats = 2 }";
+
+#[test]
+fn an_update_trains_the_tokens_that_the_recipe_says() {
+    let workspace = workspace();
+    let line = bench("train", &workspace, &[TRAIN]);
+    let workload = |key: &str| line["workload"][key].as_u64().expect(key);
+    assert_eq!(
+        (workload("computed_tokens"), workload("trained_tokens")),
+        (45, 30)
+    );
+    // Two rows fit into 20 tokens.
+    assert_eq!(workload("micro_batches"), 3);
+    assert_eq!(workload("trained_parameters"), parameters());
+    let repeats = line["repeats"].as_array().expect("repeats");
+    assert_eq!(repeats.len(), 2);
+    for repeat in repeats {
+        // A new model knows nothing: the loss is about that of 300 equal tokens.
+        let loss = repeat["loss"].as_f64().expect("a loss");
+        assert!((loss - 300_f64.ln()).abs() < 1.0, "{line}");
+    }
+    let phases = &line["phases"];
+    let seconds = |phase: &str| phases[phase]["seconds"].as_f64();
+    let sum: f64 = ["forward_backward", "clip", "optimizer"]
+        .iter()
+        .filter_map(|phase| seconds(phase))
+        .sum();
+    let whole = 45.0 / line["tokens_per_s"].as_f64().expect("a rate");
+    assert!(sum > 0.0 && sum <= whole * 1.001, "{line}");
+    for phase in ["clip", "optimizer"] {
+        assert!(seconds(phase).is_some(), "{line}");
+    }
 }

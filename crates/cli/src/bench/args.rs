@@ -14,6 +14,8 @@ pub(crate) struct BenchArgs {
 pub(crate) enum BenchCommand {
     /// Sampling: the workload of `[bench.rollout]`
     Rollout(RecipeArgs),
+    /// Gradient and optimizer: the workload of `[bench.train]`
+    Train(RecipeArgs),
 }
 
 #[derive(Debug, Args)]
@@ -22,7 +24,7 @@ pub(crate) struct RecipeArgs {
     #[arg(value_name = "RECIPE")]
     pub(crate) recipe: PathBuf,
 
-    /// Override a key of the recipe, for example `--set bench.rollout.num_prompts=64`; repeatable
+    /// Override a key of the recipe, for example `--set num_threads=2`; repeatable
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
 }

@@ -76,6 +76,22 @@ impl Cost {
             + self.attention_flops * rows.attended
     }
 
+    /// Operations of a forward and a backward pass over rows; the backward pass takes twice the forward one, for gradients of
+    /// activations and of weights, or as much where the weights are frozen. Recomputation is not work that must be done.
+    pub(crate) fn training_flops(&self, rows: &Rows, trains_weights: bool) -> f64 {
+        self.flops(rows) * if trains_weights { 3.0 } else { 2.0 }
+    }
+
+    /// Bytes that a forward and a backward pass must read: all weights once for each, at every micro-batch (a step).
+    pub(crate) fn training_bytes(&self, rows: &Rows) -> f64 {
+        2.0 * (self.layer_weights + self.head_weights) * rows.steps * self.value_bytes
+    }
+
+    /// Bytes that an update must read: f32 gradients for their norm, then weights, gradients and two moments.
+    pub(crate) fn update_bytes(num_trained: i64) -> f64 {
+        5.0 * 4.0 * num_trained as f64
+    }
+
     /// Bytes that must be read: all weights once a step, and the cached tokens.
     pub(crate) fn bytes(&self, rows: &Rows) -> f64 {
         let weights = (self.layer_weights + self.head_weights) * rows.steps;
@@ -118,5 +134,9 @@ mod tests {
         assert!((cost.flops(&rows) - flops).abs() < 1e-6);
         let bytes = ((weights + 1600.0) * 3.0 + 2.0 * 2.0 * 16.0 * 20.0) * 2.0;
         assert!((cost.bytes(&rows) - bytes).abs() < 1e-6);
+        assert!((cost.training_flops(&rows, true) - 3.0 * flops).abs() < 1e-6);
+        assert!((cost.training_flops(&rows, false) - 2.0 * flops).abs() < 1e-6);
+        let bytes = 2.0 * (weights + 1600.0) * 3.0 * 2.0;
+        assert!((cost.training_bytes(&rows) - bytes).abs() < 1e-6);
     }
 }

@@ -1,19 +1,22 @@
-//! The line that a benchmark prints. Its first ten keys are frozen.
+//! The line that a benchmark prints. Its first eleven keys are frozen.
+
+use std::io::Write;
 
 use serde::Serialize;
 
 use super::machine::{Ceilings, Machine};
+use crate::failure::Failure;
 
-/// The result of `bench rollout`.
+/// The result of a benchmark, with its phases and details.
 #[derive(Debug, Serialize)]
-pub(crate) struct RolloutLine {
+pub(crate) struct Line<P, D> {
     pub(crate) bench: &'static str,
     /// The recipe's name.
     pub(crate) shape: String,
     pub(crate) parameters: i64,
     pub(crate) dtype: &'static str,
     pub(crate) device: String,
-    /// Decoded tokens over the whole time of the median repeat.
+    /// Tokens over the whole time of the median repeat.
     pub(crate) tokens_per_s: f64,
     /// Operations that the work must take, over those that the machine could have done.
     pub(crate) flops_share: f64,
@@ -21,13 +24,38 @@ pub(crate) struct RolloutLine {
     /// Bytes that the work must read, over those that the machine could have read.
     pub(crate) bandwidth_share: f64,
     pub(crate) peak_bytes: Option<u64>,
-    pub(crate) phases: Phases,
-    pub(crate) workload: Workload,
-    pub(crate) cache: Cache,
-    pub(crate) repeats: Vec<Repeat>,
+    pub(crate) phases: P,
+    #[serde(flatten)]
+    pub(crate) details: D,
     pub(crate) load_seconds: f64,
     pub(crate) ceilings: Ceilings,
     pub(crate) machine: Machine,
+}
+
+impl<P: Serialize, D: Serialize> Line<P, D> {
+    /// Prints the line.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn print(&self, out: &mut dyn Write) -> Result<(), Failure> {
+        let text = serde_json::to_string(self).map_err(|error| Failure::run(error.to_string()))?;
+        Ok(writeln!(out, "{text}")?)
+    }
+}
+
+/// The repeat of the median rate; of two in the middle, the slower one.
+pub(crate) fn median<T>(repeats: &[T], tokens_per_s: impl Fn(&T) -> f64) -> Option<&T> {
+    let mut order: Vec<&T> = repeats.iter().collect();
+    order.sort_by(|a, b| tokens_per_s(a).total_cmp(&tokens_per_s(b)));
+    order.get(order.len().saturating_sub(1) / 2).copied()
+}
+
+/// What `bench rollout` says besides.
+#[derive(Debug, Serialize)]
+pub(crate) struct RolloutDetails {
+    pub(crate) workload: Workload,
+    pub(crate) cache: Cache,
+    pub(crate) repeats: Vec<Repeat>,
 }
 
 /// Parts of the median repeat.

@@ -1,6 +1,10 @@
 //! The machine: its name, and the rates that it reaches at best.
 
-use asyncthink_torch::{matmul_flops_per_sec_of, num_threads, read_bytes_per_sec};
+use asyncthink_recipe::Recipe;
+use asyncthink_torch::{
+    DeviceSpec, matmul_flops_per_sec_of, num_threads, open_device, read_bytes_per_sec,
+    set_num_threads, set_operation_threads, thread_budget,
+};
 use serde::Serialize;
 use tch::{Device, Kind};
 
@@ -38,6 +42,36 @@ impl Machine {
     }
 }
 
+/// Opens the recipe's device with the recipe's number of threads.
+pub(crate) fn open(recipe: &Recipe) -> Result<Device, Failure> {
+    let device = open_device(&recipe.device.to_string().parse::<DeviceSpec>()?)?;
+    set_num_threads(recipe.num_threads)?;
+    Ok(device)
+}
+
+/// Waits until a GPU has done what it was given, so that a clock sees it.
+pub(crate) fn wait_for(device: Device) {
+    if let Device::Cuda(index) = device {
+        tch::Cuda::synchronize(i64::try_from(index).unwrap_or(0));
+    }
+}
+
+/// Name of a number type.
+pub(crate) fn dtype_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::BFloat16 => "bf16",
+        _ => "f32",
+    }
+}
+
+/// Name of a device, as recipes have it.
+pub(crate) fn device_name(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => format!("cuda:{index}"),
+        _ => "cpu".to_owned(),
+    }
+}
+
 /// The best rates of a device.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Ceilings {
@@ -50,8 +84,11 @@ pub(crate) struct Ceilings {
 }
 
 impl Ceilings {
-    /// Measures what a model of a number type is compared with.
+    /// Measures what a model of a number type is compared with, with all threads that the recipe allows.
     pub(crate) fn measure(device: Device, kind: Kind) -> Result<Self, Failure> {
+        if let Some(threads) = thread_budget() {
+            set_operation_threads(threads);
+        }
         let matmul = |kind| matmul_flops_per_sec_of(kind, device).map(|rate| rate / 1e12);
         Ok(Self {
             matmul_f32_tflops: matmul(Kind::Float)?,

@@ -10,6 +10,8 @@ mod model;
 mod plain;
 mod report;
 mod rollout;
+mod rows;
+mod train;
 
 use std::io::Write;
 
@@ -22,5 +24,6 @@ use crate::failure::Failure;
 pub(crate) fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
     match &args.command {
         BenchCommand::Rollout(args) => rollout::run(&args.recipe, &args.set, out),
+        BenchCommand::Train(args) => train::run(&args.recipe, &args.set, out),
     }
 }

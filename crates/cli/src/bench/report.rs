@@ -7,8 +7,10 @@ use asyncthink_recipe::{BenchRolloutSection, Recipe, RolloutWorkload};
 use tch::{Device, Kind};
 
 use super::cost::{Cost, Rows};
-use super::line::{Cache, Driver, EpisodeFacts, Phase, Phases, Repeat, RolloutLine, Workload};
-use super::machine::{Ceilings, Machine};
+use super::line::{
+    Cache, Driver, EpisodeFacts, Line, Phase, Phases, Repeat, RolloutDetails, Workload, median,
+};
+use super::machine::{Ceilings, Machine, device_name, dtype_name};
 use super::meter::{Measured, Steps};
 use crate::failure::Failure;
 
@@ -59,8 +61,8 @@ impl Report<'_> {
     ///
     /// # Errors
     /// When nothing was measured.
-    pub(crate) fn line(&self) -> Result<RolloutLine, Failure> {
-        let Some(median) = median(&self.repeats) else {
+    pub(crate) fn line(&self) -> Result<Line<Phases, RolloutDetails>, Failure> {
+        let Some(median) = median(&self.repeats, Done::tokens_per_s) else {
             return Err(Failure::run("no rollout was measured"));
         };
         let shares = Shares {
@@ -73,7 +75,7 @@ impl Report<'_> {
         } = median.measured;
         let rows = prefill.rows.plus(decode.rows);
         let seconds = median.seconds;
-        Ok(RolloutLine {
+        Ok(Line {
             bench: "rollout",
             shape: self.recipe.name.clone(),
             parameters: self.config.num_parameters(),
@@ -91,9 +93,11 @@ impl Report<'_> {
                     seconds: seconds - prefill.seconds - decode.seconds,
                 },
             },
-            workload: self.workload(median),
-            cache: self.cache(&median.measured),
-            repeats: self.repeats.iter().map(Done::line).collect(),
+            details: RolloutDetails {
+                workload: self.workload(median),
+                cache: self.cache(&median.measured),
+                repeats: self.repeats.iter().map(Done::line).collect(),
+            },
             load_seconds: self.load_seconds,
             ceilings: self.ceilings,
             machine: Machine::here(),
@@ -136,13 +140,6 @@ impl Report<'_> {
     }
 }
 
-/// The repeat of the median rate; of two in the middle, the slower one.
-fn median(repeats: &[Done]) -> Option<&Done> {
-    let mut order: Vec<&Done> = repeats.iter().collect();
-    order.sort_by(|a, b| a.tokens_per_s().total_cmp(&b.tokens_per_s()));
-    order.get(order.len().saturating_sub(1) / 2).copied()
-}
-
 /// Shares of what the machine could do.
 struct Shares {
     cost: Cost,
@@ -176,19 +173,5 @@ impl Shares {
             flops_share: of_time(self.flops(rows, *seconds)),
             bandwidth_share: of_time(self.bytes(rows, *seconds)),
         }
-    }
-}
-
-fn dtype_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::BFloat16 => "bf16",
-        _ => "f32",
-    }
-}
-
-fn device_name(device: Device) -> String {
-    match device {
-        Device::Cuda(index) => format!("cuda:{index}"),
-        _ => "cpu".to_owned(),
     }
 }

@@ -9,14 +9,12 @@ use asyncthink_model::{Decoder, ModelConfig, Precision};
 use asyncthink_protocol::Capacity;
 use asyncthink_recipe::{BenchRolloutSection, EngineDtype, Recipe, RolloutWorkload};
 use asyncthink_rollout::cache_budget;
-use asyncthink_torch::{
-    DeviceSpec, keep_freed_memory, open_device, peak_bytes, reset_peak_memory, set_num_threads,
-};
+use asyncthink_torch::{keep_freed_memory, peak_bytes, reset_peak_memory};
 use tch::{Device, Kind};
 
 use super::cost::Cost;
 use super::episodes::Episodes;
-use super::machine::Ceilings;
+use super::machine::{self, Ceilings};
 use super::meter::MeteredBackend;
 use super::model;
 use super::plain::{self, Prompts};
@@ -44,8 +42,7 @@ pub(crate) fn run(file: &Path, sets: &[String], out: &mut dyn Write) -> Result<(
         }
     };
 
-    let device = open_device(&recipe.device.to_string().parse::<DeviceSpec>()?)?;
-    set_num_threads(recipe.num_threads)?;
+    let device = machine::open(&recipe)?;
     let kind = kind_of(&recipe);
     let ceilings = Ceilings::measure(device, kind)?;
     // After the buffers of that are given back.
@@ -86,10 +83,7 @@ pub(crate) fn run(file: &Path, sets: &[String], out: &mut dyn Write) -> Result<(
         peak_bytes,
         load_seconds,
     };
-    let line = report.line()?;
-    let text = serde_json::to_string(&line).map_err(|error| Failure::run(error.to_string()))?;
-    writeln!(out, "{text}")?;
-    Ok(())
+    report.line()?.print(out)
 }
 
 /// The context of a folder's model is known only now.

@@ -1,9 +1,13 @@
-//! Rules for `[bench.rollout]`.
+//! Rules for `[bench]`.
+
+mod train;
 
 use super::stages::temperature;
 use super::view::Rules;
 use crate::error::ErrorKind;
 use crate::sections::BenchRolloutSection;
+
+pub(super) use train::train;
 
 /// Most sequences of one rollout, which are all in memory.
 const MAX_SEQUENCES: f64 = 1_000_000.0;
@@ -17,22 +21,31 @@ pub(super) fn rollout(rules: &mut Rules<'_>) {
         "bench.rollout.temperature",
         "set `temperature = 1.0`, the default, or 0 to take the likeliest token",
     );
-    sequences(rules);
-    vocabulary(rules);
-    context(rules);
+    sequences(rules, "bench.rollout");
+    vocabulary(rules, "bench.rollout");
+    context(rules, "bench.rollout");
     if rules.text("bench.rollout.workload") == Some("episodes") {
         episodes(rules);
     }
 }
 
-fn sequences(rules: &mut Rules<'_>) {
+pub(super) fn step(rules: &mut Rules<'_>) {
+    if rules.has("bench.step") {
+        sequences(rules, "bench.step");
+        vocabulary(rules, "bench.step");
+        context(rules, "bench.step");
+    }
+}
+
+fn sequences(rules: &mut Rules<'_>, section: &str) {
+    let key = format!("{section}.group_size");
     if let (Some(prompts), Some(group)) = (
-        rules.number("bench.rollout.num_prompts"),
-        rules.number("bench.rollout.group_size"),
+        rules.number(&format!("{section}.num_prompts")),
+        rules.number(&key),
     ) && prompts * group > MAX_SEQUENCES
     {
         rules.conflict(
-            "bench.rollout.group_size",
+            &key,
             &format!(
                 "makes {} sequences together with `num_prompts` = {prompts}; at most {MAX_SEQUENCES} fit",
                 prompts * group
@@ -42,30 +55,31 @@ fn sequences(rules: &mut Rules<'_>) {
     }
 }
 
-fn vocabulary(rules: &mut Rules<'_>) {
+fn vocabulary(rules: &mut Rules<'_>, section: &str) {
     let key = "model.init.vocab_size";
     if rules.has("model.init") && !rules.has(key) {
         rules.push(
             ErrorKind::MissingKey,
             key,
-            "missing key: `[bench.rollout]` has no tokenizer that says it",
+            &format!("missing key: `[{section}]` has no tokenizer that says it"),
             "add `vocab_size = ...` to `[model.init]`, for example 512",
         );
     }
 }
 
 /// The context is known here where the model is drawn; that of a folder is looked at by the command.
-fn context(rules: &mut Rules<'_>) {
+fn context(rules: &mut Rules<'_>, section: &str) {
+    let key = format!("{section}.new_tokens");
     let (Some(prompt), Some(new), Some(limit)) = (
-        rules.number("bench.rollout.prompt_tokens"),
-        rules.number("bench.rollout.new_tokens"),
+        rules.number(&format!("{section}.prompt_tokens")),
+        rules.number(&key),
         rules.number("model.init.max_position_embeddings"),
     ) else {
         return;
     };
     if rules.has("model.init") && prompt + new > limit {
         rules.conflict(
-            "bench.rollout.new_tokens",
+            &key,
             &format!(
                 "makes sequences of {} tokens with `prompt_tokens` = {prompt}, more than `model.init.max_position_embeddings` = {limit}",
                 prompt + new

@@ -44,6 +44,8 @@ pub(crate) fn check(root: &Node, schema: &Json, tasks: &Registry) -> Vec<RecipeE
     runtime::distributed(&mut rules);
     stages::synth(&mut rules);
     bench::rollout(&mut rules);
+    bench::train(&mut rules);
+    bench::step(&mut rules);
     saving::saving(&mut rules);
     rules.errors
 }

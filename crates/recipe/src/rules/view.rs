@@ -55,6 +55,22 @@ impl Rules<'_> {
         }
     }
 
+    /// An array of two integers as written.
+    pub(super) fn pair(&self, key: &str) -> Option<(f64, f64)> {
+        match self.root.locate(key).1 {
+            Some(Value::Array(items)) => match items.as_slice() {
+                [first, second] => match (&first.value, &second.value) {
+                    (Value::Integer(first), Value::Integer(second)) => {
+                        Some((*first as f64, *second as f64))
+                    }
+                    _ => None,
+                },
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// A truth value as written or by default.
     pub(super) fn flag(&self, key: &str) -> Option<bool> {
         match self.root.locate(key).1 {

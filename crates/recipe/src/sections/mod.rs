@@ -19,7 +19,9 @@ mod reward;
 mod sft;
 mod synth;
 
-pub use bench::{BenchRolloutSection, BenchSection, RolloutWorkload};
+pub use bench::{
+    BenchRolloutSection, BenchSection, BenchStepSection, BenchTrainSection, RolloutWorkload,
+};
 pub use distributed::{DistributedSection, Shard};
 pub use engine::{EngineDtype, EngineSection};
 pub use eval::{EvalSection, EvalSplit, RulesFrom};

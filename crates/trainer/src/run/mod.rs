@@ -25,8 +25,11 @@ pub(crate) fn exchanged_bytes(ranks: &Ranks) -> ByteCounts {
     ranks.group().traffic().by_kind().into_iter().collect()
 }
 
-/// The optimizer of a stage, with the moments of the checkpoint that the run resumes from.
-pub(crate) fn new_optimizer(
+/// Makes the optimizer of a stage, with the moments of the checkpoint that the run resumes from.
+///
+/// # Errors
+/// When the memory cannot be had, the moments cannot be read, or a rank is lost.
+pub fn new_optimizer(
     model: &mut PolicyModel,
     settings: &RunSettings,
     ranks: &Ranks,

@@ -5,7 +5,7 @@ mod rows;
 use std::sync::Arc;
 use std::time::Instant;
 
-use asyncthink_algorithms::{Aggregation, CrossEntropy, LearningRate};
+use asyncthink_algorithms::LearningRate;
 use asyncthink_checkpoint::{Checkpoint, fingerprint};
 use asyncthink_data::{Batch, Batches, TrainingRow, rows_of_rank};
 use asyncthink_distributed::{AdamW, Ranks};
@@ -89,15 +89,7 @@ pub fn run_sft(
         num_trained: model.num_trained(),
         num_items: rows.len(),
     });
-    let batch_settings = BatchSettings {
-        loss: Arc::new(CrossEntropy),
-        aggregation: Aggregation::TokenMean,
-        measures_policy: false,
-        temperature: 1.0,
-        micro_batch_tokens: section.micro_batch_tokens,
-        activation_checkpointing: section.activation_checkpointing,
-        parallelism: model.parallelism(),
-    };
+    let batch_settings = settings.batch(model.parallelism());
     let schedule = LearningRate::of(&section.optimizer, num_steps);
     let mut batches = Batches::new(run_settings.seed, &rows, section.batch_tokens, run.step())
         .ok_or_else(|| Error::stage("ordering the training rows", "there are none"))?;

@@ -1,21 +1,10 @@
-//! `[bench]`.
+//! `[bench.rollout]`.
 
 use asyncthink_protocol::Capacity;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::defaults::{MAX_COUNT, count, one, yes};
-
-/// `[bench]`: workloads of the command `bench`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct BenchSection {
-    /// Workload of the command `bench rollout`. Tokens are random and all
-    /// agents decode equally many, so that speed depends on the shape of the
-    /// model and not on its weights. Neither tokenizer nor task is used.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rollout: Option<BenchRolloutSection>,
-}
 
 /// `[bench.rollout]`: a workload for the command `bench rollout`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
