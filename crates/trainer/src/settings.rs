@@ -17,7 +17,7 @@ use asyncthink_recipe::{
     DistributedSection, EngineSection, GrpoSection, LoraSection, ModelSection, NumberFormat,
     OptimizerSection, PrecisionSection, Recipe, Registry, SaveInBackground, SftSection, Stage,
 };
-use asyncthink_rollout::ModelCard;
+use asyncthink_rollout::{Episode, ModelCard};
 use asyncthink_tasks::TaskConfig;
 use tch::Kind;
 
@@ -55,6 +55,8 @@ pub struct SaveSettings {
     pub in_background: SaveInBackground,
     /// Whether a finished run with adapters also writes the merged model.
     pub merged: bool,
+    /// Whether nothing is saved at all, as benchmarks have it.
+    pub is_off: bool,
 }
 
 /// Settings that both training stages share.
@@ -129,6 +131,7 @@ impl RunSettings {
                 retention: section.retention,
                 in_background: recipe.save_in_background,
                 merged: recipe.lora.as_ref().is_some_and(|lora| lora.save_merged),
+                is_off: false,
             },
             log_every_steps: section.log_every_steps as u64,
             allow_changed: recipe.allow_changed.clone(),
@@ -274,6 +277,9 @@ pub struct GrpoSettings {
     pub initial_model: PathBuf,
     /// The stage that left that model; `None` where the recipe names a model.
     pub sft: Option<SftGoal>,
+    /// Rewards in place of those of the grades, for benchmarks: episodes of random tokens would all earn the same, and train
+    /// nothing.
+    pub given_reward: Option<fn(&Episode) -> f64>,
 }
 
 /// Requirement on the `sft` stage that a `grpo` run starts from.
@@ -342,6 +348,7 @@ impl GrpoSettings {
             engine: recipe.engine.clone(),
             initial_model,
             sft,
+            given_reward: None,
             run,
             section: section.clone(),
         })

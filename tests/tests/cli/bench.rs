@@ -197,3 +197,31 @@ fn an_update_trains_the_tokens_that_the_recipe_says() {
         assert!(seconds(phase).is_some(), "{line}");
     }
 }
+
+#[test]
+fn a_step_samples_and_trains_every_episode() {
+    let workspace = workspace();
+    let set = "bench.step={ num_prompts = 2, group_size = 3, prompt_tokens = 7, new_tokens = 5, micro_batch_tokens = 30, num_repeats = 2 }";
+    let line = bench("step", &workspace, &[set]);
+    let workload = |key: &str| line["workload"][key].as_u64().expect(key);
+    assert_eq!((workload("rows"), workload("decoded_tokens")), (6, 30));
+    // No reward is the mean of its group: all rows have a gradient.
+    assert_eq!(
+        (workload("computed_tokens"), workload("trained_tokens")),
+        (72, 30)
+    );
+    assert_eq!(workload("micro_batches"), 3);
+    let repeats = line["repeats"].as_array().expect("repeats");
+    assert_eq!(repeats.len(), 2);
+    for repeat in repeats {
+        let norm = repeat["grad_norm"].as_f64();
+        assert!(norm.is_some_and(|norm| norm > 0.0), "{line}");
+    }
+    for phase in ["rollout", "train", "optimizer"] {
+        let seconds = line["phases"][phase]["seconds"].as_f64();
+        assert!(seconds.is_some_and(|seconds| seconds > 0.0), "{line}");
+    }
+    // The run's folder goes.
+    let left = fs_err::read_dir(workspace.path().join("run")).expect("a folder");
+    assert_eq!(left.count(), 0);
+}

@@ -16,6 +16,8 @@ pub(crate) enum BenchCommand {
     Rollout(RecipeArgs),
     /// Gradient and optimizer: the workload of `[bench.train]`
     Train(RecipeArgs),
+    /// Whole GRPO steps: the workload of `[bench.step]`
+    Step(RecipeArgs),
 }
 
 #[derive(Debug, Args)]

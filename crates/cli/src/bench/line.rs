@@ -27,7 +27,8 @@ pub(crate) struct Line<P, D> {
     pub(crate) phases: P,
     #[serde(flatten)]
     pub(crate) details: D,
-    pub(crate) load_seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) load_seconds: Option<f64>,
     pub(crate) ceilings: Ceilings,
     pub(crate) machine: Machine,
 }

@@ -8,9 +8,11 @@ mod machine;
 mod meter;
 mod model;
 mod plain;
+mod random_text;
 mod report;
 mod rollout;
 mod rows;
+mod step;
 mod train;
 
 use std::io::Write;
@@ -24,6 +26,7 @@ use crate::failure::Failure;
 pub(crate) fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
     match &args.command {
         BenchCommand::Rollout(args) => rollout::run(&args.recipe, &args.set, out),
+        BenchCommand::Step(args) => step::run(&args.recipe, &args.set, out),
         BenchCommand::Train(args) => train::run(&args.recipe, &args.set, out),
     }
 }

@@ -98,7 +98,7 @@ impl Report<'_> {
                 cache: self.cache(&median.measured),
                 repeats: self.repeats.iter().map(Done::line).collect(),
             },
-            load_seconds: self.load_seconds,
+            load_seconds: Some(self.load_seconds),
             ceilings: self.ceilings,
             machine: Machine::here(),
         })

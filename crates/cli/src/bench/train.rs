@@ -83,7 +83,7 @@ pub(crate) fn run(file: &Path, sets: &[String], out: &mut dyn Write) -> Result<(
             workload: updates.workload(median, shares.num_trained),
             repeats: repeats.iter().map(Repeat::line).collect(),
         },
-        load_seconds,
+        load_seconds: Some(load_seconds),
         ceilings,
         machine: Machine::here(),
     };

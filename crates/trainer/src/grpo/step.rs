@@ -35,6 +35,7 @@ pub(super) struct Trainer<'a> {
     order: DataOrder,
     sampler: EpisodeSampler,
     reference: Option<Weights>,
+    given_reward: Option<fn(&Episode) -> f64>,
     advantage: Arc<dyn AdvantageEstimator>,
     batch: BatchSettings,
     learning_rate: LearningRate,
@@ -62,6 +63,7 @@ impl<'a> Trainer<'a> {
                 .with_engine(settings.engine.clone())
                 .with_precision(run.policy.precision),
             reference,
+            given_reward: settings.given_reward,
             advantage: Arc::clone(&settings.advantage),
             batch: BatchSettings {
                 loss: Arc::clone(&settings.loss),
@@ -271,7 +273,13 @@ impl<'a> Trainer<'a> {
             .into_iter()
             .map(|episode| {
                 let problem = &self.problems[episode.prompt_index];
-                reward_episode(episode, problem, tokenizer, &rule, reward.count_unjoined)
+                let given = self.given_reward.map(|reward_of| reward_of(&episode));
+                let mut rewarded =
+                    reward_episode(episode, problem, tokenizer, &rule, reward.count_unjoined);
+                if let Some(given) = given {
+                    rewarded.reward.total = given;
+                }
+                rewarded
             })
             .collect()
     }

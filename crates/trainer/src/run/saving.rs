@@ -75,6 +75,9 @@ impl StageRun {
         optimizer: &AdamW,
         in_background: bool,
     ) -> Result<()> {
+        if self.save.is_off {
+            return Ok(());
+        }
         self.state.num_updates = optimizer.num_updates();
         self.set_save_phase(self.state.step);
         // What ranks that have drifted apart would write belongs to no run.
