@@ -8,6 +8,7 @@ mod error;
 mod log;
 mod registry;
 mod sink;
+mod tensorboard;
 
 pub use clock::{ByteCounts, Phase, StepClock, Timing};
 pub use error::{Error, Result};

@@ -3,8 +3,9 @@
 use asyncthink_recipe::Registry;
 
 use crate::sink::OpenSink;
+use crate::tensorboard;
 
-/// The metrics sinks of this crate, by name; none is shipped yet.
+/// The metrics sinks of this crate, by name.
 pub fn sinks() -> Registry<OpenSink> {
-    Registry::new("metrics sink")
+    Registry::<OpenSink>::new("metrics sink").with("tensorboard", tensorboard::open)
 }

@@ -48,8 +48,9 @@ pub(crate) struct RawRecipe {
     /// none. A difference that is not named here is refused.
     #[serde(default)]
     pub(crate) allow_changed: Vec<String>,
-    /// Places for metrics besides `metrics.jsonl`, which is always written.
-    /// Default none.
+    /// Places for metrics besides `metrics.jsonl`, which is always written:
+    /// `tensorboard` for event files in the stage's `tensorboard/`. Default
+    /// none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("default" = []))]
     pub(crate) metrics: Vec<String>,

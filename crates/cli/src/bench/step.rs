@@ -61,6 +61,9 @@ pub(crate) fn run(file: &Path, sets: &[String], out: &mut dyn Write) -> Result<(
     let recipe = Recipe::load_with(file, &sets, &Catalogue::open(tasks))?;
     write_problem_files(&recipe)?;
     let mut settings = GrpoSettings::from_recipe(&recipe)?;
+    // The recipe's stages mean other models.
+    settings.initial_model = model_folder;
+    settings.sft = None;
     settings.given_reward = Some(alternating);
     settings.run.save.is_off = true;
 
