@@ -19,7 +19,8 @@ mod schedule;
 pub use advantage::{AdvantageEstimator, Group};
 pub use aggregation::{Aggregation, BatchTotals, RowCount};
 pub use loss::{
-    Clip, ClippedPolicyLoss, CrossEntropy, Scope, TokenBatch, TokenGradient, TokenLoss, k3,
+    Clip, ClippedPolicyLoss, CrossEntropy, KlPenalty, PolicyObjective, SamplerCorrection, Scope,
+    TokenBatch, TokenGradient, TokenLoss, k3,
 };
 pub use reward::{EpisodeScore, LambdaSchedule, RewardParts, RewardRule};
 pub use schedule::LearningRate;

@@ -7,6 +7,29 @@ use crate::{Error, Result};
 )]
 pub struct EpisodeIndex(pub u32);
 
+/// Which of a few kinds a row is, for metrics by kind. Training treats all alike.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum RowLabel {
+    /// The first kind, and that of supervised rows.
+    #[default]
+    First,
+    /// The second kind.
+    Second,
+}
+
+impl RowLabel {
+    /// Number of kinds.
+    pub const COUNT: usize = 2;
+
+    /// Position among the kinds.
+    pub fn index(self) -> usize {
+        match self {
+            Self::First => 0,
+            Self::Second => 1,
+        }
+    }
+}
+
 /// One sequence to train on: a whole context of one agent.
 ///
 /// `loss_mask[i]` says that token `i` was decoded, so that the prediction at position `i - 1` is trained; prompts and injected
@@ -18,6 +41,7 @@ pub struct TrainingRow {
     logprobs: Option<Vec<f32>>,
     advantage: f32,
     episode: EpisodeIndex,
+    label: RowLabel,
     num_trained: usize,
 }
 
@@ -103,8 +127,16 @@ impl TrainingRow {
             logprobs,
             advantage,
             episode,
+            label: RowLabel::default(),
             num_trained,
         })
+    }
+
+    /// Sets the kind of the row.
+    #[must_use]
+    pub fn with_label(mut self, label: RowLabel) -> Self {
+        self.label = label;
+        self
     }
 
     /// All tokens, prompt first.
@@ -130,6 +162,11 @@ impl TrainingRow {
     /// The episode that the row belongs to; 0 for a supervised row.
     pub fn episode(&self) -> EpisodeIndex {
         self.episode
+    }
+
+    /// The kind of the row.
+    pub fn label(&self) -> RowLabel {
+        self.label
     }
 
     /// Number of tokens.

@@ -1,5 +1,6 @@
 //! The gradient of one batch, micro-batch by micro-batch.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -7,6 +8,7 @@ use asyncthink_algorithms::{BatchTotals, RowCount, Scope};
 use asyncthink_data::{TrainingRow, pack};
 use asyncthink_distributed::{AdamW, Ranks, ShardedDecoder, count_of};
 use asyncthink_model::{Decoder, run_workers};
+use asyncthink_recipe::OldPolicy;
 use tch::Tensor;
 
 use crate::error::Result;
@@ -15,10 +17,10 @@ use crate::layers::{LayerSource, ReplicatedLayers};
 use crate::layerwise::{self, Keep};
 use crate::metrics::{BatchMetrics, Totals};
 use crate::micro_batch::MicroBatch;
-use crate::score::score_hidden;
+use crate::score::{score, score_hidden};
 use crate::settings::BatchSettings;
 use crate::sharded_layers::ShardedLayers;
-use crate::token_loss::MicroBatchLoss;
+use crate::token_loss::{MicroBatchLoss, OldLogp};
 use crate::weights::Weights;
 
 /// Computes the gradient of `rows` once; see [`PackedBatch`].
@@ -62,6 +64,18 @@ struct PackedMicroBatch {
     batch: MicroBatch,
     /// Log-probabilities under the reference model, f32 `[trained]`.
     logp_reference: Option<Tensor>,
+    /// Log-probabilities under the trainer before the first update, f32 `[trained]`, where the ratio is against these.
+    logp_old: Option<Tensor>,
+}
+
+impl PackedMicroBatch {
+    fn logp_old(&self, old_policy: OldPolicy) -> OldLogp<'_> {
+        match (old_policy, &self.logp_old) {
+            (OldPolicy::Sampler, _) => OldLogp::Given(&self.batch.logp_sampler),
+            (OldPolicy::Trainer, Some(logp_old)) => OldLogp::Given(logp_old),
+            (OldPolicy::Trainer, None) => OldLogp::Current,
+        }
+    }
 }
 
 impl<'a> PackedBatch<'a> {
@@ -109,6 +123,7 @@ impl<'a> PackedBatch<'a> {
                     index,
                     batch: MicroBatch::assemble(&members, device)?,
                     logp_reference: None,
+                    logp_old: None,
                 })
             })
             .collect::<Result<Vec<_>>>()?;
@@ -198,6 +213,77 @@ impl<'a> PackedBatch<'a> {
     }
 }
 
+impl PackedBatch<'_> {
+    /// Scores the rows under `weights`, for updates that take the probability ratio against the trainer before other updates; a
+    /// collective. A batch whose first update is the first of all needs no such pass.
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation, or a rank is lost.
+    pub fn score_old(&mut self, weights: &Weights) -> Result<()> {
+        let head_settings = self.settings.head(weights.config().vocab_size);
+        let score_each = |decoder: &Decoder, share: &mut [&mut PackedMicroBatch]| -> Result<()> {
+            for packed in share {
+                packed.logp_old = Some(score(decoder, &packed.batch, head_settings)?);
+            }
+            Ok(())
+        };
+        match weights {
+            Weights::Whole(decoder) => {
+                let all = self.micro_batches.iter_mut().collect();
+                let mut shares = shares_of_workers(all, self.num_workers).into_iter();
+                let mut own = shares.next().unwrap_or_default();
+                let inputs = shares
+                    .map(|share| Ok((decoder.replica()?, share)))
+                    .collect::<Result<Vec<_>>>()?;
+                let (own, others) = run_workers(
+                    "scoring",
+                    inputs,
+                    || score_each(decoder, &mut own),
+                    |_, (replica, mut share)| score_each(&replica, &mut share),
+                )?;
+                others.into_iter().try_fold((), |(), other| other)?;
+                own
+            }
+            Weights::Sharded(_) => {
+                let mut layers = weights.layers()?;
+                for round in 0..self.num_rounds {
+                    let range = part_of_round(round, self.round_len, self.micro_batches.len());
+                    let packed = &mut self.micro_batches[range];
+                    let batches: Vec<&MicroBatch> =
+                        packed.iter().map(|packed| &packed.batch).collect();
+                    let scores =
+                        layerwise::score(&mut *layers, &batches, &mut |batch, ends, hidden| {
+                            score_hidden(ends, batch, hidden, head_settings)
+                        })?;
+                    for (packed, scores) in packed.iter_mut().zip(scores) {
+                        packed.logp_old = Some(scores);
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Micro-batches of each worker.
+fn shares_of_workers(
+    all: Vec<&mut PackedMicroBatch>,
+    num_workers: usize,
+) -> Vec<Vec<&mut PackedMicroBatch>> {
+    let mut shares: Vec<Vec<&mut PackedMicroBatch>> =
+        (0..num_workers).map(|_| Vec::new()).collect();
+    for (index, packed) in all.into_iter().enumerate() {
+        shares[index % num_workers].push(packed);
+    }
+    shares
+}
+
+/// Micro-batches of a round; the last rounds may be empty.
+pub(crate) fn part_of_round(round: usize, round_len: usize, count: usize) -> Range<usize> {
+    let start = (round * round_len).min(count);
+    start..(start + round_len).min(count)
+}
+
 fn totals_of_ranks(own: BatchTotals, ranks: &Ranks) -> Result<BatchTotals> {
     // Counts are exact in f64.
     let mut sums = [own.num_trained as f64, own.num_episodes as f64];
@@ -209,7 +295,7 @@ fn totals_of_ranks(own: BatchTotals, ranks: &Ranks) -> Result<BatchTotals> {
 }
 
 /// Rounds of micro-batches through gathered layers, in which all ranks take part; the last ones of a rank may be empty.
-fn rounds_of_ranks(num_micro_batches: usize, decoder: &ShardedDecoder) -> Result<usize> {
+pub(crate) fn rounds_of_ranks(num_micro_batches: usize, decoder: &ShardedDecoder) -> Result<usize> {
     let own = num_micro_batches.div_ceil(decoder.micro_batches_per_gather());
     let all = decoder.ranks().gather_values(&[own as f64])?;
     let most = all.iter().map(|of_rank| count_of(of_rank[0])).max();
@@ -255,9 +341,8 @@ impl Run<'_> {
         let mut totals = Totals::default();
         let mut reference = reference.map(Weights::layers).transpose()?;
         for round in 0..num_rounds {
-            let start = (round * self.round_len).min(own.len());
-            let end = (start + self.round_len).min(own.len());
-            let round_batches = &mut own[start..end];
+            let range = part_of_round(round, self.round_len, own.len());
+            let round_batches = &mut own[range];
             let mut num_active = 0;
             for packed in &*round_batches {
                 if !on_micro_batch(packed.index, self.num_micro_batches) {
@@ -286,11 +371,7 @@ impl Run<'_> {
         on_micro_batch: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Totals> {
         let keep = self.settings.keep();
-        let mut shares: Vec<Vec<&mut PackedMicroBatch>> =
-            (0..num_workers).map(|_| Vec::new()).collect();
-        for (index, packed) in all.into_iter().enumerate() {
-            shares[index % num_workers].push(packed);
-        }
+        let mut shares = shares_of_workers(all, num_workers);
         let mut own = shares.remove(0);
         let reference_decoder = match reference {
             Some(Weights::Whole(decoder)) => Some(&**decoder),
@@ -381,9 +462,17 @@ impl Run<'_> {
             .enumerate()
             .map(|(index, packed)| {
                 let logp = logp.as_ref().map(|scores| &scores[index]);
-                MicroBatchLoss::new(loss, &packed.batch, packed.logp_reference.as_ref(), logp)
+                MicroBatchLoss::new(
+                    loss,
+                    &packed.batch,
+                    packed.logp_old(settings.old_policy),
+                    packed.logp_reference.as_ref(),
+                    logp,
+                )
             })
             .collect::<Result<Vec<_>>>()?;
+        let entropy_coefficient = loss.entropy_coefficient();
+        let mut computed = Vec::with_capacity(packed.len());
         layerwise::add_gradients(
             layers,
             &batches,
@@ -392,12 +481,23 @@ impl Run<'_> {
             &mut |index, ends, hidden| {
                 let (batch, logp_reference) =
                     (batches[index], packed[index].logp_reference.as_ref());
+                let entropy_weights = if entropy_coefficient > 0.0 {
+                    Some(batch.weights.f_mul_scalar(-entropy_coefficient)?)
+                } else {
+                    None
+                };
+                let mut gradients = Vec::new();
                 let (gradient, output) = head::backward(
                     ends.head(head_settings.temperature),
                     hidden,
                     &batch.targets,
                     head_settings,
-                    &mut |range, logp| losses[index].chunk(&range, logp),
+                    entropy_weights.as_ref(),
+                    &mut |range, logp| {
+                        let chunk = losses[index].chunk(&range, logp)?;
+                        gradients.push(chunk.gradient.shallow_clone());
+                        Ok(chunk)
+                    },
                 )?;
                 let mut part = Totals {
                     loss: output.loss,
@@ -406,13 +506,30 @@ impl Run<'_> {
                     num_trained: batch.num_trained(),
                     ..Totals::default()
                 };
-                if settings.measures_policy {
-                    part.measure_policy(batch, &output, logp_reference, loss)?;
+                if settings.measures_policy && !gradients.is_empty() {
+                    let coefficients = Tensor::f_cat(&gradients, 0)?;
+                    let logp_old = packed[index]
+                        .logp_old(settings.old_policy)
+                        .resolve(&output.logp);
+                    part.measure_policy(
+                        batch,
+                        &output,
+                        &coefficients,
+                        logp_old,
+                        logp_reference,
+                        loss,
+                    )?;
                 }
                 totals.add(&part);
+                computed.push(output.logp);
                 Ok(gradient)
             },
         )?;
+        if settings.old_policy == OldPolicy::Trainer {
+            for (packed, logp) in packed.iter_mut().zip(computed) {
+                packed.logp_old.get_or_insert(logp);
+            }
+        }
         Ok(totals)
     }
 }

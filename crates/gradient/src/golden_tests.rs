@@ -3,19 +3,23 @@
 //! `scripts/golden/grpo_loss.py` wrote `tests/golden/grpo_loss.json` in double precision with nothing but the standard
 //! library. Everything between a row and its gradient is exercised: advantages, weights, layout, chunked head, loss.
 
+use std::sync::Arc;
+
 use asyncthink_algorithms::advantage::{MeanCentred, MeanStd};
 use asyncthink_algorithms::loss::is_clipped;
 use asyncthink_algorithms::{
-    AdvantageEstimator, Aggregation, BatchTotals, Clip, ClippedPolicyLoss, Group, RowCount,
+    AdvantageEstimator, Aggregation, BatchTotals, Clip, ClippedPolicyLoss, Group, KlPenalty,
+    PolicyObjective, RowCount,
 };
 use asyncthink_data::{EpisodeIndex, TokenId, TrainingRow};
+use asyncthink_recipe::KlEstimator;
 use asyncthink_torch::Head;
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 use crate::head::{self, HeadSettings};
 use crate::micro_batch::{MicroBatch, to_host};
-use crate::token_loss::MicroBatchLoss;
+use crate::token_loss::{MicroBatchLoss, OldLogp};
 
 /// Largest difference that counts as equal: the reference is f64, the loss f32.
 const TOLERANCE: f64 = 1e-5;
@@ -116,11 +120,13 @@ impl Golden {
         let clip = Clip {
             low: case.clip_eps_low,
             high: case.clip_eps_high,
+            dual: None,
         };
-        let loss = ClippedPolicyLoss {
-            clip,
-            kl_beta: case.kl_beta,
-        };
+        let loss = PolicyObjective::new(Arc::new(ClippedPolicyLoss { clip })).with_kl(KlPenalty {
+            beta: case.kl_beta,
+            estimator: KlEstimator::K3,
+            is_bias_corrected: false,
+        });
         let settings = HeadSettings {
             temperature: case.temperature,
             chunk_tokens,
@@ -158,14 +164,17 @@ impl Golden {
                 &trained,
                 &batch.targets,
                 settings,
+                None,
                 &mut |range, logp| {
-                    MicroBatchLoss::of_tokens(&loss, &batch, reference.as_ref()).chunk(&range, logp)
+                    let old = OldLogp::Given(&batch.logp_sampler);
+                    MicroBatchLoss::of_tokens(&loss, &batch, old, reference.as_ref())
+                        .chunk(&range, logp)
                 },
             )
             .unwrap();
             value += output.loss;
             let clipped =
-                is_clipped(&output.logp, &batch.logp_old, &batch.advantages, clip).unwrap();
+                is_clipped(&output.logp, &batch.logp_sampler, &batch.advantages, clip).unwrap();
             num_clipped += to_host(&clipped).unwrap().iter().sum::<f64>();
             let of_logits = logits
                 .zeros_like()

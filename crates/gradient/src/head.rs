@@ -77,10 +77,11 @@ pub fn score(
 /// measured.
 ///
 /// `chunk_loss` gets the range of trained tokens of a chunk and their log-probabilities (f32), and returns that chunk's
-/// part of the loss with its gradient with respect to them.
+/// part of the loss with its gradient with respect to them. `entropy_weights`, where given, add the entropies times these weights to the
+/// loss.
 ///
 /// # Shapes
-/// `hidden` `[trained, hidden]`, as is the gradient; `targets` i64 `[trained]`.
+/// `hidden` `[trained, hidden]`, as is the gradient; `targets` i64 `[trained]`; `entropy_weights` f32 `[trained]`.
 ///
 /// # Errors
 /// When libtorch refuses an operation, or `chunk_loss` fails.
@@ -89,6 +90,7 @@ pub fn backward(
     hidden: &Tensor,
     targets: &Tensor,
     settings: HeadSettings,
+    entropy_weights: Option<&Tensor>,
     chunk_loss: &mut dyn FnMut(Range<i64>, &Tensor) -> Result<TokenGradient>,
 ) -> Result<(Tensor, HeadOutput)> {
     let mut logps = Vec::new();
@@ -101,12 +103,22 @@ pub fn backward(
             hidden.f_narrow(0, start, len)?,
             targets.f_narrow(0, start, len)?,
         );
-        let mut softmax = head.forward(&hidden, &targets, settings.entropy)?;
+        let wants_entropy = settings.entropy || entropy_weights.is_some();
+        let softmax = head.forward(&hidden, &targets, wants_entropy)?;
         let logp = softmax.logp.shallow_clone();
-        entropies.extend(softmax.entropy.take());
-        let TokenGradient { loss, gradient } = chunk_loss(chunk, &logp)?;
+        let TokenGradient { mut loss, gradient } = chunk_loss(chunk, &logp)?;
+        let entropy_weights = entropy_weights
+            .map(|weights| weights.f_narrow(0, start, len))
+            .transpose()?;
+        if let Some(entropy) = &softmax.entropy {
+            if let Some(weights) = &entropy_weights {
+                loss = loss.f_add(&entropy.f_mul(weights)?.f_sum(Kind::Float)?)?;
+            }
+            entropies.push(entropy.shallow_clone());
+        }
         let gradient = gradient.f_contiguous()?;
-        gradients.push(head.backward(&hidden, &targets, softmax, &gradient, None)?);
+        let of_entropy = entropy_weights.as_ref();
+        gradients.push(head.backward(&hidden, &targets, softmax, &gradient, of_entropy)?);
         logps.push(logp);
         losses.push(loss);
     }
@@ -156,7 +168,7 @@ mod tests {
     }
 
     /// Gradients of hidden states and head, log-probabilities and loss, for one chunk size.
-    fn gradients(chunk_tokens: i64) -> (Tensor, Tensor, Tensor, f64) {
+    fn gradients(chunk_tokens: i64, with_entropy: bool) -> (Tensor, Tensor, Tensor, f64) {
         // No random tensors: other tests of this process share libtorch's generator.
         let wave = |rows: i64, columns: i64, pitch: f64| {
             let index = Tensor::arange(rows * columns, (Kind::Float, Device::Cpu));
@@ -175,13 +187,22 @@ mod tests {
             weight: &weight,
             temperature: settings.temperature,
         };
-        let (gradient, output) = backward(head, &hidden, &targets, settings, &mut |range, logp| {
-            let weights = weights.narrow(0, range.start, range.end - range.start);
-            Ok(TokenGradient {
-                loss: (logp.neg() * &weights).sum(Kind::Float),
-                gradient: weights.neg(),
-            })
-        })
+        let entropy_weights = wave(11, 1, 0.9).flatten(0, -1);
+        let entropy_weights = with_entropy.then_some(&entropy_weights);
+        let (gradient, output) = backward(
+            head,
+            &hidden,
+            &targets,
+            settings,
+            entropy_weights,
+            &mut |range, logp| {
+                let weights = weights.narrow(0, range.start, range.end - range.start);
+                Ok(TokenGradient {
+                    loss: (logp.neg() * &weights).sum(Kind::Float),
+                    gradient: weights.neg(),
+                })
+            },
+        )
         .unwrap();
         let scored = score(head, &hidden, &targets, chunk_tokens).unwrap();
         assert!(close(&output.logp, &scored, 1e-6));
@@ -191,13 +212,17 @@ mod tests {
 
     #[test]
     fn chunk_size_does_not_change_gradients() {
-        let whole = gradients(100);
-        for chunk_tokens in [1, 4, 11] {
-            let cut = gradients(chunk_tokens);
-            assert!(close(&whole.0, &cut.0, 1e-5));
-            assert!(close(&whole.1, &cut.1, 1e-5));
-            assert!(close(&whole.2, &cut.2, 1e-6));
-            assert!((whole.3 - cut.3).abs() < 1e-5);
+        let plain = gradients(100, false);
+        for with_entropy in [false, true] {
+            let whole = gradients(100, with_entropy);
+            for chunk_tokens in [1, 4, 11] {
+                let cut = gradients(chunk_tokens, with_entropy);
+                assert!(close(&whole.0, &cut.0, 1e-5));
+                assert!(close(&whole.1, &cut.1, 1e-5));
+                assert!(close(&whole.2, &cut.2, 1e-6));
+                assert!((whole.3 - cut.3).abs() < 1e-5);
+            }
+            assert_eq!(with_entropy, !close(&whole.0, &plain.0, 1e-2));
         }
     }
 
@@ -227,13 +252,14 @@ mod tests {
             weight: &weight,
             temperature: 1.0,
         };
-        let (gradient, output) = backward(head, &hidden, &targets, settings, &mut |_, logp| {
-            Ok(TokenGradient {
-                loss: logp.f_sum(Kind::Float)?,
-                gradient: logp.f_ones_like()?,
+        let (gradient, output) =
+            backward(head, &hidden, &targets, settings, None, &mut |_, logp| {
+                Ok(TokenGradient {
+                    loss: logp.f_sum(Kind::Float)?,
+                    gradient: logp.f_ones_like()?,
+                })
             })
-        })
-        .unwrap();
+            .unwrap();
         assert_eq!(gradient.size(), [0, 4]);
         assert_eq!(output.logp.size(), [0]);
         assert!(output.loss.abs() < f64::EPSILON);

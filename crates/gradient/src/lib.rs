@@ -11,6 +11,8 @@
 mod accumulate;
 mod error;
 #[cfg(test)]
+mod golden_policy_tests;
+#[cfg(test)]
 mod golden_tests;
 pub mod head;
 mod layers;
@@ -19,6 +21,7 @@ mod metrics;
 mod micro_batch;
 mod mismatch;
 mod policy;
+mod row_scores;
 mod score;
 mod settings;
 mod sharded_layers;
@@ -31,6 +34,7 @@ pub use metrics::BatchMetrics;
 pub use micro_batch::MicroBatch;
 pub use mismatch::{Mismatch, mismatch_of_skipped_rows};
 pub use policy::{PolicyModel, PolicySettings, WholeDecoder, load_reference};
+pub use row_scores::score_rows_with;
 pub use score::{score_rows, score_sequences};
 pub use settings::BatchSettings;
 pub use weights::Weights;

@@ -1,6 +1,7 @@
 //! What a pass over a batch measures, as sums over tokens and as means.
 
 use asyncthink_algorithms::{TokenLoss, k3};
+use asyncthink_data::RowLabel;
 use asyncthink_distributed::{Ranks, count_of};
 use tch::{Kind, Tensor};
 
@@ -28,6 +29,11 @@ pub struct BatchMetrics {
     pub kl_sampler: f64,
     /// Mean k3 estimate of the KL to the reference; 0 without one.
     pub kl_reference: f64,
+    /// Effective sample size of the policy's importance weights against the sampler, as a share of the tokens: 1 where all weights are
+    /// equal.
+    pub effective_sample_size: f64,
+    /// Sums of `|dL/dlogp|` by the kind of the row.
+    pub gradient_sums: [f64; RowLabel::COUNT],
     /// Means of the loss's own metrics, by name.
     pub loss_metrics: Vec<(&'static str, f64)>,
     /// Largest difference between trainer's and sampler's log-probability, in nats.
@@ -71,6 +77,10 @@ pub(crate) struct Totals {
     pub(crate) entropy: f64,
     pub(crate) kl_sampler: f64,
     pub(crate) kl_reference: f64,
+    /// Importance weights against the sampler, and their squares.
+    pub(crate) ratio: f64,
+    pub(crate) ratio_squared: f64,
+    pub(crate) gradient_sums: [f64; RowLabel::COUNT],
     /// Sums of the loss's own metrics, in the order of their names.
     pub(crate) loss_metrics: Vec<f64>,
     pub(crate) mismatch_max: f64,
@@ -97,6 +107,10 @@ impl Totals {
             self.entropy,
             self.kl_sampler,
             self.kl_reference,
+            self.ratio,
+            self.ratio_squared,
+            self.gradient_sums[0],
+            self.gradient_sums[1],
             self.mismatch_max,
             self.mismatch_sum,
             self.num_micro_batches as f64,
@@ -114,6 +128,10 @@ impl Totals {
                 entropy,
                 kl_sampler,
                 kl_reference,
+                ratio,
+                ratio_squared,
+                gradient_first,
+                gradient_second,
                 mismatch_max,
                 mismatch_sum,
                 num_micro_batches,
@@ -136,6 +154,9 @@ impl Totals {
                 entropy,
                 kl_sampler,
                 kl_reference,
+                ratio,
+                ratio_squared,
+                gradient_sums: [gradient_first, gradient_second],
                 loss_metrics: loss_metrics.to_vec(),
                 mismatch_max,
                 mismatch_sum,
@@ -151,6 +172,8 @@ impl Totals {
         &mut self,
         batch: &MicroBatch,
         output: &head::HeadOutput,
+        gradient: &Tensor,
+        logp_old: &Tensor,
         logp_reference: Option<&Tensor>,
         loss: &dyn TokenLoss,
     ) -> Result<()> {
@@ -158,22 +181,34 @@ impl Totals {
         let logp = &output.logp;
         let sum = |tensor: &Tensor| tensor.f_sum(Kind::Double);
         let zero = Tensor::f_zeros([], (Kind::Double, logp.device()))?;
-        let mismatch = logp.f_sub(&batch.logp_old)?.f_abs()?;
+        let log_ratio = logp.f_sub(&batch.logp_sampler)?;
+        let mismatch = log_ratio.f_abs()?;
+        let ratio = log_ratio.f_to_kind(Kind::Double)?.f_exp()?;
+        let by_label = Tensor::f_zeros(
+            [i64::try_from(RowLabel::COUNT).unwrap_or(i64::MAX)],
+            (Kind::Double, logp.device()),
+        )?;
+        let magnitudes = gradient.f_abs()?.f_to_kind(Kind::Double)?;
+        let by_label = by_label.f_index_add(0, &batch.labels, &magnitudes)?;
         let mut sums = vec![
             output
                 .entropy
                 .as_ref()
                 .map_or_else(|| Ok(zero.shallow_clone()), sum)?,
             // Tokens come from the sampler, so its log-probability is the first of the two.
-            sum(&k3(&batch.logp_old, logp)?)?,
+            sum(&k3(&batch.logp_sampler, logp)?)?,
             logp_reference.map_or_else(
                 || Ok(zero.shallow_clone()),
                 |reference| sum(&k3(logp, reference)?),
             )?,
+            sum(&ratio)?,
+            sum(&ratio.f_square()?)?,
+            by_label.f_get(0)?,
+            by_label.f_get(1)?,
             mismatch.f_max()?.f_to_kind(Kind::Double)?,
             sum(&mismatch)?,
         ];
-        for (_, metric) in loss.metrics(&batch.tokens(logp, logp_reference))? {
+        for (_, metric) in loss.metrics(&batch.tokens(logp, logp_old, logp_reference))? {
             sums.push(metric.f_to_kind(Kind::Double)?);
         }
         // One transfer for all of them.
@@ -182,6 +217,10 @@ impl Totals {
             entropy,
             kl_sampler,
             kl_reference,
+            ratio,
+            ratio_squared,
+            gradient_first,
+            gradient_second,
             mismatch_max,
             mismatch_sum,
             ref loss_metrics @ ..,
@@ -190,6 +229,8 @@ impl Totals {
             self.entropy = entropy;
             self.kl_sampler = kl_sampler;
             self.kl_reference = kl_reference;
+            (self.ratio, self.ratio_squared) = (ratio, ratio_squared);
+            self.gradient_sums = [gradient_first, gradient_second];
             self.mismatch_max = mismatch_max;
             self.mismatch_sum = mismatch_sum;
             self.loss_metrics = loss_metrics.to_vec();
@@ -209,6 +250,11 @@ impl Totals {
         self.entropy += other.entropy;
         self.kl_sampler += other.kl_sampler;
         self.kl_reference += other.kl_reference;
+        self.ratio += other.ratio;
+        self.ratio_squared += other.ratio_squared;
+        for (sum, part) in self.gradient_sums.iter_mut().zip(other.gradient_sums) {
+            *sum += part;
+        }
         let len = self.loss_metrics.len().max(other.loss_metrics.len());
         self.loss_metrics.resize(len, 0.0);
         for (sum, part) in self.loss_metrics.iter_mut().zip(&other.loss_metrics) {
@@ -225,6 +271,7 @@ impl Totals {
 
     /// Means over trained tokens; `names` are those of the loss's own metrics.
     pub(crate) fn means(&self, names: &[&'static str]) -> BatchMetrics {
+        let spread = self.num_trained as f64 * self.ratio_squared;
         let mean = |sum: f64| {
             if self.num_trained == 0 {
                 0.0
@@ -242,6 +289,12 @@ impl Totals {
             entropy: mean(self.entropy),
             kl_sampler: mean(self.kl_sampler),
             kl_reference: mean(self.kl_reference),
+            effective_sample_size: if spread > 0.0 {
+                self.ratio * self.ratio / spread
+            } else {
+                0.0
+            },
+            gradient_sums: self.gradient_sums,
             loss_metrics: names
                 .iter()
                 .enumerate()

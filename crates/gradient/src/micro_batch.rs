@@ -23,11 +23,13 @@ pub struct MicroBatch {
     /// Weight of each trained token in the loss, f32 `[trained]`.
     pub weights: Tensor,
     /// The sampler's log-probabilities, f32 `[trained]`; zeros for supervised rows.
-    pub logp_old: Tensor,
+    pub logp_sampler: Tensor,
     /// The advantage of each trained token, f32 `[trained]`.
     pub advantages: Tensor,
     /// The row of each trained token, counted from 0, i64 `[trained]`.
     pub rows: Tensor,
+    /// The kind of each trained token's row, i64 `[trained]`.
+    pub labels: Tensor,
 }
 
 impl MicroBatch {
@@ -41,9 +43,10 @@ impl MicroBatch {
         let mut positions = Vec::new();
         let mut targets = Vec::new();
         let mut weights = Vec::new();
-        let mut logp_old = Vec::new();
+        let mut logp_sampler = Vec::new();
         let mut advantages = Vec::new();
         let mut row_indices = Vec::new();
+        let mut labels = Vec::new();
         for (row_index, (row, weight)) in rows.iter().enumerate() {
             let start = ids.len();
             ids.extend(row.ids().iter().map(|token| i64::from(token.0)));
@@ -59,9 +62,10 @@ impl MicroBatch {
                 // Half an ulp of an f32 weight is far below the rounding of the sum that it goes into.
                 #[expect(clippy::cast_possible_truncation, reason = "weights enter an f32 sum")]
                 weights.push(*weight as f32);
-                logp_old.push(row.logprobs().map_or(0.0, |logprobs| logprobs[index]));
+                logp_sampler.push(row.logprobs().map_or(0.0, |logprobs| logprobs[index]));
                 advantages.push(row.advantage());
                 row_indices.push(to_i64(row_index));
+                labels.push(to_i64(row.label().index()));
             }
         }
         let integers = |values: &[i64]| Tensor::f_from_slice(values)?.f_to_device(device);
@@ -72,9 +76,10 @@ impl MicroBatch {
             positions: integers(&positions)?,
             targets: integers(&targets)?,
             weights: floats(&weights)?,
-            logp_old: floats(&logp_old)?,
+            logp_sampler: floats(&logp_sampler)?,
             advantages: floats(&advantages)?,
             rows: integers(&row_indices)?,
+            labels: integers(&labels)?,
         })
     }
 
@@ -101,15 +106,17 @@ impl MicroBatch {
         to_i64(self.segment_lens.len())
     }
 
-    /// All trained tokens, for a loss; `logp` and `logp_reference` f32 `[trained]`.
+    /// All trained tokens, for a loss; `logp`, `logp_old` and `logp_reference` f32 `[trained]`.
     pub(crate) fn tokens<'a>(
         &'a self,
         logp: &'a Tensor,
+        logp_old: &'a Tensor,
         logp_reference: Option<&'a Tensor>,
     ) -> TokenBatch<'a> {
         TokenBatch {
             logp,
-            logp_old: &self.logp_old,
+            logp_old,
+            logp_sampler: &self.logp_sampler,
             logp_reference,
             advantages: &self.advantages,
             weights: &self.weights,
@@ -180,7 +187,7 @@ mod tests {
         assert_eq!(integers(&batch.positions), [0, 2, 4]);
         assert_eq!(integers(&batch.targets), [11, 13, 21]);
         assert_eq!(to_host(&batch.weights).unwrap(), [0.25, 0.25, 0.5]);
-        assert_eq!(to_host(&batch.logp_old).unwrap(), [-1.0, -2.0, -3.0]);
+        assert_eq!(to_host(&batch.logp_sampler).unwrap(), [-1.0, -2.0, -3.0]);
         assert_eq!(to_host(&batch.advantages).unwrap(), [0.5, 0.5, -0.5]);
         assert_eq!(integers(&batch.rows), [0, 0, 1]);
     }

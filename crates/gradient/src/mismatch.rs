@@ -99,7 +99,7 @@ fn mismatch_of(
     let batch = MicroBatch::assemble(rows, decoder.device())?;
     let scores = to_host(&score(decoder, &batch, settings)?)?;
     let mut total = Mismatch::default();
-    for (score, sampled) in scores.iter().zip(to_host(&batch.logp_old)?) {
+    for (score, sampled) in scores.iter().zip(to_host(&batch.logp_sampler)?) {
         let difference = (score - sampled).abs();
         total.add(&Mismatch {
             max_nats: difference,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use asyncthink_algorithms::{Aggregation, TokenLoss};
 use asyncthink_data::TrainingRow;
 use asyncthink_model::Parallelism;
+use asyncthink_recipe::OldPolicy;
 
 use crate::head::{HeadSettings, chunk_tokens};
 use crate::layerwise::Keep;
@@ -16,6 +17,8 @@ pub struct BatchSettings {
     pub loss: Arc<dyn TokenLoss>,
     /// Loss aggregation.
     pub aggregation: Aggregation,
+    /// The policy that the probability ratio of the loss is against.
+    pub old_policy: OldPolicy,
     /// Whether rows were sampled from a policy, whose entropy, KL and mismatch with the sampler are then measured.
     pub measures_policy: bool,
     /// Temperature that the rows were sampled at; 1 for supervised rows.

@@ -8,11 +8,31 @@ use tch::{Kind, Tensor};
 use crate::error::Result;
 use crate::micro_batch::MicroBatch;
 
+/// Log-probabilities of the policy that the probability ratio is against.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum OldLogp<'a> {
+    /// These, f32 `[trained]`.
+    Given(&'a Tensor),
+    /// Those of the weights being trained, which no update has changed yet.
+    Current,
+}
+
+impl<'a> OldLogp<'a> {
+    /// The values, where `logp` are those of the weights being trained.
+    pub(crate) fn resolve(self, logp: &'a Tensor) -> &'a Tensor {
+        match self {
+            Self::Given(given) => given,
+            Self::Current => logp,
+        }
+    }
+}
+
 /// A loss applied to one micro-batch.
 #[derive(Debug)]
 pub(crate) struct MicroBatchLoss<'a> {
     loss: &'a dyn TokenLoss,
     batch: &'a MicroBatch,
+    logp_old: OldLogp<'a>,
     logp_reference: Option<&'a Tensor>,
     /// Of a loss over sequences: value and gradient of the whole micro-batch. The value is given away with the first chunk.
     whole: Option<TokenGradient>,
@@ -23,11 +43,13 @@ impl<'a> MicroBatchLoss<'a> {
     pub(crate) fn of_tokens(
         loss: &'a dyn TokenLoss,
         batch: &'a MicroBatch,
+        logp_old: OldLogp<'a>,
         logp_reference: Option<&'a Tensor>,
     ) -> Self {
         Self {
             loss,
             batch,
+            logp_old,
             logp_reference,
             whole: None,
         }
@@ -38,12 +60,17 @@ impl<'a> MicroBatchLoss<'a> {
     pub(crate) fn new(
         loss: &'a dyn TokenLoss,
         batch: &'a MicroBatch,
+        logp_old: OldLogp<'a>,
         logp_reference: Option<&'a Tensor>,
         logp: Option<&Tensor>,
     ) -> Result<Self> {
-        let mut this = Self::of_tokens(loss, batch, logp_reference);
+        let mut this = Self::of_tokens(loss, batch, logp_old, logp_reference);
         if let (Scope::Sequence, Some(logp)) = (loss.scope(), logp) {
-            this.whole = Some(loss.gradient(&batch.tokens(logp, logp_reference))?);
+            let logp_old = match logp_old {
+                OldLogp::Given(given) => given,
+                OldLogp::Current => logp,
+            };
+            this.whole = Some(loss.gradient(&batch.tokens(logp, logp_old, logp_reference))?);
         }
         Ok(this)
     }
@@ -64,9 +91,14 @@ impl<'a> MicroBatchLoss<'a> {
         }
         let batch = self.batch;
         let reference = self.logp_reference.map(part).transpose()?;
+        let logp_old = match self.logp_old {
+            OldLogp::Given(given) => part(given)?,
+            OldLogp::Current => logp.shallow_clone(),
+        };
         Ok(self.loss.gradient(&TokenBatch {
             logp,
-            logp_old: &part(&batch.logp_old)?,
+            logp_old: &logp_old,
+            logp_sampler: &part(&batch.logp_sampler)?,
             logp_reference: reference.as_ref(),
             advantages: &part(&batch.advantages)?,
             weights: &part(&batch.weights)?,

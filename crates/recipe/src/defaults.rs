@@ -31,6 +31,9 @@ pub(crate) const fn hit_rate() -> f64 {
 pub(crate) const fn one() -> f64 {
     1.0
 }
+pub(crate) const fn two() -> f64 {
+    2.0
+}
 pub(crate) const fn zero() -> f64 {
     0.0
 }

@@ -57,10 +57,12 @@ pub use registry::Registry;
 pub use saving::{CHANGEABLE_INPUTS, GrpoMetric, SaveInBackground, SftMetric};
 pub use schema::schema;
 pub use sections::{
-    Advantage, BenchRolloutSection, BenchSection, BenchStepSection, BenchTrainSection, ChatSection,
-    DistributedSection, EngineDtype, EngineSection, EvalSection, EvalSplit, GrpoSection,
-    LoraModule, LoraSection, LossAggregation, ModelInit, ModelSection, NamedTable, NumberFormat,
-    NumberTokens, OptimizerSection, PrecisionSection, PromptsSection, ProtocolSection,
-    RewardSection, RolloutWorkload, RulesFrom, Schedule, SftSection, Shard, SynthSection,
+    Advantage, AdvantageGroup, BenchRolloutSection, BenchSection, BenchStepSection,
+    BenchTrainSection, ChatSection, CorrectionMode, DistributedSection, EngineDtype, EngineSection,
+    EvalSection, EvalSplit, GrpoSection, KlEstimator, KlPlacement, LoraModule, LoraSection,
+    LossAggregation, ModelInit, ModelSection, NamedTable, NumberFormat, NumberTokens, OldPolicy,
+    OptimizerSection, PrecisionSection, PromptsSection, ProtocolSection, RewardSection,
+    RolloutWorkload, RulesFrom, SamplerCorrectionSection, Schedule, SftSection, Shard,
+    SynthSection,
 };
 pub use stage::Stage;

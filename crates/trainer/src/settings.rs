@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use asyncthink_algorithms::advantage::{self, BuildAdvantage};
 use asyncthink_algorithms::loss::{self, PolicyLossSpec};
-use asyncthink_algorithms::{AdvantageEstimator, Aggregation, CrossEntropy, TokenLoss};
+use asyncthink_algorithms::{
+    AdvantageEstimator, Aggregation, CrossEntropy, PolicyObjective, TokenLoss,
+};
 use asyncthink_checkpoint::{Readme, Retention, RunLayout, fingerprint};
 use asyncthink_data::{Stream, derive_seed};
 use asyncthink_distributed::{AdamWSettings, DeviceSettings};
@@ -15,7 +17,8 @@ use asyncthink_metrics::{OpenSink, sinks};
 use asyncthink_model::{LoraConfig, LoraTarget, Parallelism, Precision};
 use asyncthink_recipe::{
     DistributedSection, EngineSection, GrpoSection, LoraSection, ModelSection, NumberFormat,
-    OptimizerSection, PrecisionSection, Recipe, Registry, SaveInBackground, SftSection, Stage,
+    OldPolicy, OptimizerSection, PrecisionSection, Recipe, Registry, SaveInBackground, SftSection,
+    Stage,
 };
 use asyncthink_rollout::{Episode, ModelCard};
 use asyncthink_tasks::TaskConfig;
@@ -248,6 +251,7 @@ impl SftSettings {
         BatchSettings {
             loss: Arc::new(CrossEntropy),
             aggregation: Aggregation::TokenMean,
+            old_policy: OldPolicy::Sampler,
             measures_policy: false,
             temperature: 1.0,
             micro_batch_tokens: self.section.micro_batch_tokens,
@@ -264,7 +268,7 @@ pub struct GrpoSettings {
     pub run: RunSettings,
     /// Keys of `[grpo]`.
     pub section: GrpoSection,
-    /// The policy loss.
+    /// The policy loss, with the terms and weights that `[grpo]` adds to it.
     pub loss: Arc<dyn TokenLoss>,
     /// The advantage estimator.
     pub advantage: Arc<dyn AdvantageEstimator>,
@@ -290,6 +294,11 @@ pub struct SftGoal {
 }
 
 impl GrpoSettings {
+    /// Whether log-probabilities of a frozen reference model are needed, by the loss or the reward.
+    pub fn needs_reference(&self) -> bool {
+        self.loss.needs_reference() || self.section.has_kl_in_reward()
+    }
+
     /// Settings of a recipe, with the implementations that the project ships.
     ///
     /// # Errors
@@ -325,7 +334,8 @@ impl GrpoSettings {
             .losses
             .get(&section.loss.name)
             .map_err(setting("grpo.loss"))?;
-        let loss = (spec.build)(section).map_err(setting("grpo.loss"))?;
+        let policy = (spec.build)(section).map_err(setting("grpo.loss"))?;
+        let loss = PolicyObjective::of(section, policy);
         let advantage = registries
             .advantages
             .get(section.advantage.name())
@@ -339,7 +349,7 @@ impl GrpoSettings {
             }
         };
         Ok(Self {
-            loss,
+            loss: Arc::new(loss),
             advantage: advantage(section),
             aggregation: Aggregation::of(section).ok_or_else(|| Error::Setting {
                 key: "grpo.loss_aggregation",

@@ -13,7 +13,7 @@ use asyncthink_distributed::{AdamW, AdamWSettings};
 use asyncthink_gradient::{BatchSettings, Weights, accumulate_gradient, score_rows};
 use asyncthink_metrics::Phase;
 use asyncthink_model::{Parallelism, Precision, PretrainedModel};
-use asyncthink_recipe::Stage;
+use asyncthink_recipe::{OldPolicy, Stage};
 use asyncthink_rollout::{EpisodeSampler, ModelCard, Query};
 use asyncthink_rollout::{assign_advantages, reward_episode, training_rows};
 use asyncthink_trainer::{Error, Resume, RunOutcome, train_problems};
@@ -453,9 +453,10 @@ fn gradients(
             clip: Clip {
                 low: 0.2,
                 high: 0.2,
+                dual: None,
             },
-            kl_beta: 0.0,
         }),
+        old_policy: OldPolicy::Sampler,
         measures_policy: true,
         parallelism,
         aggregation: Aggregation::EpisodeMean,

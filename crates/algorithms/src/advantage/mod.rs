@@ -7,18 +7,20 @@ mod estimator;
 mod mean_centred;
 mod mean_std;
 mod registry;
+mod rloo;
 
 pub use estimator::{AdvantageEstimator, BuildAdvantage, Group};
 pub use mean_centred::MeanCentred;
 pub use mean_std::MeanStd;
 pub use registry::registry;
+pub use rloo::Rloo;
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const KINDS: [&dyn AdvantageEstimator; 2] = [&MeanCentred, &MeanStd { eps: 1e-4 }];
+    const KINDS: [&dyn AdvantageEstimator; 3] = [&MeanCentred, &MeanStd { eps: 1e-4 }, &Rloo];
 
     #[test]
     fn a_group_of_one_does_not_exist() {
@@ -43,6 +45,11 @@ mod tests {
         let std = (1.0_f64 / 3.0).sqrt();
         let with_std = group.advantages(&MeanStd { eps: 0.0 });
         assert!((with_std[0] - 0.5 / std).abs() < 1e-12);
+        // 1 against the mean of 0, 0 and 1.
+        let leave_one_out = group.advantages(&Rloo);
+        for (got, expected) in leave_one_out.iter().zip([2.0, -2.0, -2.0, 2.0]) {
+            assert!((got - expected / 3.0).abs() < 1e-12);
+        }
     }
 
     proptest! {
@@ -72,10 +79,12 @@ mod tests {
             shift in -3.0_f64..3.0,
         ) {
             let shifted: Vec<f64> = rewards.iter().map(|reward| reward + shift).collect();
-            let before = Group::new(&rewards).unwrap().advantages(&MeanCentred);
-            let after = Group::new(&shifted).unwrap().advantages(&MeanCentred);
-            for (a, b) in before.iter().zip(&after) {
-                prop_assert!((a - b).abs() < 1e-9);
+            for kind in [&MeanCentred as &dyn AdvantageEstimator, &Rloo] {
+                let before = Group::new(&rewards).unwrap().advantages(kind);
+                let after = Group::new(&shifted).unwrap().advantages(kind);
+                for (a, b) in before.iter().zip(&after) {
+                    prop_assert!((a - b).abs() < 1e-9);
+                }
             }
         }
 

@@ -1,20 +1,57 @@
-//! Clipped policy loss (PPO, GRPO) with an optional KL term: the recipe's `clip`.
+//! Clipped policy loss (PPO, GRPO): the recipe's `clip`.
 
 use std::sync::Arc;
 
-use asyncthink_recipe::{Catalogue, GrpoSection};
+use asyncthink_recipe::GrpoSection;
+use serde::Deserialize;
+use serde_json::json;
 use tch::{Kind, TchError, Tensor};
 
 use super::spec::PolicyLossSpec;
-use super::{TokenBatch, TokenGradient, TokenLoss, differentiate, k3, weighted_sum};
+use super::{TokenBatch, TokenGradient, TokenLoss, differentiate, weighted_sum};
 
-/// `clip` as the recipe names it. Its settings are keys of `[grpo]`; its own table is empty.
+/// `clip` as the recipe names it.
 pub(super) const SPEC: PolicyLossSpec = PolicyLossSpec {
     schema: || {
-        Catalogue::no_options("Clipped probability ratio. Its options are the keys of `[grpo]`.")
+        json!({
+            "description": "Clipped probability ratio of each token (PPO, GRPO), by `clip_eps_low` and `clip_eps_high` of `[grpo]`.",
+            "type": "object",
+            "additionalProperties": false,
+            "properties": {
+                "dual_clip": {
+                    "description": "Where the advantage is negative, the ratio is clipped at this as well (dual-clip PPO), for \
+                                    example 3. Absent means that it is not.",
+                    "type": "number",
+                    "exclusiveMinimum": 1.0,
+                },
+            },
+        })
     },
-    build: |section| Ok(Arc::new(ClippedPolicyLoss::of(section))),
+    build: |section| {
+        let options: Options = section.loss.parse().map_err(|error| error.to_string())?;
+        let loss = ClippedPolicyLoss::of(section);
+        if let Some(dual) = options
+            .dual_clip
+            .filter(|dual| *dual <= 1.0 + loss.clip.high)
+        {
+            return Err(format!(
+                "`dual_clip` = {dual} must exceed 1 + `clip_eps_high` = {}: choose for example 3",
+                1.0 + loss.clip.high
+            ));
+        }
+        Ok(Arc::new(ClippedPolicyLoss {
+            clip: Clip {
+                dual: options.dual_clip,
+                ..loss.clip
+            },
+        }))
+    },
 };
+
+#[derive(Deserialize)]
+struct Options {
+    dual_clip: Option<f64>,
+}
 
 /// Limits of the probability ratio.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,48 +60,44 @@ pub struct Clip {
     pub low: f64,
     /// The ratio is clipped above at `1 + high`.
     pub high: f64,
+    /// Where the advantage is negative, the ratio is clipped above at this as well.
+    pub dual: Option<f64>,
 }
 
-/// Clipped policy loss plus `kl_beta` times k3 against a frozen reference.
+/// Clipped policy loss.
 ///
 /// ```text
-/// L = sum_t w_t * (-min(r_t A_t, clip(r_t) A_t) + kl_beta * k3_t)
+/// L = sum_t w_t * -min(r_t A_t, clip(r_t) A_t)
 /// ```
 ///
 /// # Paper
-/// arXiv:2510.26658, section 4: one advantage for every token of an organizer and its workers.
+/// arXiv:2510.26658, section 4: one advantage for every token of an organizer and its workers. Dual clip: arXiv:1912.09729, Eq. 5.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ClippedPolicyLoss {
     /// Limits of the probability ratio.
     pub clip: Clip,
-    /// Weight of the KL term; 0 needs no reference model.
-    pub kl_beta: f64,
 }
 
 impl ClippedPolicyLoss {
-    /// The loss that `[grpo]` describes.
+    /// The loss that the keys of `[grpo]` describe.
     pub fn of(section: &GrpoSection) -> Self {
         Self {
             clip: Clip {
                 low: section.clip_eps_low,
                 high: section.clip_eps_high,
+                dual: None,
             },
-            kl_beta: section.kl_beta,
         }
     }
 }
 
 /// Share of tokens whose gradient the clip took away.
-const CLIP_SHARE: &str = "clip_share";
+pub(super) const CLIP_SHARE: &str = "clip_share";
 
 impl TokenLoss for ClippedPolicyLoss {
     fn gradient(&self, tokens: &TokenBatch<'_>) -> Result<TokenGradient, TchError> {
         differentiate(tokens.logp, |logp| {
-            let mut losses = policy_loss(logp, tokens.logp_old, tokens.advantages, self.clip)?;
-            if let Some(reference) = tokens.logp_reference {
-                let penalty = k3(logp, reference)?;
-                losses = losses.f_add(&penalty.f_mul_scalar(self.kl_beta)?)?;
-            }
+            let losses = policy_loss(logp, tokens.logp_old, tokens.advantages, self.clip)?;
             weighted_sum(&losses, tokens.weights)
         })
     }
@@ -74,16 +107,8 @@ impl TokenLoss for ClippedPolicyLoss {
         Ok(vec![(CLIP_SHARE, clipped.f_sum(Kind::Double)?)])
     }
 
-    fn metric_names(&self) -> &'static [&'static str] {
+    fn metric_names(&self) -> &[&'static str] {
         &[CLIP_SHARE]
-    }
-
-    fn needs_reference(&self) -> bool {
-        self.kl_beta > 0.0
-    }
-
-    fn has_gradient(&self, advantage: f32) -> bool {
-        self.kl_beta > 0.0 || advantage != 0.0
     }
 }
 
@@ -91,7 +116,7 @@ impl TokenLoss for ClippedPolicyLoss {
 ///
 /// ```text
 /// r_t = exp(logp_t - logp_old_t)
-/// l_t = -min(r_t A_t, clip(r_t, 1 - low, 1 + high) A_t)
+/// l_t = -min(r_t A_t, clip(r_t, 1 - low, 1 + high) A_t)        at most -dual A_t where A_t < 0
 /// ```
 ///
 /// # Shapes
@@ -108,12 +133,25 @@ pub fn policy_loss(
     advantages: &Tensor,
     clip: Clip,
 ) -> Result<Tensor, TchError> {
-    let ratio = logp.f_sub(logp_old)?.f_exp()?;
+    clipped_loss(&logp.f_sub(logp_old)?.f_exp()?, advantages, clip)
+}
+
+/// [`policy_loss`] of given ratios.
+pub(super) fn clipped_loss(
+    ratio: &Tensor,
+    advantages: &Tensor,
+    clip: Clip,
+) -> Result<Tensor, TchError> {
     let clipped = ratio.f_clamp(1.0 - clip.low, 1.0 + clip.high)?;
-    ratio
+    let losses = ratio
         .f_mul(advantages)?
         .f_minimum(&clipped.f_mul(advantages)?)?
-        .f_neg()
+        .f_neg()?;
+    match clip.dual {
+        // A positive advantage has a loss below 0, which the bound leaves alone.
+        Some(dual) => losses.f_minimum(&advantages.f_abs()?.f_mul_scalar(dual)?),
+        None => Ok(losses),
+    }
 }
 
 /// One where the clip took the gradient away: the ratio left the range on the side that its advantage pushes to.
@@ -129,14 +167,23 @@ pub fn is_clipped(
     advantages: &Tensor,
     clip: Clip,
 ) -> Result<Tensor, TchError> {
-    let ratio = logp.f_sub(logp_old)?.f_exp()?;
+    is_ratio_clipped(&logp.f_sub(logp_old)?.f_exp()?, advantages, clip)
+}
+
+/// [`is_clipped`] of given ratios.
+pub(super) fn is_ratio_clipped(
+    ratio: &Tensor,
+    advantages: &Tensor,
+    clip: Clip,
+) -> Result<Tensor, TchError> {
     let above = ratio
         .f_gt(1.0 + clip.high)?
         .f_logical_and(&advantages.f_gt(0.0)?)?;
-    let below = ratio
-        .f_lt(1.0 - clip.low)?
-        .f_logical_and(&advantages.f_lt(0.0)?)?;
-    above.f_logical_or(&below)
+    let mut beyond = ratio.f_lt(1.0 - clip.low)?;
+    if let Some(dual) = clip.dual {
+        beyond = beyond.f_logical_or(&ratio.f_gt(dual)?)?;
+    }
+    above.f_logical_or(&beyond.f_logical_and(&advantages.f_lt(0.0)?)?)
 }
 
 #[cfg(test)]
@@ -156,6 +203,7 @@ mod tests {
         let clip = Clip {
             low: 0.2,
             high: 0.3,
+            dual: None,
         };
         let logp = vector(&[0.5, 0.5, -0.5, -0.5, 0.1]);
         let old = vector(&[0.0; 5]);
@@ -171,14 +219,21 @@ mod tests {
     }
 
     #[test]
-    fn without_a_kl_term_rows_of_no_advantage_have_no_gradient() {
+    fn dual_clip_bounds_the_loss_of_negative_advantages_alone() {
         let clip = Clip {
             low: 0.2,
             high: 0.2,
+            dual: Some(3.0),
         };
-        let plain = ClippedPolicyLoss { clip, kl_beta: 0.0 };
-        assert!(!plain.has_gradient(0.0) && plain.has_gradient(-0.5) && !plain.needs_reference());
-        let bound = ClippedPolicyLoss { clip, kl_beta: 0.1 };
-        assert!(bound.has_gradient(0.0) && bound.needs_reference());
+        let logp = vector(&[2.0, 1.0, 2.0, -0.5]);
+        let old = vector(&[0.0; 4]);
+        let advantages = vector(&[-0.5, -0.5, 0.5, -0.5]);
+        let loss = values(&policy_loss(&logp, &old, &advantages, clip).unwrap());
+        let expected = [1.5, 0.5 * 1.0_f64.exp(), -0.6, 0.4];
+        for (got, want) in loss.iter().zip(expected) {
+            assert!((got - want).abs() < 1e-6, "{got} {want}");
+        }
+        let clipped = is_clipped(&logp, &old, &advantages, clip).unwrap();
+        assert_eq!(values(&clipped), [1.0, 0.0, 1.0, 1.0]);
     }
 }

@@ -35,6 +35,7 @@ mod tests {
             .gradient(&TokenBatch {
                 logp: &logp,
                 logp_old: &zeros,
+                logp_sampler: &zeros,
                 logp_reference: None,
                 advantages: &zeros,
                 weights: &weights,

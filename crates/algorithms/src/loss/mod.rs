@@ -2,22 +2,34 @@
 //!
 //! A loss gets detached per-token tensors and returns its value and `dL/dlogp`. Every loss of this framework is a coefficient
 //! on `grad log pi`, so the chunked output head needs no more than that vector. Adding one: its file here, and one line in
-//! [`registry`].
+//! [`registry`]. [`PolicyObjective`] adds to any of them what `[grpo]` asks for besides: a KL term, an entropy bonus, and weights
+//! against a mismatch with the sampler.
 //!
 //! Shape legend: `trained` = tokens with a loss mask of one.
 
+mod cispo;
 mod clip;
 mod cross_entropy;
+mod gspo;
+mod kl;
+mod objective;
 mod registry;
+mod rows;
+mod sampler_correction;
 mod spec;
 
 use std::fmt::Debug;
 
-use tch::{Kind, TchError, Tensor};
+use tch::{TchError, Tensor};
 
+pub use cispo::Cispo;
 pub use clip::{Clip, ClippedPolicyLoss, is_clipped, policy_loss};
 pub use cross_entropy::CrossEntropy;
+pub use gspo::Gspo;
+pub use kl::{KlPenalty, k3, kl_estimate};
+pub use objective::PolicyObjective;
 pub use registry::registry;
+pub use sampler_correction::SamplerCorrection;
 pub use spec::{BuildLoss, PolicyLossSpec};
 
 /// Trained tokens of a micro-batch, or of one chunk of it. All tensors are detached.
@@ -25,8 +37,11 @@ pub use spec::{BuildLoss, PolicyLossSpec};
 pub struct TokenBatch<'a> {
     /// Log-probabilities under the weights being trained, f32 `[trained]`.
     pub logp: &'a Tensor,
-    /// Log-probabilities under the policy that sampled the tokens, f32 `[trained]`; zeros for supervised rows.
+    /// Log-probabilities under the policy that the probability ratio is against, f32 `[trained]`: those of the sampler, or of the
+    /// trainer before the first update; zeros for supervised rows.
     pub logp_old: &'a Tensor,
+    /// Log-probabilities under the policy that sampled the tokens, f32 `[trained]`; zeros for supervised rows.
+    pub logp_sampler: &'a Tensor,
     /// Log-probabilities under the frozen reference model, f32 `[trained]`, where there is one.
     pub logp_reference: Option<&'a Tensor>,
     /// Advantage of each token's episode, f32 `[trained]`.
@@ -77,7 +92,7 @@ pub trait TokenLoss: Debug + Send + Sync {
     }
 
     /// Names that [`TokenLoss::metrics`] gives, in its order.
-    fn metric_names(&self) -> &'static [&'static str] {
+    fn metric_names(&self) -> &[&'static str] {
         &[]
     }
 
@@ -89,6 +104,11 @@ pub trait TokenLoss: Debug + Send + Sync {
     /// Whether log-probabilities of the reference model are needed.
     fn needs_reference(&self) -> bool {
         false
+    }
+
+    /// Weight of the entropy bonus, `-coefficient * sum_t w_t * H_t`, which the output head adds; 0 for none.
+    fn entropy_coefficient(&self) -> f64 {
+        0.0
     }
 
     /// Whether a row of this advantage has a gradient. Rows without one are counted in the normaliser and not computed.
@@ -117,40 +137,15 @@ pub fn differentiate(
     })
 }
 
-/// Schulman's `k3` estimate of `KL(policy || reference)` at sampled tokens: `exp(d) - d - 1`, `d = logp_ref - logp`.
-///
-/// Never negative, and unbiased for samples of the policy.
-///
-/// # Shapes
-/// Both f32 `[trained]`; returns f32 `[trained]`.
-///
-/// # Errors
-/// When libtorch refuses an operation.
-pub fn k3(logp: &Tensor, logp_ref: &Tensor) -> Result<Tensor, TchError> {
-    let difference = logp_ref.f_sub(logp)?;
-    // `exp(d) - 1` in one operation: near d = 0, where training lives, the subtraction would leave rounding only.
-    difference.f_expm1()?.f_sub(&difference)
-}
-
 /// Weighted sum over tokens, a scalar.
 pub(crate) fn weighted_sum(losses: &Tensor, weights: &Tensor) -> Result<Tensor, TchError> {
-    losses.f_mul(weights)?.f_sum(Kind::Float)
+    losses.f_mul(weights)?.f_sum(losses.kind())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn k3_is_zero_at_equality_and_positive_elsewhere() {
-        let logp = Tensor::from_slice(&[-1.0_f32, -1.0, -1.0]);
-        let reference = Tensor::from_slice(&[-1.0_f32, -0.5, -2.0]);
-        let got = Vec::<f64>::try_from(k3(&logp, &reference).unwrap().to_kind(Kind::Double));
-        let got = got.unwrap();
-        assert!(got[0].abs() < 1e-7);
-        assert!((got[1] - (0.5_f64.exp() - 1.5)).abs() < 1e-6);
-        assert!((got[2] - (-1.0_f64).exp()).abs() < 1e-6);
-    }
+    use tch::Kind;
 
     #[test]
     fn gradients_are_taken_at_the_given_values() {

@@ -2,10 +2,13 @@
 
 use asyncthink_recipe::Registry;
 
-use super::clip;
 use super::spec::PolicyLossSpec;
+use super::{cispo, clip, gspo};
 
 /// The policy losses of this crate, by name.
 pub fn registry() -> Registry<PolicyLossSpec> {
-    Registry::new("policy loss").with("clip", clip::SPEC)
+    Registry::new("policy loss")
+        .with("clip", clip::SPEC)
+        .with("cispo", cispo::SPEC)
+        .with("gspo", gspo::SPEC)
 }

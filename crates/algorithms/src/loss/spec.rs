@@ -18,3 +18,23 @@ pub struct PolicyLossSpec {
     /// Makes it.
     pub build: BuildLoss,
 }
+
+/// Default of `clip_eps_low` and `clip_eps_high`.
+const CLIP_EPS: f64 = 0.2;
+
+/// Refuses limits of the token's ratio where a loss does not read them; `remedy` says what to set instead.
+pub(super) fn refuse_token_clip(section: &GrpoSection, remedy: &str) -> Result<(), String> {
+    let is_set = |value: f64| (value - CLIP_EPS).abs() > f64::EPSILON;
+    for (key, value) in [
+        ("clip_eps_low", section.clip_eps_low),
+        ("clip_eps_high", section.clip_eps_high),
+    ] {
+        if is_set(value) {
+            return Err(format!(
+                "`{}` does not read `grpo.{key}` = {value}: {remedy}, and remove `grpo.{key}`",
+                section.loss.name
+            ));
+        }
+    }
+    Ok(())
+}

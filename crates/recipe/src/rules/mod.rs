@@ -3,6 +3,7 @@
 //! whose keys are absent or ill-formed says nothing.
 
 mod bench;
+mod losses;
 mod model;
 mod prompts;
 mod runtime;
@@ -38,6 +39,7 @@ pub(crate) fn check(root: &Node, schema: &Json, tasks: &Registry) -> Vec<RecipeE
     stages::steps(&mut rules, "sft");
     stages::steps(&mut rules, "grpo");
     stages::grpo(&mut rules);
+    losses::grpo(&mut rules);
     stages::reward(&mut rules);
     stages::eval(&mut rules);
     runtime::engine(&mut rules);

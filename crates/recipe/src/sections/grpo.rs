@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::named_table::NamedTable;
 use super::optimizer::OptimizerSection;
 use super::reward::RewardSection;
+use super::sampler_correction::SamplerCorrectionSection;
 use crate::defaults::{MAX_COUNT, count, one, zero};
 use crate::saving::GrpoMetric;
 
@@ -36,10 +37,24 @@ pub struct GrpoSection {
     /// false: such a start is refused.
     #[serde(default)]
     pub init_from_unfinished: bool,
-    /// Optimizer updates per rollout. Default 1, fully on-policy.
+    /// Passes over a rollout, each of `num_mini_batches` optimizer updates.
+    /// Default 1, which with one mini-batch is fully on-policy.
     #[serde(default = "count::<1>")]
     #[schemars(range(min = 1, max = 64))]
     pub num_updates_per_rollout: usize,
+    /// Mini-batches of groups that a rollout is cut into; each is one
+    /// optimizer update, with a loss normaliser of its own. At most
+    /// `prompts_per_step`. Default 1: every update uses the whole rollout.
+    #[serde(default = "count::<1>", skip_serializing_if = "is_one")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub num_mini_batches: usize,
+    /// Rounds of sampling until `prompts_per_step` groups have a signal:
+    /// groups of equal rewards are dropped, and other problems are sampled in
+    /// their place (dynamic sampling, DAPO). Default 1: no group is dropped
+    /// or replaced.
+    #[serde(default = "count::<1>", skip_serializing_if = "is_one")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_sampling_rounds: usize,
     /// The probability ratio is clipped below at 1 minus this. Default 0.2.
     #[serde(default = "crate::defaults::clip_eps")]
     #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
@@ -54,6 +69,37 @@ pub struct GrpoSection {
     #[serde(default = "zero")]
     #[schemars(range(min = 0.0))]
     pub kl_beta: f64,
+    /// Estimator of the KL term: `k1`, `k2` or `k3`. Absent means `k3` in the
+    /// loss and `k1` in the reward. In the loss `k2` has the gradient of the
+    /// KL, `k3` that of the reversed KL, and `k1` none in expectation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_estimator: Option<KlEstimator>,
+    /// Where the KL term is: a term of the `loss` at every token, or taken
+    /// off the `reward` of an episode, summed over its decoded tokens.
+    /// Default `loss`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub kl_in: KlPlacement,
+    /// Whether the KL term in the loss is multiplied by the probability
+    /// ratio, which makes the gradient of `k1` and `k3` that of the KL, also
+    /// off-policy. Default false.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub kl_bias_correction: bool,
+    /// Weight of the entropy bonus: the mean entropy of the policy at trained
+    /// tokens, by the weights of `loss_aggregation`, is taken off the loss.
+    /// Default 0.
+    #[serde(default = "zero", skip_serializing_if = "is_zero")]
+    #[schemars(range(min = 0.0))]
+    pub entropy_coefficient: f64,
+    /// The policy that the probability ratio is against: the `sampler`, by
+    /// the log-probabilities that it stored, or the `trainer` as it was
+    /// before the first update of the step. Default `sampler`, which
+    /// corrects what the two differ by and needs no score pass.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub logp_old: OldPolicy,
+    /// Weights against a mismatch of sampler and trainer; needs
+    /// `logp_old = "trainer"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sampler_correction: Option<SamplerCorrectionSection>,
     /// How rewards become advantages. The paper does not say. Default
     /// `mean_centred`: dividing by the group's standard deviation lets the
     /// small concurrency reward outweigh accuracy where accuracy is equal.
@@ -63,6 +109,22 @@ pub struct GrpoSection {
     #[serde(default = "crate::defaults::advantage_eps")]
     #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub advantage_eps: f64,
+    /// What an advantage is relative to: all `episode`s of the group, so that
+    /// the organizer and its workers share one, or the rows of one `role`:
+    /// workers are then compared with the workers of the group. Default
+    /// `episode`, as in the paper.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub advantage_group: AdvantageGroup,
+    /// Factor on the advantage of workers. Default 1, as in the paper; 0
+    /// trains organizers only.
+    #[serde(default = "one", skip_serializing_if = "is_one_f64")]
+    #[schemars(range(min = 0.0))]
+    pub worker_advantage_weight: f64,
+    /// Leave agents that were cut at a token limit out of the loss; where the
+    /// organizer was, the whole episode. Their rewards stay in the group.
+    /// Default false.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub mask_truncated: bool,
     /// What the loss is divided by. Default `token_mean`.
     #[serde(default)]
     pub loss_aggregation: LossAggregation,
@@ -139,6 +201,82 @@ fn is_clip(loss: &NamedTable) -> bool {
     *loss == clip()
 }
 
+fn is_one(count: &usize) -> bool {
+    *count == 1
+}
+
+fn is_one_f64(value: &f64) -> bool {
+    value.to_bits() == 1.0_f64.to_bits()
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+impl GrpoSection {
+    /// The estimator of the KL term, as written or by its place.
+    pub fn kl_estimator(&self) -> KlEstimator {
+        self.kl_estimator.unwrap_or(match self.kl_in {
+            KlPlacement::Loss => KlEstimator::K3,
+            KlPlacement::Reward => KlEstimator::K1,
+        })
+    }
+
+    /// Whether the reference model is scored to take a penalty off rewards.
+    pub fn has_kl_in_reward(&self) -> bool {
+        self.kl_in == KlPlacement::Reward && self.kl_beta > 0.0
+    }
+}
+
+/// Estimator of the KL from the policy to the reference at a sampled token, with `d = logp_ref - logp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum KlEstimator {
+    /// `-d`.
+    K1,
+    /// `d^2 / 2`.
+    K2,
+    /// `exp(d) - d - 1`.
+    K3,
+}
+
+/// Where the KL term is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum KlPlacement {
+    /// A term of the loss.
+    #[default]
+    Loss,
+    /// Taken off the reward.
+    Reward,
+}
+
+/// The policy that the probability ratio is against.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OldPolicy {
+    /// As the sampler stored it.
+    #[default]
+    Sampler,
+    /// As the trainer computes it before the first update of the step.
+    Trainer,
+}
+
+/// Episodes or rows that an advantage is relative to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AdvantageGroup {
+    /// All episodes of the problem.
+    #[default]
+    Episode,
+    /// The organizers of the problem's episodes, or their workers.
+    Role,
+}
+
 /// How rewards become advantages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -148,6 +286,8 @@ pub enum Advantage {
     MeanCentred,
     /// Reward minus the group's mean, divided by its standard deviation.
     MeanStd,
+    /// Reward minus the mean of the group's other rewards (leave-one-out).
+    Rloo,
 }
 
 impl Advantage {
@@ -156,6 +296,7 @@ impl Advantage {
         match self {
             Self::MeanCentred => "mean_centred",
             Self::MeanStd => "mean_std",
+            Self::Rloo => "rloo",
         }
     }
 }

@@ -16,6 +16,7 @@ mod precision;
 mod prompts;
 mod protocol;
 mod reward;
+mod sampler_correction;
 mod sft;
 mod synth;
 
@@ -25,7 +26,9 @@ pub use bench::{
 pub use distributed::{DistributedSection, Shard};
 pub use engine::{EngineDtype, EngineSection};
 pub use eval::{EvalSection, EvalSplit, RulesFrom};
-pub use grpo::{Advantage, GrpoSection, LossAggregation};
+pub use grpo::{
+    Advantage, AdvantageGroup, GrpoSection, KlEstimator, KlPlacement, LossAggregation, OldPolicy,
+};
 pub(crate) use model::ModelTable;
 pub use model::{LoraModule, LoraSection, ModelInit, ModelSection, NumberTokens};
 pub use named_table::NamedTable;
@@ -34,5 +37,6 @@ pub use precision::{NumberFormat, PrecisionSection};
 pub use prompts::{ChatSection, PromptsSection};
 pub use protocol::ProtocolSection;
 pub use reward::RewardSection;
+pub use sampler_correction::{CorrectionMode, SamplerCorrectionSection};
 pub use sft::SftSection;
 pub use synth::SynthSection;

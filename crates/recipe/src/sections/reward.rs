@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::defaults::yes;
+use crate::defaults::{MAX_COUNT, one, yes};
 
 /// `[grpo.reward]`: accuracy plus `lambda` times `min(eta/c, tau) / tau`, or
 /// `format_error` where the episode breaks the protocol.
@@ -44,6 +44,20 @@ pub struct RewardSection {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
     pub lambda_final: Option<f64>,
+    /// Last tokens before a token limit in which an agent's penalty rises
+    /// from 0 to `overlong_penalty` (soft overlong punishment, DAPO). The
+    /// worst agent's is taken off the episode's reward. Absent means none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
+    pub overlong_buffer_tokens: Option<usize>,
+    /// Penalty at the token limit, with `overlong_buffer_tokens`. Default 1.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
+    pub overlong_penalty: f64,
+}
+
+fn is_one(value: &f64) -> bool {
+    value.to_bits() == 1.0_f64.to_bits()
 }
 
 impl Default for RewardSection {
@@ -55,6 +69,8 @@ impl Default for RewardSection {
             gate_concurrency: yes(),
             count_unjoined: yes(),
             lambda_final: None,
+            overlong_buffer_tokens: None,
+            overlong_penalty: one(),
         }
     }
 }

@@ -80,7 +80,7 @@ pub fn run_grpo(
     if run.is_finished() {
         return Ok(run.finished());
     }
-    let has_reference = settings.loss.needs_reference();
+    let has_reference = settings.needs_reference();
     let (begin, reference) = model_folders(checkpoint.as_ref(), initial, has_reference)?;
     let device = ranks.open_device(&run_settings.device)?;
     let mut model = PolicyModel::load(&begin, &run_settings.policy, &ranks, device)?;

@@ -68,6 +68,7 @@ impl<'a> Trainer<'a> {
             batch: BatchSettings {
                 loss: Arc::clone(&settings.loss),
                 aggregation: settings.aggregation,
+                old_policy: section.logp_old,
                 measures_policy: true,
                 temperature: section.temperature,
                 micro_batch_tokens: section.micro_batch_tokens,

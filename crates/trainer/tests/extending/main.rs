@@ -18,7 +18,7 @@ use asyncthink_distributed::{AdamW, AdamWSettings};
 use asyncthink_gradient::{BatchMetrics, BatchSettings, Weights, accumulate_gradient};
 use asyncthink_metrics::OpenSink;
 use asyncthink_model::{Decoder, ModelConfig, ModelSizes, Parallelism};
-use asyncthink_recipe::{Catalogue, Recipe, Stage};
+use asyncthink_recipe::{Catalogue, OldPolicy, Recipe, Stage};
 use asyncthink_trainer::{GrpoSettings, Registries, RunOptions, RunOutcome, run_grpo};
 use fs_err as fs;
 use tch::{Device, Tensor};
@@ -184,6 +184,7 @@ fn gradient(loss: Arc<dyn TokenLoss>, micro_batch_tokens: usize) -> (Vec<Tensor>
     let batch = BatchSettings {
         loss,
         aggregation: Aggregation::TokenMean,
+        old_policy: OldPolicy::Sampler,
         measures_policy: true,
         temperature: 1.0,
         micro_batch_tokens,
