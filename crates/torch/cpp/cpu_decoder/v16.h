@@ -34,9 +34,12 @@ ASYNCTHINK_INLINE V16 power_of_two(V16 n) {
   const __m512i bits = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23);
   return {_mm512_castsi512_ps(bits)};
 }
+// p * 2^n for whole n; 0 and infinity beyond the range.
+ASYNCTHINK_INLINE V16 times_power_of_two(V16 p, V16 n) { return {_mm512_scalef_ps(p.v, n.v)}; }
+ASYNCTHINK_INLINE V16 nearest(V16 x) { return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 // `a`, and 0 where `x` is below `limit`.
 ASYNCTHINK_INLINE V16 zero_below(V16 x, float limit, V16 a) {
-  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_GE_OQ), a.v)};
+  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_NLT_UQ), a.v)};
 }
 // Two rows of bf16 interleaved in pairs: the first of each pair, and the second.
 struct Pairs {
@@ -87,7 +90,7 @@ ASYNCTHINK_INLINE __m256 power_of_two_half(__m256 n) {
 ASYNCTHINK_INLINE V16 power_of_two(V16 n) { return {power_of_two_half(n.a), power_of_two_half(n.b)}; }
 ASYNCTHINK_INLINE V16 zero_below(V16 x, float limit, V16 a) {
   const __m256 bound = _mm256_set1_ps(limit);
-  return {_mm256_and_ps(_mm256_cmp_ps(x.a, bound, _CMP_GE_OQ), a.a), _mm256_and_ps(_mm256_cmp_ps(x.b, bound, _CMP_GE_OQ), a.b)};
+  return {_mm256_and_ps(_mm256_cmp_ps(x.a, bound, _CMP_NLT_UQ), a.a), _mm256_and_ps(_mm256_cmp_ps(x.b, bound, _CMP_NLT_UQ), a.b)};
 }
 struct Pairs {
   __m256i a, b;
@@ -171,7 +174,7 @@ ASYNCTHINK_INLINE V16 power_of_two(V16 n) {
   return n;
 }
 ASYNCTHINK_INLINE V16 zero_below(V16 x, float limit, V16 a) {
-  ASYNCTHINK_LANES a.v[i] = x.v[i] >= limit ? a.v[i] : 0.0f;
+  ASYNCTHINK_LANES a.v[i] = x.v[i] < limit ? 0.0f : a.v[i];
   return a;
 }
 struct Pairs {
@@ -260,6 +263,31 @@ ASYNCTHINK_INLINE V16 exp_of(V16 x) {
   p = fma(p, r, set1(5.0000001201e-1f));
   p = fma(p * r, r, r + set1(1.0f));
   return zero_below(given, -87.0f, p * power_of_two(n));
+}
+
+// 2^x to about 2 units in the last place for x that is a finite number or NaN; 0 below -126, infinity from 128 on.
+ASYNCTHINK_INLINE V16 exp2_of(V16 x) {
+#if defined(__AVX512F__)
+  const V16 n = nearest(x);
+#else
+  const V16 given = x, round = set1(12582912.0f);
+  // NaN is the first operand, and comparisons with it are false: it stays.
+  x = max(set1(-127.0f), x);
+  x = zero() - max(set1(-128.0f), zero() - x);
+  const V16 n = (x + round) - round;
+#endif
+  const V16 r = x - n;
+  V16 p = set1(1.326472708e-3f);
+  p = fma(p, r, set1(9.671512862e-3f));
+  p = fma(p, r, set1(5.550733746e-2f));
+  p = fma(p, r, set1(2.402224208e-1f));
+  p = fma(p, r, set1(6.931469776e-1f));
+  p = fma(p, r, set1(1.0f));
+#if defined(__AVX512F__)
+  return times_power_of_two(p, n);
+#else
+  return zero_below(given, -126.0f, p * power_of_two(n));
+#endif
 }
 
 }  // namespace

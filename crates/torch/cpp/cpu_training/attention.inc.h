@@ -9,6 +9,9 @@
 
 namespace asyncthink::cpu_training::ASYNCTHINK_ISA {
 
+// Scores are in units of ln 2, so that their exponentials are powers of two.
+constexpr float kLog2E = 1.44269504088896341f;
+
 constexpr int kTileRows = 6;
 #if defined(__AVX512F__)
 constexpr int kTileVectors = 4;
@@ -124,7 +127,7 @@ void attention_forward(const AttentionArgs& g, int64_t segment, int64_t kv_head,
   const int64_t rows = g.lens[segment], num_keys = g.num_keys[segment], before = num_keys - rows;
   const int64_t padded = round_up(num_keys, kPanelKeys);
   const int64_t group = g.num_heads / g.num_kv_heads;
-  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
+  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim)), query_scale = scale * kLog2E;
   float* keys = scratch;                              // panels [padded / kPanelKeys][dim][kPanelKeys]
   float* values = keys + padded * width;              // [padded][width]
   float* query = values + padded * width;             // [kBlockRows][width]
@@ -145,7 +148,7 @@ void attention_forward(const AttentionArgs& g, int64_t segment, int64_t kv_head,
     for (int64_t first = 0; first < rows; first += kBlockRows) {
       const int64_t block = at_most(rows - first, kBlockRows);
       const int64_t token = g.starts[segment] + first;
-      pack_rows(static_cast<const T*>(g.query) + token * g.query_stride + head * dim, g.query_stride, block, dim, width, scale, query);
+      pack_rows(static_cast<const T*>(g.query) + token * g.query_stride + head * dim, g.query_stride, block, dim, width, query_scale, query);
       clear(sum, block * width);
       for (int64_t row = 0; row < block; ++row) {
         largest[row] = -__builtin_inff();
@@ -171,15 +174,14 @@ void attention_forward(const AttentionArgs& g, int64_t segment, int64_t kv_head,
             V16 top = load(s);
             for (int64_t j = 1; j < score_vectors; ++j) top = max(top, load(s + j * kLanes));
             const float old = largest[row + m], now = max_of(top) > old ? max_of(top) : old;
-            // A score that is not a number is passed over by comparisons, and stays in this sum.
             V16 parts = zero();
             for (int64_t j = 0; j < score_vectors; ++j) {
-              const V16 score = load(s + j * kLanes), p = exp_of(score - set1(now));
+              const V16 p = exp2_of(load(s + j * kLanes) - set1(now));
               store(s + j * kLanes, p);
-              parts = parts + fma(score, zero(), p);
+              parts = parts + p;
             }
             if (now > old && old > -__builtin_inff()) {
-              const V16 factor = exp_of(set1(old - now));
+              const V16 factor = exp2_of(set1(old - now));
               float lanes[kLanes];
               store(lanes, factor);
               total[row + m] *= lanes[0];
@@ -196,7 +198,7 @@ void attention_forward(const AttentionArgs& g, int64_t segment, int64_t kv_head,
         T* out = static_cast<T*>(g.out) + (token + row) * g.num_heads * dim + head * dim;
         const V16 inverse = set1(1.0f / total[row]);
         for (int64_t i = 0; i < dim; i += kLanes) write(out + i, load(sum + row * width + i) * inverse, dim - i);
-        g.log_sums[head * g.num_tokens + token + row] = largest[row] + __builtin_logf(total[row]);
+        g.log_sums[head * g.num_tokens + token + row] = largest[row] / kLog2E + __builtin_logf(total[row]);
       }
     }
   }
@@ -218,7 +220,7 @@ void attention_backward(const AttentionArgs& g, int64_t segment, int64_t kv_head
   const int64_t rows = g.lens[segment], num_keys = g.num_keys[segment], before = num_keys - rows;
   const int64_t padded = round_up(num_keys, kPanelKeys), padded_rows = round_up(rows, kBlockRows);
   const int64_t group = g.num_heads / g.num_kv_heads, start = g.starts[segment];
-  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
+  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim)), query_scale = scale * kLog2E;
   float* key_panels = scratch;
   float* value_panels = key_panels + padded * width;
   float* keys = value_panels + padded * width;  // [padded][width]
@@ -249,7 +251,7 @@ void attention_backward(const AttentionArgs& g, int64_t segment, int64_t kv_head
     const T* out = static_cast<const T*>(g.out) + start * out_stride + head * dim;
     const T* douts = static_cast<const T*>(g.dout) + start * out_stride + head * dim;
     const float* log_sums = g.log_sums + head * g.num_tokens + start;
-    pack_rows(static_cast<const T*>(g.query) + start * g.query_stride + head * dim, g.query_stride, rows, dim, width, scale, query);
+    pack_rows(static_cast<const T*>(g.query) + start * g.query_stride + head * dim, g.query_stride, rows, dim, width, query_scale, query);
     pack_rows(douts, out_stride, rows, dim, width, 1.0f, dout);
     clear(dquery, rows * width);
     for (int64_t row = 0; row < rows; ++row) {
@@ -280,9 +282,9 @@ void attention_backward(const AttentionArgs& g, int64_t segment, int64_t kv_head
             float* dp = ds + m * kPanelKeys;
             const int64_t seen = at_least(at_most(before + first + row + m + 1 - key, in_panel), 0);
             for (int64_t j = seen; j < score_vectors * kLanes; ++j) p[j] = -1e30f;
-            const V16 log_sum = set1(log_sums[first + row + m]), d = set1(delta[first + row + m]);
+            const V16 log_sum = set1(log_sums[first + row + m] * kLog2E), d = set1(delta[first + row + m]);
             for (int64_t j = 0; j < score_vectors * kLanes; j += kLanes) {
-              const V16 probability = exp_of(load(p + j) - log_sum);
+              const V16 probability = exp2_of(load(p + j) - log_sum);
               store(p + j, probability);
               store(dp + j, probability * (load(dp + j) - d));
             }
@@ -311,7 +313,7 @@ void attention_backward(const AttentionArgs& g, int64_t segment, int64_t kv_head
   }
   for_runs(g, segment, [&](int64_t token, int64_t place, int64_t count) __attribute__((always_inline)) {
     const int64_t at = token * g.dqkv_stride + kv_head * dim;
-    add_rows(dkeys + place * width, width, count, dim, 1.0f, g.dkey + at, g.dqkv_stride);
+    add_rows(dkeys + place * width, width, count, dim, 1.0f / kLog2E, g.dkey + at, g.dqkv_stride);
     add_rows(dvalues + place * width, width, count, dim, 1.0f, g.dvalue + at, g.dqkv_stride);
   });
 }

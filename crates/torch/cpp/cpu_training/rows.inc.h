@@ -184,13 +184,11 @@ void head_forward(const HeadArgs& h, int64_t begin, int64_t end) {
       }
     }
     const float top = max_of(largest);
-    // Comparisons pass NaN over: a sum in which it stays makes the row's results NaN.
-    V16 sum = zero(), weighted = zero(), poison = zero();
+    V16 sum = zero(), weighted = zero();
     for (int64_t i = 0; i < h.vocab; i += kLanes) {
       const int64_t count = h.vocab - i;
       if (count >= kLanes) {
-        const V16 z = read(logits + i) - set1(top), e = exp_of(z);
-        poison = fma(z, zero(), poison);
+        const V16 z = read(logits + i) - set1(top), e = exp2_of(z * set1(kLog2E));
         sum = sum + e;
         weighted = fma(e, z, weighted);
       } else {
@@ -198,15 +196,15 @@ void head_forward(const HeadArgs& h, int64_t begin, int64_t end) {
         for (int64_t j = 0; j < count; ++j) {
           const float z = logits[i + j] - top;
           float e[kLanes];
-          store(e, exp_of(set1(z)));
-          lanes[j] = e[0] + z * 0.0f;
+          store(e, exp2_of(set1(z * kLog2E)));
+          lanes[j] = e[0];
           product[j] = e[0] * z;
         }
         sum = sum + load(lanes);
         weighted = weighted + load(product);
       }
     }
-    const float total = sum_of(sum + poison), log_total = __builtin_logf(total);
+    const float total = sum_of(sum), log_total = __builtin_logf(total);
     h.log_sum[row] = top + log_total;
     h.logp[row] = logits[h.targets[row]] - top - log_total;
     if (h.entropy != nullptr) h.entropy[row] = log_total - sum_of(weighted) / total;
@@ -228,13 +226,13 @@ void head_backward(const HeadArgs& h, int64_t begin, int64_t end) {
     const float at_target = logits[target];
     for (int64_t i = 0; i < h.vocab; i += kLanes) {
       const int64_t count = h.vocab - i;
-      const V16 logp = read(logits + i, count) - log_sum, p = exp_of(logp);
+      const V16 logp = read(logits + i, count) - log_sum, p = exp2_of(logp * set1(kLog2E));
       V16 d = p * dlogp;
       if (has_entropy) d = fma(p * (logp + entropy), dentropy, d);
       write(dlogits + i, d, count);
     }
     // The target's own value is made from its logit again, so that it may have been overwritten.
-    V16 logp = set1(at_target) - log_sum, p = exp_of(logp);
+    V16 logp = set1(at_target) - log_sum, p = exp2_of(logp * set1(kLog2E));
     V16 d = p * dlogp - dlogp;
     if (has_entropy) d = fma(p * (logp + entropy), dentropy, d);
     write(dlogits + target, d, 1);

@@ -32,7 +32,9 @@ ASYNCTHINK_INLINE void write(T* p, V16 a, int64_t count) {
 }
 
 ASYNCTHINK_INLINE V16 zero() { return set1(0.0f); }
-// 1 / (1 + exp(-x)), with an exponent that cannot overflow.
-ASYNCTHINK_INLINE V16 sigmoid(V16 x) { return set1(1.0f) / (set1(1.0f) + exp_of(zero() - max(x, set1(-80.0f)))); }
+// 1 / (1 + exp(-x)), with an exponent that cannot overflow; NaN stays.
+ASYNCTHINK_INLINE V16 sigmoid(V16 x) {
+  return set1(1.0f) / (set1(1.0f) + exp2_of(max(set1(-80.0f), x) * set1(-1.44269504088896341f)));
+}
 
 }  // namespace

@@ -150,8 +150,8 @@ char* asyncthink_norm_forward(const at::Tensor* x, const at::Tensor* weight, dou
   return asyncthink::guarded([&] {
     c10::NoGradGuard no_grad;
     if (is_fused(*x)) {
-      auto [normed, inverse] = norm_forward(x->contiguous(), *weight, eps);
-      *y = new at::Tensor(normed);
+      const at::Tensor inverse = at::empty({x->size(0)}, x->options().dtype(at::kFloat));
+      *y = new at::Tensor(norm_forward(x->contiguous(), *weight, eps, inverse));
       *rstd = new at::Tensor(inverse);
       return;
     }

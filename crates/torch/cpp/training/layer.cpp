@@ -73,8 +73,10 @@ class Layer {
   int64_t num_heads() const { return at(kQuery).size(0) / raw_.head_dim; }
   int64_t num_kv_heads() const { return at(kKey).size(0) / raw_.head_dim; }
 
-  Rotation rotation() const {
-    return Rotation{*raw_.cos, *raw_.sin, or_none(kQueryNorm), or_none(kKeyNorm), num_heads(), num_kv_heads(), raw_.head_dim, raw_.eps};
+  // Of the rows of a tile.
+  template <class Tile>
+  Rotation rotation(const Tile& tile) const {
+    return Rotation{tile(*raw_.cos), tile(*raw_.sin), or_none(kQueryNorm), or_none(kKeyNorm), num_heads(), num_kv_heads(), raw_.head_dim, raw_.eps};
   }
 
   // Weights of queries, keys and values as one matrix: one product in place of three, of which two are narrow.
@@ -112,31 +114,62 @@ void add_bias_gradient(at::Tensor gradient, const at::Tensor& d) {
   if (gradient.defined()) gradient.add_(at::sum(d, 0, false, at::kFloat));
 }
 
+// Rows that pass through the products of a block together. Where the weights of a layer fit in a core's cache beside some rows, what
+// one product writes and the next reads stays there too.
+int64_t tile_rows(const Layer& layer, int64_t tokens) {
+  constexpr int64_t kWeightBytes = 2 << 20, kRows = 512;
+  const at::Tensor& gate = layer.at(kGate);
+  const int64_t bytes = 3 * gate.numel() * static_cast<int64_t>(gate.element_size());
+  return bytes > kWeightBytes || at::get_num_threads() > 1 ? std::max<int64_t>(tokens, 1) : kRows;
+}
+
+// Calls `with` for one tile of rows after the other.
+template <class With>
+void for_tiles(const Layer& layer, int64_t tokens, const With& with) {
+  const int64_t rows = tile_rows(layer, tokens);
+  for (int64_t first = 0; first < tokens; first += rows) {
+    const int64_t count = std::min(rows, tokens - first);
+    with([first, count](const at::Tensor& tensor) { return tensor.narrow(0, first, count); });
+  }
+}
+
 at::Tensor forward(const Layer& layer, const at::Tensor& input, SavedLayer* saved) {
-  const int64_t tokens = input.size(0);
-  auto [normed, input_rstd] = norm_forward(input, layer.at(kInputNorm), layer.eps());
-  at::Tensor projected = at::mm(normed, layer.query_key_value().t());
+  const int64_t tokens = input.size(0), hidden = input.size(1), width = layer.at(kGate).size(0);
   const int64_t heads = layer.at(kQuery).size(0), kv_heads = layer.at(kKey).size(0);
-  add_bias(projected.narrow(1, 0, heads), layer, kQueryBias);
-  add_bias(projected.narrow(1, heads, kv_heads), layer, kKeyBias);
-  add_bias(projected.narrow(1, heads + kv_heads, kv_heads), layer, kValueBias);
+  const auto options = input.options();
+  const auto empty = [&](int64_t columns) { return at::empty({tokens, columns}, options); };
+  const at::Tensor input_rstd = at::empty({tokens}, options.dtype(at::kFloat)), middle_rstd = at::empty_like(input_rstd);
   // The backward pass of a norm needs what was normed; a rotation alone is undone.
-  at::Tensor rotated = layer.has(kQueryNorm) ? at::empty({tokens, heads + kv_heads}, projected.options()) : projected;
-  rotary_forward(layer.rotation(), projected, rotated);
+  const at::Tensor projected = empty(heads + 2 * kv_heads);
+  const at::Tensor rotated = layer.has(kQueryNorm) ? empty(heads + kv_heads) : projected;
+  const at::Tensor query_key_value = layer.query_key_value();
+  for_tiles(layer, tokens, [&](const auto& tile) {
+    at::Tensor rows = tile(projected);
+    at::mm_out(rows, norm_forward(tile(input), layer.at(kInputNorm), layer.eps(), tile(input_rstd)), query_key_value.t());
+    add_bias(rows.narrow(1, 0, heads), layer, kQueryBias);
+    add_bias(rows.narrow(1, heads, kv_heads), layer, kKeyBias);
+    add_bias(rows.narrow(1, heads + kv_heads, kv_heads), layer, kValueBias);
+    rotary_forward(layer.rotation(tile), rows, tile(rotated));
+  });
   const Segments segments = layer.segments(tokens);
   auto [attended, log_sums] = attention_forward(layer.attended(rotated, projected), segments);
-  at::Tensor middle = at::addmm(input, attended, layer.at(kOutput).t());
-  add_bias(middle, layer, kOutputBias);
-  auto [middle_normed, middle_rstd] = norm_forward(middle, layer.at(kPostNorm), layer.eps());
-  const int64_t width = layer.at(kGate).size(0);
-  at::Tensor gate_up = at::empty({tokens, 2 * width}, input.options());
-  at::Tensor gate = gate_up.narrow(1, 0, width), up = gate_up.narrow(1, width, width);
-  at::mm_out(gate, middle_normed, layer.at(kGate).t());
-  at::mm_out(up, middle_normed, layer.at(kUp).t());
-  add_bias(gate, layer, kGateBias);
-  add_bias(up, layer, kUpBias);
-  at::Tensor output = at::addmm(middle, gate_forward(gate_up), layer.at(kDown).t());
-  add_bias(output, layer, kDownBias);
+  const at::Tensor middle = empty(hidden), output = empty(hidden);
+  // Without a backward pass a tile's gate is not kept.
+  const at::Tensor gate_up = saved == nullptr ? at::Tensor() : empty(2 * width);
+  for_tiles(layer, tokens, [&](const auto& tile) {
+    at::Tensor rows = tile(middle), result = tile(output);
+    at::addmm_out(rows, tile(input), tile(attended), layer.at(kOutput).t());
+    add_bias(rows, layer, kOutputBias);
+    const at::Tensor normed = norm_forward(rows, layer.at(kPostNorm), layer.eps(), tile(middle_rstd));
+    const at::Tensor both = saved == nullptr ? at::empty({rows.size(0), 2 * width}, options) : tile(gate_up);
+    at::Tensor gate = both.narrow(1, 0, width), up = both.narrow(1, width, width);
+    at::mm_out(gate, normed, layer.at(kGate).t());
+    at::mm_out(up, normed, layer.at(kUp).t());
+    add_bias(gate, layer, kGateBias);
+    add_bias(up, layer, kUpBias);
+    at::addmm_out(result, rows, gate_forward(both), layer.at(kDown).t());
+    add_bias(result, layer, kDownBias);
+  });
   if (saved != nullptr) {
     *saved = SavedLayer{input, input_rstd, projected, rotated, attended, log_sums, middle, middle_rstd, gate_up};
   }
@@ -145,57 +178,63 @@ at::Tensor forward(const Layer& layer, const at::Tensor& input, SavedLayer* save
 
 // Gradient of the input; undefined if it is not wanted. What was saved is used up.
 at::Tensor backward(const Layer& layer, SavedLayer& saved, const at::Tensor& doutput, bool wants_input) {
-  // Feed-forward block.
-  const int64_t width = layer.at(kGate).size(0);
+  const int64_t tokens = doutput.size(0), width = layer.at(kGate).size(0);
+  const int64_t heads = layer.at(kQuery).size(0), kv_heads = layer.at(kKey).size(0);
+  // Feed-forward block, down to what attention gave.
   at::Tensor dmiddle = doutput.clone();
-  {
-    const at::Tensor dact = at::mm(doutput, layer.at(kDown));
-    const at::Tensor act = gate_backward(saved.gate_up, dact);
-    add_weight_gradient(layer.gradient(kDown), doutput, act);
-    add_bias_gradient(layer.gradient(kDownBias), doutput);
-  }
-  {
-    const at::Tensor dgate = saved.gate_up.narrow(1, 0, width), dup = saved.gate_up.narrow(1, width, width);
-    at::Tensor dnormed = at::mm(dgate, layer.at(kGate)).addmm_(dup, layer.at(kUp));
+  at::Tensor dattended = at::empty_like(saved.attended);
+  for_tiles(layer, tokens, [&](const auto& tile) {
+    const at::Tensor drows = tile(doutput), rows = tile(saved.middle), dgate_up = tile(saved.gate_up), d = tile(dmiddle);
+    const at::Tensor act = gate_backward(dgate_up, at::mm(drows, layer.at(kDown)));
+    add_weight_gradient(layer.gradient(kDown), drows, act);
+    add_bias_gradient(layer.gradient(kDownBias), drows);
+    const at::Tensor dgate = dgate_up.narrow(1, 0, width), dup = dgate_up.narrow(1, width, width);
+    const at::Tensor dnormed = at::mm(dgate, layer.at(kGate)).addmm_(dup, layer.at(kUp));
     if (layer.gradient(kGate).defined() || layer.gradient(kUp).defined()) {
-      const at::Tensor normed = norm_forward(saved.middle, layer.at(kPostNorm), layer.eps()).first;
+      const at::Tensor normed = norm_forward(rows, layer.at(kPostNorm), layer.eps(), tile(saved.middle_rstd));
       add_weight_gradient(layer.gradient(kGate), dgate, normed);
       add_weight_gradient(layer.gradient(kUp), dup, normed);
       add_bias_gradient(layer.gradient(kGateBias), dgate);
       add_bias_gradient(layer.gradient(kUpBias), dup);
     }
-    norm_backward(saved.middle, layer.at(kPostNorm), saved.middle_rstd, dnormed, dmiddle, layer.gradient(kPostNorm));
-  }
+    norm_backward(rows, layer.at(kPostNorm), tile(saved.middle_rstd), dnormed, d, layer.gradient(kPostNorm));
+    add_weight_gradient(layer.gradient(kOutput), d, tile(saved.attended));
+    add_bias_gradient(layer.gradient(kOutputBias), d);
+    at::Tensor result = tile(dattended);
+    at::mm_out(result, d, layer.at(kOutput));
+  });
   saved.gate_up.reset();
   saved.middle.reset();
   // Attention block.
-  const int64_t tokens = doutput.size(0), heads = layer.at(kQuery).size(0), kv_heads = layer.at(kKey).size(0);
-  add_weight_gradient(layer.gradient(kOutput), dmiddle, saved.attended);
-  add_bias_gradient(layer.gradient(kOutputBias), dmiddle);
-  at::Tensor dprojected = at::empty_like(saved.projected);
-  {
-    const at::Tensor dattended = at::mm(dmiddle, layer.at(kOutput));
-    at::Tensor dqkv = at::zeros({tokens, heads + 2 * kv_heads}, saved.log_sums.options());
-    attention_backward(layer.attended(saved.rotated, saved.projected), saved.attended, saved.log_sums, dattended,
-                       layer.segments(tokens), dqkv);
-    rotary_backward(layer.rotation(), saved.projected, dqkv, dprojected, layer.gradient(kQueryNorm), layer.gradient(kKeyNorm));
-  }
+  at::Tensor dqkv = at::zeros({tokens, heads + 2 * kv_heads}, saved.log_sums.options());
+  attention_backward(layer.attended(saved.rotated, saved.projected), saved.attended, saved.log_sums, dattended, layer.segments(tokens),
+                     dqkv);
+  dattended.reset();
+  saved.attended.reset();
   const bool is_trained = layer.gradient(kQuery).defined() || layer.gradient(kKey).defined() || layer.gradient(kValue).defined();
-  if (is_trained) {
-    const at::Tensor normed = norm_forward(saved.input, layer.at(kInputNorm), layer.eps()).first;
-    const at::Tensor all = at::mm(dprojected.t(), normed);
-    int64_t first = 0;
-    for (const auto& [weight, bias] : {std::pair{kQuery, kQueryBias}, {kKey, kKeyBias}, {kValue, kValueBias}}) {
-      const int64_t rows = layer.at(weight).size(0);
-      at::Tensor gradient = layer.gradient(weight);
-      if (gradient.defined()) gradient.add_(all.narrow(0, first, rows));
-      add_bias_gradient(layer.gradient(bias), dprojected.narrow(1, first, rows));
-      first += rows;
+  const bool wants_norm = wants_input || layer.gradient(kInputNorm).defined();
+  const at::Tensor query_key_value = layer.query_key_value();
+  for_tiles(layer, tokens, [&](const auto& tile) {
+    const at::Tensor rows = tile(saved.input), projected = tile(saved.projected);
+    const at::Tensor dprojected = at::empty_like(projected);
+    rotary_backward(layer.rotation(tile), projected, tile(dqkv), dprojected, layer.gradient(kQueryNorm), layer.gradient(kKeyNorm));
+    if (is_trained) {
+      const at::Tensor normed = norm_forward(rows, layer.at(kInputNorm), layer.eps(), tile(saved.input_rstd));
+      const at::Tensor all = at::mm(dprojected.t(), normed);
+      int64_t first = 0;
+      for (const auto& [weight, bias] : {std::pair{kQuery, kQueryBias}, {kKey, kKeyBias}, {kValue, kValueBias}}) {
+        const int64_t columns = layer.at(weight).size(0);
+        at::Tensor gradient = layer.gradient(weight);
+        if (gradient.defined()) gradient.add_(all.narrow(0, first, columns));
+        add_bias_gradient(layer.gradient(bias), dprojected.narrow(1, first, columns));
+        first += columns;
+      }
     }
-  }
-  if (!wants_input && !layer.gradient(kInputNorm).defined()) return at::Tensor();
-  const at::Tensor dnormed = at::mm(dprojected, layer.query_key_value());
-  norm_backward(saved.input, layer.at(kInputNorm), saved.input_rstd, dnormed, dmiddle, layer.gradient(kInputNorm));
+    if (wants_norm) {
+      const at::Tensor dnormed = at::mm(dprojected, query_key_value);
+      norm_backward(rows, layer.at(kInputNorm), tile(saved.input_rstd), dnormed, tile(dmiddle), layer.gradient(kInputNorm));
+    }
+  });
   return wants_input ? dmiddle : at::Tensor();
 }
 

@@ -41,8 +41,8 @@ void add_parts(at::Tensor& gradient, const at::Tensor& parts) {
 
 }  // namespace
 
-std::pair<at::Tensor, at::Tensor> norm_forward(const at::Tensor& x, const at::Tensor& weight, double eps) {
-  const at::Tensor y = at::empty_like(x), rstd = at::empty({x.size(0)}, f32(x));
+at::Tensor norm_forward(const at::Tensor& x, const at::Tensor& weight, double eps, const at::Tensor& rstd) {
+  const at::Tensor y = at::empty_like(x);
   NormArgs args{};
   args.x = x.const_data_ptr();
   args.weight = weight.const_data_ptr();
@@ -52,10 +52,10 @@ std::pair<at::Tensor, at::Tensor> norm_forward(const at::Tensor& x, const at::Te
   args.y = y.data_ptr();
   const Kernels* kernels = kernels_of(x);
   parallel_rows(x.size(0), args.width, [&](int64_t begin, int64_t end) { kernels->norm_forward(args, begin, end); });
-  return {y, rstd};
+  return y;
 }
 
-void norm_backward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& rstd, const at::Tensor& dy, at::Tensor& dx,
+void norm_backward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& rstd, const at::Tensor& dy, const at::Tensor& dx,
                    at::Tensor dweight) {
   NormArgs args{};
   args.x = x.const_data_ptr();
@@ -94,7 +94,7 @@ RotaryArgs rotary_arguments(const Rotation& rotation, const at::Tensor& qkv) {
 
 }  // namespace
 
-void rotary_forward(const Rotation& rotation, const at::Tensor& qkv, at::Tensor& out) {
+void rotary_forward(const Rotation& rotation, const at::Tensor& qkv, const at::Tensor& out) {
   RotaryArgs args = rotary_arguments(rotation, qkv);
   args.y = out.data_ptr();
   args.y_stride = out.stride(0);
@@ -102,7 +102,7 @@ void rotary_forward(const Rotation& rotation, const at::Tensor& qkv, at::Tensor&
   parallel_rows(qkv.size(0), qkv.size(1), [&](int64_t begin, int64_t end) { kernels->rotary_forward(args, begin, end); });
 }
 
-void rotary_backward(const Rotation& rotation, const at::Tensor& qkv, const at::Tensor& gradient, at::Tensor& dqkv,
+void rotary_backward(const Rotation& rotation, const at::Tensor& qkv, const at::Tensor& gradient, const at::Tensor& dqkv,
                      at::Tensor dquery_norm, at::Tensor dkey_norm) {
   RotaryArgs args = rotary_arguments(rotation, qkv);
   args.dy = gradient.const_data_ptr<float>();
@@ -133,7 +133,7 @@ at::Tensor gate_forward(const at::Tensor& gate_up) {
   return act;
 }
 
-at::Tensor gate_backward(at::Tensor& gate_up, const at::Tensor& dact) {
+at::Tensor gate_backward(const at::Tensor& gate_up, const at::Tensor& dact) {
   const at::Tensor act = at::empty_like(dact);
   GateArgs args{};
   args.gate_up = gate_up.data_ptr();
