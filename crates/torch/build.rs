@@ -8,7 +8,7 @@ mod nvcc;
 use std::path::{Path, PathBuf};
 
 /// C++ that is linked into every program.
-const SOURCES: [&str; 16] = [
+const SOURCES: [&str; 17] = [
     "cpp/cpu_decoder/choose.cpp",
     "cpp/cpu_decoder/decoder.cpp",
     "cpp/cpu_decoder/ffi.cpp",
@@ -17,6 +17,7 @@ const SOURCES: [&str; 16] = [
     "cpp/cpu_decoder/team.cpp",
     "cpp/allocator.cpp",
     "cpp/cpu_training/choose.cpp",
+    "cpp/number_formats.cpp",
     "cpp/training/attention.cpp",
     "cpp/training/ends.cpp",
     "cpp/training/layer.cpp",

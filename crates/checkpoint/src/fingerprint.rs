@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use asyncthink_data::TrainingRow;
-use asyncthink_recipe::{Recipe, Stage};
+use asyncthink_recipe::{ComputeFormat, Recipe, Stage};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
@@ -44,6 +44,12 @@ pub fn recipe_keys(recipe: &Recipe, stage: Stage) -> Result<BTreeMap<String, Str
         } else if let ("model", Some(lora)) = (name.as_str(), value.get("lora")) {
             // Another initial model is known by its files; how it is trained is known from here alone.
             flatten("model.lora", lora, &mut keys);
+        }
+        // Not where it is the default, which checkpoints of earlier versions do not name.
+        if let ("precision", Some(compute)) = (name.as_str(), value.get("compute"))
+            && compute.as_str() != Some(ComputeFormat::default().name())
+        {
+            keys.insert("precision.compute".to_owned(), compute.to_string());
         }
     }
     keys.retain(|key, _| {

@@ -275,6 +275,7 @@ mod tests {
                 .map(|(key, value)| (key.to_owned(), value.to_owned()))
                 .into(),
             figures: std::collections::BTreeMap::new(),
+            chosen: std::collections::BTreeMap::new(),
             run: String::new(),
         }
     }

@@ -34,6 +34,9 @@ pub struct TrainerState {
     /// What checkpoints may be compared by, as the step measured it, or the last step that did.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub figures: BTreeMap<String, f64>,
+    /// Values that the recipe leaves to the program, as they were chosen when the run began.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub chosen: BTreeMap<String, String>,
     /// Id of the run that the checkpoint is of, the same from its first step to its last; empty in checkpoints of earlier
     /// versions. Retention removes nothing of other runs.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -60,6 +63,7 @@ impl TrainerState {
         self.num_updates = checkpoint.num_updates;
         self.metrics_bytes = checkpoint.metrics_bytes;
         self.figures.clone_from(&checkpoint.figures);
+        self.chosen.clone_from(&checkpoint.chosen);
         self.run.clone_from(&checkpoint.run);
         if self.initial_model.is_none() {
             self.initial_model.clone_from(&checkpoint.initial_model);
@@ -174,6 +178,7 @@ mod tests {
             ]
             .into(),
             figures: BTreeMap::new(),
+            chosen: BTreeMap::new(),
             run: String::new(),
         }
     }

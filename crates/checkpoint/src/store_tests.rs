@@ -11,6 +11,7 @@ pub(super) fn state(step: u64) -> TrainerState {
         initial_model: None,
         recipe: std::collections::BTreeMap::new(),
         figures: std::collections::BTreeMap::new(),
+        chosen: std::collections::BTreeMap::new(),
         run: "r".into(),
     }
 }

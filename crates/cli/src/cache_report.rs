@@ -2,36 +2,20 @@
 
 use asyncthink_engine::DEFAULT_BLOCK_SIZE;
 use asyncthink_model::ModelConfig;
-use asyncthink_recipe::{EngineDtype, MemoryBudget, Recipe, Stage};
+use asyncthink_recipe::{ComputeFormat, EngineDtype, MemoryBudget, Recipe, Stage};
 use asyncthink_rollout::{EpisodeTokens, ModelCard, automatic_cache_bytes};
-use asyncthink_torch::{DeviceSpec, free_bytes, open_device};
+use asyncthink_torch::{DeviceSpec, cpu_has_bf16_products, free_bytes, open_device};
 use tch::Device;
 
 use crate::failure::Failure;
+use crate::memory_report::StageMemory;
 
 /// Memory of the GPUs that a recipe is reported for where there is none at hand, in GB as their makers count.
 const GPUS_GB: [u64; 2] = [80, 141];
 
 const GB: u64 = 1_000_000_000;
 
-/// Bytes of a parameter and of what training keeps of it, all f32: weight, gradient, two moments.
-const TRAINED_BYTES: u64 = 16;
-
 const WEIGHT_BYTES: u64 = 4;
-
-/// Memory of a stage on the device beside the cache, in bytes.
-struct Resident {
-    weights: u64,
-    training: u64,
-    reference: u64,
-    sampling: u64,
-}
-
-impl Resident {
-    fn total(&self) -> u64 {
-        self.weights + self.training + self.reference + self.sampling
-    }
-}
 
 /// Lines about the cache of a stage that samples; none of others.
 ///
@@ -49,7 +33,11 @@ pub(crate) fn lines(
     let device: DeviceSpec = recipe.device.to_string().parse()?;
     let is_cpu = device == DeviceSpec::Cpu;
     let block_size = recipe.engine.block_size.unwrap_or(DEFAULT_BLOCK_SIZE);
-    let is_bf16 = recipe.engine.dtype == EngineDtype::Bf16;
+    let is_bf16 = match recipe.engine.dtype {
+        EngineDtype::Auto => stage == Stage::Grpo && computes_in_bf16(recipe, is_cpu),
+        EngineDtype::F32 => false,
+        EngineDtype::Bf16 => true,
+    };
     let cache = Cache::new(config, block_size, is_bf16);
     let context = usize::try_from(config.max_position_embeddings).unwrap_or(usize::MAX);
     let card = ModelCard::new(&recipe.prompts, &recipe.protocol);
@@ -85,20 +73,13 @@ pub(crate) fn lines(
         lines.push(state(bytes, " (`engine.cache_memory`)")?);
         return Ok(lines);
     }
-    let resident = resident(stage, recipe, config, is_bf16, is_cpu);
-    lines.push(format!(
-        "beside the cache: weights {}, gradients and moments {}, reference model {}, copy for sampling {}; activations are not counted",
-        size(resident.weights),
-        size(resident.training),
-        size(resident.reference),
-        size(resident.sampling),
-    ));
-    let left = |free: u64, device: Device| {
-        let free = free.saturating_sub(resident.total());
-        match budget {
-            MemoryBudget::Share(share) => part(free, share),
-            _ => automatic_cache_bytes(free, device),
-        }
+    let memory = StageMemory::of(stage, recipe, config, prompt_tokens)?;
+    let sampled_bytes = weights_for_sampling(config, is_bf16, is_cpu);
+    let left = |free: u64, device: Device| match (&memory, budget) {
+        (_, MemoryBudget::Share(share)) => part(free, share),
+        // What training leaves.
+        (Some(memory), _) => memory.on(device, Some(free)).cache_bytes.unwrap_or(0),
+        (None, _) => automatic_cache_bytes(free.saturating_sub(sampled_bytes), device),
     };
     match open_device(&device)
         .ok()
@@ -146,37 +127,18 @@ impl Cache {
     }
 }
 
-fn resident(
-    stage: Stage,
-    recipe: &Recipe,
-    config: &ModelConfig,
-    is_bf16: bool,
-    is_cpu: bool,
-) -> Resident {
+/// Whether training computes in bf16 on the device.
+fn computes_in_bf16(recipe: &Recipe, is_cpu: bool) -> bool {
+    recipe.precision.compute == ComputeFormat::Bf16
+        && (!is_cpu || recipe.precision.allow_slow_bf16 || cpu_has_bf16_products())
+}
+
+/// Bytes of the weights of an evaluation: as they are loaded, and as sampling takes them.
+fn weights_for_sampling(config: &ModelConfig, is_bf16: bool, is_cpu: bool) -> u64 {
     let parameters = u64::try_from(config.num_parameters()).unwrap_or(0);
-    let trains = stage == Stage::Grpo;
-    let has_reference = recipe.grpo.as_ref().is_some_and(|grpo| grpo.kl_beta > 0.0);
-    // Adapters are a small share of the parameters, and their base serves as the reference.
-    let is_full = recipe.lora.is_none();
-    let own_copy = is_bf16 || is_cpu || (trains && !is_full);
-    Resident {
-        weights: parameters * WEIGHT_BYTES,
-        training: if trains && is_full {
-            parameters * (TRAINED_BYTES - WEIGHT_BYTES)
-        } else {
-            0
-        },
-        reference: if trains && has_reference && is_full {
-            parameters * WEIGHT_BYTES
-        } else {
-            0
-        },
-        sampling: if own_copy {
-            parameters * if is_bf16 { 2 } else { WEIGHT_BYTES }
-        } else {
-            0
-        },
-    }
+    let copy = if is_bf16 { 2 } else { WEIGHT_BYTES };
+    let is_copied = is_bf16 || is_cpu;
+    parameters * (WEIGHT_BYTES + if is_copied { copy } else { 0 })
 }
 
 #[expect(

@@ -15,6 +15,7 @@ mod faults;
 mod grade;
 mod launch;
 mod lines;
+mod memory_report;
 mod preflight;
 mod progress;
 mod run_folder;

@@ -11,11 +11,12 @@ use asyncthink_model::{FolderReport, ModelFolder, check_folder, fitting_tokenize
 use asyncthink_recipe::{ModelSection, Recipe, Stage};
 use asyncthink_rollout::ModelCard;
 use asyncthink_tasks::Problem;
-use asyncthink_trainer::{test_problems, train_problems};
+use asyncthink_trainer::{new_config, test_problems, train_problems};
 
 use crate::args::ResumeArg;
 use crate::cache_report;
 use crate::failure::Failure;
+use crate::memory_report;
 
 /// Prompts that are tokenized to find the longest: those of the longest texts.
 const TOKENIZED_PROMPTS: usize = 256;
@@ -114,6 +115,8 @@ pub(crate) fn dry_run(stage: Stage, recipe: &Recipe) -> Result<Vec<String>, Fail
                 "checked: the tokenizer of `synth`: {} ids",
                 found.vocab_size()
             ));
+            let eos = found.eos_id().map_or(0, |id| i64::from(id.0));
+            config = Some(new_config(init, found.vocab_size(), eos)?);
             tokenizer = Some(found);
         }
     }
@@ -140,6 +143,7 @@ pub(crate) fn dry_run(stage: Stage, recipe: &Recipe) -> Result<Vec<String>, Fail
     }
     if let Some(config) = &config {
         lines.extend(cache_report::lines(stage, recipe, config, prompt_tokens)?);
+        lines.extend(memory_report::lines(stage, recipe, config, prompt_tokens)?);
     }
     Ok(lines)
 }

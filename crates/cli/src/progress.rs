@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use asyncthink_coldstart::{SynthProgress, SynthStage};
 use asyncthink_metrics::Phase;
-use asyncthink_trainer::{Observer, RunStart, StepReport};
+use asyncthink_trainer::memory::bytes_text;
+use asyncthink_trainer::{MemoryReport, Observer, RunStart, StepReport};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Time between plain lines.
@@ -168,6 +169,21 @@ impl Observer for Progress {
             let line = lines.first().map_or("", String::as_str).to_owned();
             self.advance(report.step, report.num_steps, &line);
         }
+    }
+
+    fn memory(&mut self, report: &MemoryReport) {
+        self.say(&format!(
+            "{}: the first step took {} of memory at most, {} were predicted (micro-batches of {} tokens{})",
+            self.name,
+            bytes_text(report.peak_bytes),
+            bytes_text(report.predicted_bytes),
+            report.micro_batch_tokens,
+            if report.activation_checkpointing {
+                ", activation checkpointing"
+            } else {
+                ""
+            },
+        ));
     }
 
     fn saved(&mut self, dir: &Path, step: u64) {

@@ -2,7 +2,7 @@
 //!
 //! [`Ranks`] is the group of processes that run a stage together. Trained parameters are one vector ([`flat`]), cut into parts that
 //! ranks own: [`AdamW`] keeps the moments of its own part only (ZeRO-1), and a [`ShardedDecoder`] the weights and gradients too
-//! (ZeRO-3). A world of one runs through the same code and moves nothing.
+//! (ZeRO-3). Where parameters compute in bf16, the optimizer owns f32 master weights beside the moments. A world of one runs through the same code and moves nothing.
 //!
 //! Shape legend: `flat` = elements of the vector, gaps included; `owned` = elements that one rank owns, padding included.
 
@@ -11,6 +11,7 @@ mod device;
 mod digest;
 mod error;
 pub mod flat;
+mod master;
 mod optimizer;
 pub mod optimizer_files;
 mod ranks;
@@ -22,6 +23,7 @@ pub use decay::is_decayed;
 pub use device::{DeviceSettings, open_device};
 pub use digest::sums_of;
 pub use error::{Error, Result, SharedFailure};
+pub use master::{ReadParameters, StateOptions};
 pub use optimizer::{AdamW, AdamWSettings};
 pub use ranks::{RankSettings, Ranks, count_of};
 pub use replicated::BucketExchange;

@@ -6,15 +6,20 @@
 //! A rank holds the moments of its own part only. Where every rank holds all parameters (`ZeRO`, stage 1), gradients are summed
 //! into the part of the rank that owns it, that rank updates it, and the updated parts are gathered again. Where parameters are
 //! shared out themselves (stage 3), each rank updates what it holds. Alone, a rank owns everything and nothing is exchanged.
+//!
+//! Of parameters in bf16 a rank also holds f32 master weights of its own part. They are what is updated; the parameters are
+//! their rounded values. With the state in host memory, gradients are copied there part by part and updated weights back.
 
 use std::rc::Rc;
 use std::sync::Arc;
 
+use asyncthink_model::{Decoder, ModelConfig};
 use asyncthink_torch::{AdamwSettings, AdamwState, fused_adamw_, global_norm, scale_};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
 use crate::flat::{FlatLayout, Piece, Segment, first_non_finite, narrow, segments, signed};
+use crate::master::{self, Master, StateOptions};
 use crate::ranks::Ranks;
 use crate::replicated::{BucketExchange, Replicated};
 use crate::sharded::ShardedDecoder;
@@ -87,6 +92,13 @@ impl Parameters {
         }
     }
 
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Replicated(whole) => whole.values.kind(),
+            Self::Sharded(sharded) => sharded.kind(),
+        }
+    }
+
     fn values(&self, segment: &Segment) -> Result<Tensor> {
         match self {
             Self::Replicated(whole) => Ok(narrow(&whole.values, &segment.elements)?),
@@ -99,6 +111,8 @@ impl Parameters {
 #[derive(Debug)]
 pub(crate) struct Owned {
     pub segments: Vec<Segment>,
+    /// f32 weights, where the parameters are of another type or the state is in host memory.
+    master: Option<Master>,
     /// First moments, f32 `[owned]`.
     pub first_moments: Tensor,
     /// Second moments, f32 `[owned]`.
@@ -140,10 +154,27 @@ impl AdamW {
         ranks: Arc<Ranks>,
         bucket_bytes: usize,
     ) -> Result<Self> {
+        let state = StateOptions::default();
+        Self::with_state(parameters, settings, ranks, bucket_bytes, state)
+    }
+
+    /// As [`AdamW::new`], with state that is kept elsewhere or begins from f32 weights that are read: of parameters in bf16
+    /// the optimizer updates f32 master weights, and rounds them into the parameters after each update.
+    ///
+    /// # Errors
+    /// When parameters are neither all f32 nor all bf16, `state` cannot be read, or the memory cannot be had.
+    pub fn with_state(
+        parameters: &[(String, Tensor)],
+        settings: AdamWSettings,
+        ranks: Arc<Ranks>,
+        bucket_bytes: usize,
+        state: StateOptions<'_>,
+    ) -> Result<Self> {
         let bucket_elements = bucket_bytes / size_of::<f32>();
         let whole = Replicated::take_over(parameters, bucket_elements, Arc::clone(&ranks))?;
         let shared = ranks.is_alone().then(|| whole.gradients.shallow_clone());
-        Self::over(Parameters::Replicated(whole), shared, settings, ranks)
+        let parameters = Parameters::Replicated(whole);
+        Self::over(parameters, shared, settings, ranks, state)
     }
 
     /// An optimizer with zero moments over parameters that the ranks share out.
@@ -154,10 +185,11 @@ impl AdamW {
         decoder: &Rc<ShardedDecoder>,
         settings: AdamWSettings,
         ranks: Arc<Ranks>,
+        state: StateOptions<'_>,
     ) -> Result<Self> {
         let gradients = decoder.own_gradients().shallow_clone();
         let parameters = Parameters::Sharded(Rc::clone(decoder));
-        Self::over(parameters, Some(gradients), settings, ranks)
+        Self::over(parameters, Some(gradients), settings, ranks, state)
     }
 
     fn over(
@@ -165,16 +197,36 @@ impl AdamW {
         gradients: Option<Tensor>,
         settings: AdamWSettings,
         ranks: Arc<Ranks>,
+        state: StateOptions<'_>,
     ) -> Result<Self> {
+        let StateOptions { on_host, read } = state;
         let num_owned = signed(parameters.owned_elements());
-        let zeros = || Tensor::f_zeros([num_owned], (Kind::Float, parameters.device()));
+        let device = parameters.device();
+        let pieces = parameters.pieces(ranks.rank());
+        let segments = segments(parameters.layout(), &pieces);
+        let master = if on_host || parameters.kind() != Kind::Float {
+            let master = Master::new(num_owned, parameters.kind(), device, on_host)?;
+            match read {
+                Some(read) => master.fill(parameters.layout(), &pieces, read)?,
+                None => {
+                    for segment in &segments {
+                        let values = parameters.values(segment)?;
+                        part(&master.values, segment)?.f_copy_(&values)?;
+                    }
+                }
+            }
+            Some(master)
+        } else {
+            None
+        };
         let owned = Owned {
-            segments: segments(parameters.layout(), &parameters.pieces(ranks.rank())),
-            first_moments: zeros()?,
-            second_moments: zeros()?,
+            segments,
+            master,
+            first_moments: master::zeros(num_owned, device, on_host)?,
+            second_moments: master::zeros(num_owned, device, on_host)?,
             gradients: match gradients {
                 Some(gradients) => gradients,
-                None => zeros()?,
+                None => master::zeros(num_owned, device, false)?,
             },
         };
         Ok(Self {
@@ -216,13 +268,18 @@ impl AdamW {
         self.parameters.pieces(rank)
     }
 
-    /// Name of the first moment of which this rank holds a value that is not finite, such as `exp_avg of lm_head.weight`. No
+    /// Name of the first master weight or moment of which this rank holds a value that is not finite, such as `exp_avg of lm_head.weight`. No
     /// collective.
     ///
     /// # Errors
     /// When libtorch refuses an operation.
     pub fn first_non_finite(&self) -> Result<Option<String>> {
         let pieces = self.pieces(self.ranks.rank());
+        if let Some(master) = &self.owned.master
+            && let Some(parameter) = first_non_finite(&master.values, &pieces, self.layout())?
+        {
+            return Ok(Some(parameter));
+        }
         let moments = [
             (FIRST, &self.owned.first_moments),
             (SECOND, &self.owned.second_moments),
@@ -254,6 +311,46 @@ impl AdamW {
             Parameters::Replicated(whole) => Some(whole.exchange(&self.owned.gradients)),
             Parameters::Sharded(_) => None,
         }
+    }
+
+    /// Gradients summed over ranks of what this rank owns, f32 `[owned]`.
+    pub fn gradients(&self) -> &Tensor {
+        &self.owned.gradients
+    }
+
+    /// The model in f32 in the first rank's host memory, where the optimizer has the f32 weights; all ranks ask together.
+    /// `None` on the other ranks, and where the parameters are the f32 weights themselves. Without `is_copy` the optimizer may
+    /// go on to update what is returned.
+    ///
+    /// # Errors
+    /// When the memory cannot be had, or a rank is lost.
+    pub fn master_on_first_rank(
+        &self,
+        config: &ModelConfig,
+        is_copy: bool,
+    ) -> Result<Option<Decoder>> {
+        let Some(master) = &self.owned.master else {
+            return Ok(None);
+        };
+        match &self.parameters {
+            Parameters::Replicated(whole) => {
+                let Some(parameters) = whole.gather_on_first_rank(&master.values, is_copy)? else {
+                    return Ok(None);
+                };
+                Ok(Some(Decoder::from_parameters(config, parameters)?))
+            }
+            Parameters::Sharded(sharded) => sharded.gather_on_first_rank(&master.values),
+        }
+    }
+
+    /// Whether checkpoints hold master weights of the optimizer in place of the parameters.
+    pub fn has_master(&self) -> bool {
+        self.parameters.kind() != Kind::Float
+    }
+
+    /// Whether master weights and moments are in host memory.
+    pub fn is_on_host(&self) -> bool {
+        self.owned.master.as_ref().is_some_and(Master::is_on_host)
     }
 
     /// Sums the gradients over all ranks; every rank then has the sum of what it owns. To be left out where the exchange of
@@ -297,50 +394,91 @@ impl AdamW {
         self.num_updates += 1;
         let _no_grad = tch::no_grad_guard();
         for decays in [true, false] {
-            let mut parameters = Vec::new();
-            let mut gradients = Vec::new();
-            let mut first_moments = Vec::new();
-            let mut second_moments = Vec::new();
-            for segment in self
-                .owned
-                .segments
-                .iter()
-                .filter(|one| one.decays == decays)
-            {
-                parameters.push(self.parameters.values(segment)?);
-                gradients.push(part(&self.owned.gradients, segment)?);
-                first_moments.push(part(&self.owned.first_moments, segment)?);
-                second_moments.push(part(&self.owned.second_moments, segment)?);
+            let of_group = |segment: &&Segment| segment.decays == decays;
+            let segments: Vec<&Segment> = self.owned.segments.iter().filter(of_group).collect();
+            match &self.owned.master {
+                Some(master) if master.is_on_host() => {
+                    for segment in segments {
+                        for portion in master.portions(segment.elements.len()) {
+                            let start = segment.owned_start + portion.start;
+                            let owned = start..start + portion.len();
+                            let gradients = narrow(&self.owned.gradients, &owned)?;
+                            let portion = master.fetch(&owned, &gradients)?;
+                            let update = Update {
+                                parameters: vec![portion.master],
+                                gradients: vec![portion.gradients],
+                                first_moments: vec![narrow(&self.owned.first_moments, &owned)?],
+                                second_moments: vec![narrow(&self.owned.second_moments, &owned)?],
+                            };
+                            self.apply(&update, decays, learning_rate)?;
+                        }
+                    }
+                }
+                master => {
+                    let mut update = Update::default();
+                    for segment in segments {
+                        update.parameters.push(match master {
+                            Some(master) => part(&master.values, segment)?,
+                            None => self.parameters.values(segment)?,
+                        });
+                        update.gradients.push(part(&self.owned.gradients, segment)?);
+                        let (first, second) =
+                            (&self.owned.first_moments, &self.owned.second_moments);
+                        update.first_moments.push(part(first, segment)?);
+                        update.second_moments.push(part(second, segment)?);
+                    }
+                    self.apply(&update, decays, learning_rate)?;
+                }
             }
-            if parameters.is_empty() {
-                continue;
+        }
+        if let Some(master) = &self.owned.master {
+            for segment in &self.owned.segments {
+                let start = segment.owned_start;
+                let owned = start..start + segment.elements.len();
+                master.write(&owned, &mut self.parameters.values(segment)?)?;
             }
-            fused_adamw_(
-                &parameters,
-                &gradients,
-                AdamwState {
-                    exp_avgs: &first_moments,
-                    exp_avg_sqs: &second_moments,
-                },
-                self.num_updates,
-                &AdamwSettings {
-                    learning_rate,
-                    beta1: self.settings.beta1,
-                    beta2: self.settings.beta2,
-                    weight_decay: if decays {
-                        self.settings.weight_decay
-                    } else {
-                        0.0
-                    },
-                    eps: self.settings.eps,
-                },
-            )?;
         }
         match &self.parameters {
             Parameters::Replicated(whole) => whole.gather_values(),
             Parameters::Sharded(_) => Ok(()),
         }
     }
+
+    /// Updates some of what this rank owns.
+    fn apply(&self, update: &Update, decays: bool, learning_rate: f64) -> Result<()> {
+        if update.parameters.is_empty() {
+            return Ok(());
+        }
+        Ok(fused_adamw_(
+            &update.parameters,
+            &update.gradients,
+            AdamwState {
+                exp_avgs: &update.first_moments,
+                exp_avg_sqs: &update.second_moments,
+            },
+            self.num_updates,
+            &AdamwSettings {
+                learning_rate,
+                beta1: self.settings.beta1,
+                beta2: self.settings.beta2,
+                weight_decay: if decays {
+                    self.settings.weight_decay
+                } else {
+                    0.0
+                },
+                eps: self.settings.eps,
+            },
+        )?)
+    }
+}
+
+/// Parts of what a rank owns that are updated together, equally many of each.
+#[derive(Default)]
+struct Update {
+    parameters: Vec<Tensor>,
+    gradients: Vec<Tensor>,
+    first_moments: Vec<Tensor>,
+    second_moments: Vec<Tensor>,
 }
 
 #[cfg(test)]
@@ -453,5 +591,96 @@ mod tests {
         for ((_, a), (_, b)) in straight.iter().zip(&broken) {
             assert!(a.equal(b));
         }
+    }
+
+    /// The parameters rounded to bf16, with an optimizer that has their f32 values.
+    fn in_bf16(on_host: bool) -> (Vec<(String, Tensor)>, AdamW) {
+        let exact = parameters();
+        let rounded: Vec<(String, Tensor)> = exact
+            .iter()
+            .map(|(name, tensor)| {
+                let rounded = tensor.detach().to_kind(Kind::BFloat16);
+                (name.clone(), rounded.set_requires_grad(true))
+            })
+            .collect();
+        let mut read = |visit: asyncthink_model::VisitParameter<'_>| {
+            exact
+                .iter()
+                .try_for_each(|(name, tensor)| visit(name, tensor.detach()))
+        };
+        let state = StateOptions {
+            on_host,
+            read: Some(&mut read),
+        };
+        let ranks = Arc::new(Ranks::single());
+        let optimizer = AdamW::with_state(&rounded, SETTINGS, ranks, 64, state).unwrap();
+        (rounded, optimizer)
+    }
+
+    #[test]
+    fn master_weights_move_where_bf16_cannot_and_are_rounded_into_the_parameters() {
+        let (parameters, mut optimizer) = in_bf16(false);
+        let before: Vec<Tensor> = parameters.iter().map(|(_, one)| one.copy()).collect();
+        for step in 1..=40 {
+            optimizer.zero_grad();
+            set_gradients(&parameters, 0.5);
+            optimizer.step(1e-4).unwrap();
+            if step == 1 {
+                // Half a unit in the last place of 1 is 2e-3 below it: twenty updates.
+                let unmoved = parameters.iter().zip(&before);
+                assert!(unmoved.into_iter().all(|((_, a), b)| a.equal(b)));
+            }
+        }
+        let master = &optimizer.owned.master.as_ref().unwrap().values;
+        for index in [0, 1] {
+            let slot = &optimizer.layout().slots()[index];
+            let first = slot.view(master, 0).unwrap().flatten(0, -1);
+            let moved = 1.0 - first.double_value(&[0]);
+            assert!((moved - 40.0 * 1e-4).abs() < 1e-3, "{moved}");
+            let rounded = slot.view(master, 0).unwrap().to_kind(Kind::BFloat16);
+            let name = &slot.name;
+            let (_, parameter) = parameters.iter().find(|(other, _)| other == name).unwrap();
+            assert!(parameter.equal(&rounded));
+            assert!(!parameter.equal(&before[index]));
+        }
+    }
+
+    #[test]
+    fn state_in_host_memory_gives_the_same_bits() {
+        let (here, mut on_device) = in_bf16(false);
+        let (there, mut on_host) = in_bf16(true);
+        assert!(on_host.is_on_host() && !on_device.is_on_host());
+        for _ in 0..3 {
+            for (parameters, optimizer) in [(&here, &mut on_device), (&there, &mut on_host)] {
+                optimizer.zero_grad();
+                set_gradients(parameters, 0.5);
+                optimizer.clip_grad_norm(0.7).unwrap();
+                optimizer.step(0.01).unwrap();
+            }
+        }
+        let all = here.iter().zip(&there);
+        assert!(all.into_iter().all(|((_, a), (_, b))| a.equal(b)));
+        let of = |optimizer: &AdamW| {
+            let owned = &optimizer.owned;
+            let master = &owned.master.as_ref().unwrap().values;
+            [master, &owned.first_moments, &owned.second_moments].map(Tensor::copy)
+        };
+        assert_eq!(of(&on_device), of(&on_host));
+
+        // f32 parameters too, which then have master weights of their own.
+        let [plain, offloaded] = [parameters(), parameters()];
+        let mut on_device = optimizer_of(&plain);
+        let state = StateOptions {
+            on_host: true,
+            read: None,
+        };
+        let ranks = Arc::new(Ranks::single());
+        let mut on_host = AdamW::with_state(&offloaded, SETTINGS, ranks, 64, state).unwrap();
+        for (parameters, optimizer) in [(&plain, &mut on_device), (&offloaded, &mut on_host)] {
+            set_gradients(parameters, 0.5);
+            optimizer.step(0.01).unwrap();
+        }
+        let all = plain.iter().zip(&offloaded);
+        assert!(all.into_iter().all(|((_, a), (_, b))| a.equal(b)));
     }
 }

@@ -224,6 +224,20 @@ impl Ranks {
         Ok(self.group.all_gather(input, &mut output)?.detached())
     }
 
+    /// As [`Ranks::all_gather`], of tensors of any type: bytes travel.
+    ///
+    /// # Errors
+    /// When a rank is lost or does another operation.
+    pub fn all_gather_bytes(&self, input: &Tensor, output: &Tensor) -> Result<Work<'static>> {
+        if input.kind() == Kind::Float {
+            return self.all_gather(input, output);
+        }
+        self.all_gather(
+            &input.f_view_dtype(Kind::Uint8)?,
+            &output.f_view_dtype(Kind::Uint8)?,
+        )
+    }
+
     /// Waits until an operation is done.
     ///
     /// # Errors

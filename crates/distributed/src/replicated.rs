@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use asyncthink_torch::Work;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::flat::{BucketCuts, FlatLayout, narrow, signed};
@@ -15,7 +15,7 @@ use crate::ranks::Ranks;
 pub(crate) struct Replicated {
     pub(crate) layout: FlatLayout,
     pub(crate) cuts: BucketCuts,
-    /// f32 `[flat]`, padded.
+    /// `[flat]`, padded, of the type that computes: f32 or bf16.
     pub(crate) values: Tensor,
     /// f32 `[flat]`, padded; where autograd adds to.
     pub(crate) gradients: Tensor,
@@ -27,7 +27,7 @@ impl Replicated {
     /// its gradient from now on is a part of the vector of gradients. `bucket_elements` is how much is exchanged at a time.
     ///
     /// # Errors
-    /// When a parameter is not f32, or the memory cannot be had.
+    /// When parameters are neither all f32 nor all bf16, or the memory cannot be had.
     pub(crate) fn take_over(
         parameters: &[(String, Tensor)],
         bucket_elements: usize,
@@ -35,11 +35,13 @@ impl Replicated {
     ) -> Result<Self> {
         let layout = FlatLayout::of(parameters);
         let cuts = BucketCuts::new(layout.num_elements(), ranks.world_size(), bucket_elements);
-        let device = parameters
+        let (device, kind) = parameters
             .first()
-            .map_or(tch::Device::Cpu, |(_, parameter)| parameter.device());
+            .map_or((Device::Cpu, Kind::Float), |(_, parameter)| {
+                (parameter.device(), parameter.kind())
+            });
         let size = [signed(cuts.padded_elements())];
-        let values = Tensor::f_zeros(size, (Kind::Float, device))?;
+        let values = Tensor::f_zeros(size, (kind, device))?;
         let gradients = Tensor::f_zeros(size, (Kind::Float, device))?;
         let by_name: BTreeMap<&str, &Tensor> = parameters
             .iter()
@@ -56,8 +58,8 @@ impl Replicated {
             let parameter = by_name
                 .get(slot.name.as_str())
                 .ok_or_else(|| refuse("is missing"))?;
-            if parameter.kind() != Kind::Float {
-                return Err(refuse("is not f32"));
+            if parameter.kind() != kind || !matches!(kind, Kind::Float | Kind::BFloat16) {
+                return Err(refuse("is neither f32 nor, as all others, bf16"));
             }
             let mut value = slot.view(&values, 0)?;
             value.f_copy_(&parameter.detach())?;
@@ -88,6 +90,46 @@ impl Replicated {
         }
     }
 
+    /// f32 values of all parameters in the first rank's host memory, out of what each rank owns of them, f32 `[owned]`; `None`
+    /// on the other ranks. Without `is_copy` they may be this rank's own.
+    pub(crate) fn gather_on_first_rank(
+        &self,
+        owned: &Tensor,
+        is_copy: bool,
+    ) -> Result<Option<Vec<(String, Tensor)>>> {
+        let on_host = (Kind::Float, Device::Cpu);
+        let vector = if self.ranks.is_alone() {
+            match owned.device() {
+                Device::Cpu if is_copy => owned.f_detach_copy()?,
+                _ => owned.f_to_device(Device::Cpu)?,
+            }
+        } else if self.ranks.is_first() {
+            Tensor::f_empty([signed(self.cuts.padded_elements())], on_host)?
+        } else {
+            Tensor::f_empty([0], on_host)?
+        };
+        if !self.ranks.is_alone() {
+            let (device, mut start) = (self.values.device(), 0);
+            for bucket in self.cuts.buckets() {
+                let part = start..start + bucket.len() / self.ranks.world_size();
+                start = part.end;
+                let own = narrow(owned, &part)?.f_to_device(device)?;
+                let all = Tensor::f_empty([signed(bucket.len())], (Kind::Float, device))?;
+                let work = self.ranks.all_gather(&own, &all)?;
+                self.ranks.finish(work)?;
+                if self.ranks.is_first() {
+                    narrow(&vector, &bucket)?.f_copy_(&all)?;
+                }
+            }
+        }
+        if !self.ranks.is_first() {
+            return Ok(None);
+        }
+        let slots = self.layout.slots().iter();
+        let named = slots.map(|slot| Ok((slot.name.clone(), slot.view(&vector, 0)?)));
+        Ok(Some(named.collect::<Result<_>>()?))
+    }
+
     /// Gives every rank what the others own and have updated.
     pub(crate) fn gather_values(&self) -> Result<()> {
         if self.ranks.is_alone() {
@@ -99,7 +141,7 @@ impl Replicated {
             // A copy, because the part lies in what is written.
             let own = narrow(&self.values, &part)?.f_detach_copy()?;
             let all = narrow(&self.values, &bucket)?;
-            pending.push(self.ranks.all_gather(&own, &all)?);
+            pending.push(self.ranks.all_gather_bytes(&own, &all)?);
         }
         pending
             .into_iter()
@@ -170,8 +212,6 @@ impl BucketExchange<'_> {
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
-
     use super::*;
 
     fn parameters() -> Vec<(String, Tensor)> {

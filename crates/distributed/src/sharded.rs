@@ -6,21 +6,21 @@
 use std::sync::Arc;
 
 use asyncthink_model::{
-    Decoder, DecoderEnds, DecoderLayer, ModelConfig, ModelFolder, Positions, VisitParameter,
-    draw_parameters, read_parameters,
+    Decoder, DecoderEnds, DecoderLayer, ModelConfig, ModelFolder, Positions, draw_parameters,
+    read_parameters,
 };
 use asyncthink_torch::{Work, set_grad};
 use tch::{Device, Kind, Tensor};
 
 use crate::digest::add_sum;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::flat::{
-    FlatLayout, ParameterSlot, Piece, ROOT, UnitCuts, first_non_finite, narrow, signed,
-    unit_of_layer,
+    FlatLayout, ParameterSlot, ROOT, UnitCuts, first_non_finite, narrow, signed, unit_of_layer,
 };
+use crate::master::{ReadParameters, fill_own_parts};
 use crate::ranks::Ranks;
 
-/// A decoder in parts, f32.
+/// A decoder in parts.
 #[derive(Debug)]
 pub struct ShardedDecoder {
     config: ModelConfig,
@@ -28,7 +28,7 @@ pub struct ShardedDecoder {
     positions: Positions,
     layout: FlatLayout,
     cuts: UnitCuts,
-    /// f32 `[owned]`.
+    /// `[owned]`, of the type that computes: f32 or bf16.
     own_values: Tensor,
     /// Gradients summed over ranks, f32 `[owned]`; empty for a model that is not trained.
     own_gradients: Tensor,
@@ -56,6 +56,8 @@ pub struct Sharding {
     pub device: Device,
     /// How many micro-batches a gathered layer is used for.
     pub micro_batches_per_gather: usize,
+    /// Type of the weights: f32 or bf16.
+    pub kind: Kind,
 }
 
 impl ShardedDecoder {
@@ -70,9 +72,9 @@ impl ShardedDecoder {
     ) -> Result<Self> {
         let folder = folder.into();
         let config = ModelConfig::from_dir(folder)?;
-        let device = sharding.device;
+        let (device, kind) = (sharding.device, sharding.kind);
         Self::fill(config, sharding, purpose, &mut |visit| {
-            read_parameters(folder, device, Kind::Float, visit)
+            read_parameters(folder, device, kind, visit)
         })
     }
 
@@ -90,47 +92,33 @@ impl ShardedDecoder {
         config: ModelConfig,
         sharding: Sharding,
         purpose: Purpose,
-        source: &mut dyn FnMut(VisitParameter<'_>) -> asyncthink_model::Result<()>,
+        source: ReadParameters<'_>,
     ) -> Result<Self> {
         let Sharding {
             ranks,
             device,
             micro_batches_per_gather,
+            kind,
         } = sharding;
         let layout = FlatLayout::new(&config.parameter_shapes());
         let cuts = UnitCuts::new(&layout, ranks.world_size());
-        let zeros = |count| Tensor::f_zeros([signed(count)], (Kind::Float, device));
-        let own_values = zeros(cuts.owned_elements())?;
+        let zeros = |count, kind| Tensor::f_zeros([signed(count)], (kind, device));
+        let own_values = zeros(cuts.owned_elements(), kind)?;
         let own_gradients = match purpose {
-            Purpose::Training => zeros(cuts.owned_elements())?,
-            Purpose::Reference => zeros(0)?,
+            Purpose::Training => zeros(cuts.owned_elements(), Kind::Float)?,
+            Purpose::Reference => zeros(0, Kind::Float)?,
         };
         let pieces = cuts.pieces(ranks.rank());
         let mut digest = String::new();
-        let mut failed = None;
-        source(&mut |name, tensor| {
-            let copied = layout
-                .slots()
-                .iter()
-                .find(|slot| slot.name == name)
-                .ok_or_else(|| {
-                    Error::stage("sharing out the weights", format!("`{name}` is unknown"))
-                })
-                .and_then(|slot| {
-                    add_sum(&mut digest, name, &tensor)?;
-                    copy_own_part(slot, &tensor, &pieces, &own_values)
-                });
-            // The visitor's errors are of another crate.
-            if let (Err(error), None) = (copied, &failed) {
-                failed = Some(error);
-            }
-            Ok(())
-        })?;
-        if let Some(error) = failed {
-            return Err(error);
-        }
+        fill_own_parts(
+            &layout,
+            &pieces,
+            &own_values,
+            source,
+            &mut |name, tensor| add_sum(&mut digest, name, tensor),
+        )?;
         Ok(Self {
-            positions: Positions::new(&config, device, Kind::Float)?,
+            positions: Positions::new(&config, device, kind)?,
             config,
             device,
             layout,
@@ -155,7 +143,12 @@ impl ShardedDecoder {
 
     /// Bytes of weights that this rank holds while it computes nothing.
     pub fn held_bytes(&self) -> usize {
-        self.own_values.numel() * size_of::<f32>()
+        self.own_values.numel() * self.own_values.kind().elt_size_in_bytes()
+    }
+
+    /// Type of the weights.
+    pub fn kind(&self) -> Kind {
+        self.own_values.kind()
     }
 
     /// Rotary positions.
@@ -173,7 +166,7 @@ impl ShardedDecoder {
         &self.cuts
     }
 
-    /// Weights of this rank, f32 `[owned]`.
+    /// Weights of this rank, `[owned]`, of the type that computes.
     pub(crate) fn own_values(&self) -> &Tensor {
         &self.own_values
     }
@@ -201,18 +194,18 @@ impl ShardedDecoder {
     /// Starts to gather a unit.
     ///
     /// # Shapes
-    /// `buffer` f32, at least as long as the unit with its padding.
+    /// `buffer` of the weights' type, at least as long as the unit with its padding.
     ///
     /// # Errors
     /// When the buffer is too short, or a rank is lost.
     pub fn start_gather(&self, unit: usize, buffer: &Tensor) -> Result<Work<'static>> {
         let own = narrow(&self.own_values, &self.cuts.owned(unit))?;
         let whole = narrow(buffer, &(0..self.cuts.padded_elements(unit)))?;
-        self.ranks.all_gather(&own, &whole)
+        self.ranks.all_gather_bytes(&own, &whole)
     }
 
     /// The parameters of a unit as views of the buffer that it was gathered in; with gradients, as leaves that collect them in
-    /// a buffer of the same layout.
+    /// an f32 buffer of the same layout.
     fn parameters(
         &self,
         unit: usize,
@@ -270,7 +263,7 @@ impl ShardedDecoder {
         let mut pending = Vec::new();
         for unit in 0..self.layout.units().len() {
             let size = [signed(self.cuts.padded_elements(unit))];
-            let buffer = Tensor::f_empty(size, (Kind::Float, self.device))?;
+            let buffer = Tensor::f_empty(size, (self.kind(), self.device))?;
             pending.push(self.start_gather(unit, &buffer)?);
             parameters.extend(named(self.parameters(unit, &buffer, None)?));
         }
@@ -280,16 +273,27 @@ impl ShardedDecoder {
         Ok(Decoder::from_parameters(&self.config, parameters)?)
     }
 
-    /// The whole model in the first rank's host memory, unit by unit: to be written.
+    /// The whole model in the first rank's host memory, as it computes: to be written.
     ///
     /// # Errors
     /// When the memory cannot be had, or a rank is lost.
-    pub fn gather_on_first_rank(&self) -> Result<Option<Decoder>> {
+    pub fn own_on_first_rank(&self) -> Result<Option<Decoder>> {
+        self.gather_on_first_rank(&self.own_values)
+    }
+
+    /// The whole model in the first rank's host memory, unit by unit: to be written. `own` are this rank's values, those
+    /// that compute or the master weights.
+    ///
+    /// # Errors
+    /// When the memory cannot be had, or a rank is lost.
+    pub(crate) fn gather_on_first_rank(&self, own: &Tensor) -> Result<Option<Decoder>> {
         let mut parameters = Vec::new();
         for unit in 0..self.layout.units().len() {
             let size = [signed(self.cuts.padded_elements(unit))];
-            let buffer = Tensor::f_empty(size, (Kind::Float, self.device))?;
-            self.ranks.finish(self.start_gather(unit, &buffer)?)?;
+            let buffer = Tensor::f_empty(size, (own.kind(), self.device))?;
+            let part = narrow(own, &self.cuts.owned(unit))?.f_to_device(self.device)?;
+            let work = self.ranks.all_gather_bytes(&part, &buffer)?;
+            self.ranks.finish(work)?;
             if self.ranks.is_first() {
                 let on_host = buffer.f_to_device(Device::Cpu)?;
                 parameters.extend(named(self.parameters(unit, &on_host, None)?));
@@ -323,30 +327,4 @@ fn named(parameters: Vec<(&ParameterSlot, Tensor)>) -> impl Iterator<Item = (Str
         .map(own_name)
         .collect::<Vec<_>>()
         .into_iter()
-}
-
-/// Copies what a rank owns of a parameter.
-fn copy_own_part(
-    slot: &ParameterSlot,
-    parameter: &Tensor,
-    pieces: &[Piece],
-    own_values: &Tensor,
-) -> Result<()> {
-    let _no_grad = tch::no_grad_guard();
-    let whole = slot.elements();
-    let flat = parameter.f_reshape([-1])?;
-    for Piece {
-        elements,
-        owned_start,
-    } in pieces
-    {
-        let start = whole.start.max(elements.start);
-        let end = whole.end.min(elements.end);
-        if start < end {
-            let from = narrow(&flat, &(start - whole.start..end - whole.start))?;
-            let to = owned_start + start - elements.start;
-            narrow(own_values, &(to..to + end - start))?.f_copy_(&from)?;
-        }
-    }
-    Ok(())
 }

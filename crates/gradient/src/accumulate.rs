@@ -9,7 +9,8 @@ use asyncthink_data::{TrainingRow, pack};
 use asyncthink_distributed::{AdamW, Ranks, ShardedDecoder, count_of};
 use asyncthink_model::{Decoder, run_workers};
 use asyncthink_recipe::OldPolicy;
-use tch::Tensor;
+use asyncthink_torch::set_grad;
+use tch::{Kind, Tensor};
 
 use crate::error::Result;
 use crate::head;
@@ -381,7 +382,7 @@ impl Run<'_> {
             .into_iter()
             .map(|share| {
                 let reference = reference_decoder.map(Decoder::replica).transpose()?;
-                Ok((decoder.replica()?, reference, share))
+                Ok((replica_to_train(decoder)?, reference, share))
             })
             .collect::<Result<Vec<_>>>()?;
         let (own_totals, others) = run_workers(
@@ -532,6 +533,18 @@ impl Run<'_> {
         }
         Ok(totals)
     }
+}
+
+/// A replica whose gradients are summed in f32, whatever it computes in.
+fn replica_to_train(decoder: &Decoder) -> Result<Decoder> {
+    let replica = decoder.replica()?;
+    for (_, parameter) in replica.trained_parameters() {
+        if parameter.kind() != Kind::Float {
+            let options = (Kind::Float, parameter.device());
+            set_grad(parameter, &Tensor::f_zeros(parameter.size(), options)?)?;
+        }
+    }
+    Ok(replica)
 }
 
 /// Adds the gradients of a replica to those of the decoder.

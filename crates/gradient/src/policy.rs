@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use asyncthink_data::Tokenizer;
 use asyncthink_distributed::{
-    AdamW, AdamWSettings, Purpose, Ranks, ShardedDecoder, Sharding, sums_of,
+    AdamW, AdamWSettings, Purpose, Ranks, ShardedDecoder, Sharding, StateOptions, sums_of,
 };
 use asyncthink_model::{
     Decoder, LoraConfig, ModelConfig, ModelFolder, Parallelism, Precision, PretrainedModel,
-    fitting_tokenizer,
+    VisitParameter, draw_parameters, fitting_tokenizer, read_parameters,
 };
 use asyncthink_recipe::Shard;
-use tch::Device;
+use tch::{Device, Kind};
 
 use crate::error::{Error, Result};
 use crate::weights::Weights;
@@ -24,6 +24,8 @@ use crate::weights::Weights;
 pub struct PolicySettings {
     /// Number types.
     pub precision: Precision,
+    /// Whether the optimizer keeps its state in host memory.
+    pub offloads_optimizer: bool,
     /// Sharding across ranks.
     pub shard: Shard,
     /// With sharded weights: micro-batches that a gathered layer is used for.
@@ -48,7 +50,38 @@ impl PolicySettings {
             ranks: Arc::clone(ranks),
             device,
             micro_batches_per_gather: self.micro_batches_per_gather,
+            kind: self.precision.compute(),
         })
+    }
+}
+
+/// Where a model's weights came from, for its f32 values to be read once more.
+#[derive(Debug)]
+enum Source {
+    Folder { dir: PathBuf, base: Option<PathBuf> },
+    Seed(u64),
+}
+
+impl Source {
+    fn of(folder: ModelFolder<'_>) -> Self {
+        Self::Folder {
+            dir: folder.dir().to_owned(),
+            base: folder.given_base().map(Path::to_owned),
+        }
+    }
+
+    fn read(
+        &self,
+        config: &ModelConfig,
+        visit: VisitParameter<'_>,
+    ) -> asyncthink_model::Result<()> {
+        match self {
+            Self::Folder { dir, base } => {
+                let folder = ModelFolder::new(dir).with_base(base.as_deref());
+                read_parameters(folder, Device::Cpu, Precision::F32.master(), visit)
+            }
+            Self::Seed(seed) => draw_parameters(config, *seed, visit),
+        }
     }
 }
 
@@ -59,6 +92,8 @@ pub struct PolicyModel {
     /// Tokenizer of the model.
     pub tokenizer: Tokenizer,
     ranks: Arc<Ranks>,
+    source: Source,
+    offloads_optimizer: bool,
     /// What episodes are sampled from where it is not the trained decoder itself: that with its adapters added, which is kept
     /// from step to step, or all of a decoder in parts, which is let go.
     sampler: Option<Decoder>,
@@ -103,7 +138,7 @@ pub fn load_reference(
         None => Weights::Whole(Box::new(Decoder::load(
             folder,
             device,
-            settings.precision.master(),
+            settings.precision.compute(),
         )?)),
     })
 }
@@ -123,7 +158,13 @@ impl PolicyModel {
         if let Some(sharding) = settings.sharding(ranks, device) {
             let tokenizer = fitting_tokenizer(folder)?;
             let decoder = ShardedDecoder::load(folder, sharding, Purpose::Training)?;
-            return Ok(Self::sharded(decoder, tokenizer, ranks));
+            return Ok(Self::sharded(
+                decoder,
+                tokenizer,
+                ranks,
+                Source::of(folder),
+                settings,
+            ));
         }
         let precision = settings.precision;
         let model = match &settings.lora {
@@ -133,7 +174,7 @@ impl PolicyModel {
                 PretrainedModel::load_with_adapters(folder, device, precision, lora, seed)?
             }
         };
-        Ok(Self::whole(model, ranks))
+        Ok(Self::whole(model, ranks, Source::of(folder), settings))
     }
 
     /// Draws random weights for a tokenizer.
@@ -149,27 +190,44 @@ impl PolicyModel {
     ) -> Result<Self> {
         if let Some(sharding) = settings.sharding(ranks, device) {
             let decoder = ShardedDecoder::init(config, settings.seed, sharding)?;
-            return Ok(Self::sharded(decoder, tokenizer, ranks));
+            let source = Source::Seed(settings.seed);
+            return Ok(Self::sharded(decoder, tokenizer, ranks, source, settings));
         }
-        let model = PretrainedModel::init(config, tokenizer, device, settings.seed)?;
-        Ok(Self::whole(model, ranks))
+        let (precision, seed) = (settings.precision, settings.seed);
+        let model = PretrainedModel::init(config, tokenizer, device, precision, seed)?;
+        Ok(Self::whole(model, ranks, Source::Seed(seed), settings))
     }
 
-    fn whole(files: PretrainedModel, ranks: &Arc<Ranks>) -> Self {
+    fn whole(
+        files: PretrainedModel,
+        ranks: &Arc<Ranks>,
+        source: Source,
+        settings: &PolicySettings,
+    ) -> Self {
         let PretrainedModel { decoder, tokenizer } = files;
         Self {
             weights: Weights::Whole(Box::new(decoder)),
             tokenizer,
             ranks: Arc::clone(ranks),
+            source,
+            offloads_optimizer: settings.offloads_optimizer,
             sampler: None,
         }
     }
 
-    fn sharded(decoder: ShardedDecoder, tokenizer: Tokenizer, ranks: &Arc<Ranks>) -> Self {
+    fn sharded(
+        decoder: ShardedDecoder,
+        tokenizer: Tokenizer,
+        ranks: &Arc<Ranks>,
+        source: Source,
+        settings: &PolicySettings,
+    ) -> Self {
         Self {
             weights: Weights::Sharded(Rc::new(decoder)),
             tokenizer,
             ranks: Arc::clone(ranks),
+            source,
+            offloads_optimizer: settings.offloads_optimizer,
             sampler: None,
         }
     }
@@ -180,17 +238,34 @@ impl PolicyModel {
     /// When libtorch refuses an operation, the memory cannot be had, or a rank is lost.
     pub fn new_optimizer(&mut self, settings: AdamWSettings, bucket_bytes: usize) -> Result<AdamW> {
         let ranks = Arc::clone(&self.ranks);
+        let config = self.weights.config().clone();
+        let source = &self.source;
+        let mut read = |visit: VisitParameter<'_>| source.read(&config, visit);
+        let mut state = StateOptions {
+            on_host: self.offloads_optimizer,
+            read: None,
+        };
         match &mut self.weights {
             Weights::Whole(decoder) => {
                 decoder.set_requires_grad(true);
-                Ok(AdamW::new(
+                // Adapters are f32 themselves.
+                if decoder.adapters().is_none() && decoder.kind() != Kind::Float {
+                    state.read = Some(&mut read);
+                }
+                Ok(AdamW::with_state(
                     decoder.trained_parameters(),
                     settings,
                     ranks,
                     bucket_bytes,
+                    state,
                 )?)
             }
-            Weights::Sharded(decoder) => Ok(AdamW::of_sharded(decoder, settings, ranks)?),
+            Weights::Sharded(decoder) => {
+                if decoder.kind() != Kind::Float {
+                    state.read = Some(&mut read);
+                }
+                Ok(AdamW::of_sharded(decoder, settings, ranks, state)?)
+            }
         }
     }
 
@@ -307,14 +382,18 @@ impl PolicyModel {
 
     /// What the first rank writes of the model; `None` on the others. All ranks ask together.
     ///
-    /// With `is_copy` the weights that training changes are host copies, and training may go on while they are written;
-    /// without, they may be the model's own.
+    /// These are the f32 weights, whatever the model computes in: `optimizer` has them where the model has not. With `is_copy`
+    /// the weights that training changes are host copies, and training may go on while they are written; without, they may
+    /// be the model's own.
     ///
     /// # Errors
     /// When the memory cannot be had, or a rank is lost.
-    pub fn snapshot(&self, is_copy: bool) -> Result<Option<PretrainedModel>> {
+    pub fn snapshot(&self, optimizer: &AdamW, is_copy: bool) -> Result<Option<PretrainedModel>> {
         let decoder = match &self.weights {
-            Weights::Sharded(decoder) => decoder.gather_on_first_rank()?,
+            _ if optimizer.has_master() => {
+                optimizer.master_on_first_rank(self.config(), is_copy)?
+            }
+            Weights::Sharded(decoder) => decoder.own_on_first_rank()?,
             Weights::Whole(_) if !self.ranks.is_first() => None,
             Weights::Whole(decoder) if is_copy => Some(decoder.host_copy()?),
             Weights::Whole(decoder) => Some(decoder.replica()?),

@@ -33,10 +33,11 @@ struct Gathered {
 
 pub(crate) struct ShardedLayers<'a> {
     decoder: &'a ShardedDecoder,
-    /// f32, each as long as the longest layer.
+    /// Of the weights' type, each as long as the longest layer.
     layers: [Tensor; 2],
+    /// f32, each as long as the longest layer.
     gradients: Option<[Tensor; 2]>,
-    /// The root unit's values and gradients.
+    /// The root unit's values, and its gradients in f32.
     root: Option<(Tensor, Option<Tensor>)>,
     here: Option<Gathered>,
     next: Option<Gathered>,
@@ -54,13 +55,13 @@ impl<'a> ShardedLayers<'a> {
             .map(|index| decoder.cuts().padded_elements(unit_of_layer(index)))
             .max()
             .unwrap_or(0);
-        let buffer = || Tensor::f_zeros([signed(longest)], (Kind::Float, decoder.device()));
+        let buffer = |kind| Tensor::f_zeros([signed(longest)], (kind, decoder.device()));
         let is_trained = decoder.own_gradients().numel() > 0;
         Ok(Self {
             decoder,
-            layers: [buffer()?, buffer()?],
+            layers: [buffer(decoder.kind())?, buffer(decoder.kind())?],
             gradients: if is_trained {
-                Some([buffer()?, buffer()?])
+                Some([buffer(Kind::Float)?, buffer(Kind::Float)?])
             } else {
                 None
             },
@@ -165,18 +166,18 @@ impl LayerSource for ShardedLayers<'_> {
     fn begin(&mut self, round: Round) -> Result<DecoderEnds> {
         self.here = None;
         let decoder = self.decoder;
-        let buffer = || {
+        let buffer = |kind| {
             let size = [signed(decoder.cuts().padded_elements(ROOT))];
-            Tensor::f_zeros(size, (Kind::Float, decoder.device()))
+            Tensor::f_zeros(size, (kind, decoder.device()))
         };
-        let values = buffer()?;
+        let values = buffer(decoder.kind())?;
         let work = decoder.start_gather(ROOT, &values)?;
         if decoder.config().num_hidden_layers > 0 {
             self.next = Some(self.start(0, 0)?);
         }
         decoder.ranks().finish(work)?;
         let gradients = match round {
-            Round::Train { .. } => Some(buffer()?),
+            Round::Train { .. } => Some(buffer(Kind::Float)?),
             Round::Score => None,
         };
         let ends = decoder.ends(&values, gradients.as_ref())?;
@@ -227,7 +228,7 @@ mod tests {
     use crate::micro_batch::MicroBatch;
     use asyncthink_distributed::Ranks;
     use asyncthink_distributed::Sharding;
-    use asyncthink_distributed::{AdamW, AdamWSettings};
+    use asyncthink_distributed::{AdamW, AdamWSettings, StateOptions};
 
     const SEED: u64 = 5;
     const SETTINGS: AdamWSettings = AdamWSettings {
@@ -311,9 +312,16 @@ mod tests {
             ranks: Arc::clone(ranks),
             device: Device::Cpu,
             micro_batches_per_gather: 2,
+            kind: Kind::Float,
         };
         let decoder = Rc::new(ShardedDecoder::init(&config(), SEED, sharding).unwrap());
-        let mut optimizer = AdamW::of_sharded(&decoder, SETTINGS, Arc::clone(ranks)).unwrap();
+        let mut optimizer = AdamW::of_sharded(
+            &decoder,
+            SETTINGS,
+            Arc::clone(ranks),
+            StateOptions::default(),
+        )
+        .unwrap();
         let own = batches(ranks.share_of(7));
         let (mut norms, mut losses) = (Vec::new(), Vec::new());
         for _ in 0..2 {
@@ -329,7 +337,7 @@ mod tests {
         }
         assert_eq!(decoder.first_non_finite().unwrap(), None);
         assert_eq!(optimizer.first_non_finite().unwrap(), None);
-        let on_first = decoder.gather_on_first_rank().unwrap();
+        let on_first = decoder.own_on_first_rank().unwrap();
         assert_eq!(on_first.is_some(), ranks.is_first());
         let weights_of = |decoder: &Decoder| -> Vec<Tensor> {
             let named = decoder.named_parameters().iter();
@@ -425,6 +433,7 @@ mod tests {
             ranks: Arc::default(),
             device: Device::Cpu,
             micro_batches_per_gather: 1,
+            kind: Kind::Float,
         };
         let decoder = ShardedDecoder::init(&config(), SEED, sharding).unwrap();
         let mut layers = ShardedLayers::new(&decoder).unwrap();

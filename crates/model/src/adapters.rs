@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, TchError, Tensor};
 
 use crate::adapter_file::{self, AdapterFile};
 use crate::config::ModelConfig;
@@ -30,14 +30,13 @@ pub struct Adapters {
 }
 
 impl Adapters {
-    /// New adapters of the type `kind`: `A` uniform within `1 / sqrt(in)` as in PEFT, `B` zero, so that the model computes what
+    /// New adapters in f32: `A` uniform within `1 / sqrt(in)` as in PEFT, `B` zero, so that the model computes what
     /// its base does. The caller has seeded libtorch's generator.
     pub(crate) fn draw(
         config: LoraConfig,
         base: PathBuf,
         model: &ModelConfig,
         device: Device,
-        kind: Kind,
     ) -> Result<Self> {
         let options = (Precision::F32.master(), Device::Cpu);
         let parameters = shapes(&config, model)
@@ -49,7 +48,7 @@ impl Adapters {
                 } else {
                     Tensor::f_zeros(shape, options)?
                 };
-                Ok((name, tensor.f_to_device(device)?.f_to_kind(kind)?))
+                Ok((name, tensor.f_to_device(device)?))
             })
             .collect::<Result<Vec<_>, TchError>>()?;
         Ok(Self {
@@ -60,13 +59,13 @@ impl Adapters {
         })
     }
 
-    /// Reads an adapter folder for a base model of the configuration `model`.
+    /// Reads an adapter folder for a base model of the configuration `model`, in f32 whatever the model computes in.
     pub(crate) fn load(
         folder: ModelFolder<'_>,
         model: &ModelConfig,
         device: Device,
-        kind: Kind,
     ) -> Result<Self> {
+        let kind = Precision::F32.master();
         let OpenAdapters {
             file,
             config,
@@ -187,9 +186,10 @@ pub(crate) struct LowRank {
 impl LowRank {
     /// What the adapter adds to the projection's output; `[tokens, in]` to `[tokens, out]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        let inner = x.f_linear::<&Tensor>(&self.down, None)?;
+        // Matrices that are trained are f32, whatever the model computes in.
+        let inner = x.f_linear::<&Tensor>(&self.down.f_to_kind(x.kind())?, None)?;
         inner
-            .f_linear::<&Tensor>(&self.up, None)?
+            .f_linear::<&Tensor>(&self.up.f_to_kind(x.kind())?, None)?
             .f_mul_scalar(self.scale)
     }
 
@@ -207,7 +207,7 @@ impl LowRank {
 }
 
 /// Name and shape of every matrix, sorted by name.
-fn shapes(config: &LoraConfig, model: &ModelConfig) -> Vec<(String, [i64; 2])> {
+pub(crate) fn shapes(config: &LoraConfig, model: &ModelConfig) -> Vec<(String, [i64; 2])> {
     let rank = i64::from(config.rank);
     let mut shapes = Vec::new();
     for place in config.places(model.num_hidden_layers) {

@@ -44,10 +44,18 @@ impl Decoder {
     /// # Errors
     /// When the memory cannot be had.
     pub fn init(config: &ModelConfig, device: Device, seed: u64) -> Result<Self> {
-        let kind = Precision::F32.master();
+        Self::init_in(config, device, Precision::F32.compute(), seed)
+    }
+
+    /// Draws the model that [`Self::init`] draws, rounded to `kind`.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn init_in(config: &ModelConfig, device: Device, kind: Kind, seed: u64) -> Result<Self> {
         let mut parameters = Vec::new();
         draw_parameters(config, seed, &mut |name, tensor| {
-            parameters.push((name.to_owned(), tensor.f_to_device(device)?));
+            let tensor = tensor.f_to_kind(kind)?.f_to_device(device)?;
+            parameters.push((name.to_owned(), tensor));
             Ok(())
         })?;
         Self::assemble(config.clone(), device, kind, parameters, None)

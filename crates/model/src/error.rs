@@ -46,12 +46,14 @@ pub enum Error {
         supported: Cow<'static, str>,
     },
     /// A number type that this framework does not train in.
-    #[error("`precision.{part}` is not supported: {kind:?} (supported: Float)")]
+    #[error("`precision.{part}` is not supported: {kind:?} (supported: {supported})")]
     Precision {
         /// Which of the types.
         part: &'static str,
         /// The type found.
         kind: Kind,
+        /// What would be accepted.
+        supported: &'static str,
     },
     /// The parts of a decoding step contradict each other: a defect of the caller.
     #[error("inconsistent decoding step: {0}")]

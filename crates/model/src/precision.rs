@@ -4,7 +4,7 @@ use tch::Kind;
 
 use crate::error::{Error, Result};
 
-/// The number types of a model. f32 throughout is the only one to train in so far.
+/// The number types of a model: f32 throughout, or bf16 for what computes and f32 for what is updated and summed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Precision {
     compute: Kind,
@@ -26,17 +26,34 @@ impl Precision {
         reduce: Kind::Float,
     };
 
+    /// bf16 compute, f32 master weights and f32 sums of gradients.
+    pub const BF16: Self = Self {
+        compute: Kind::BFloat16,
+        ..Self::F32
+    };
+
     /// Checks a choice of types.
     ///
     /// # Errors
-    /// For any other than f32.
+    /// For a compute type other than f32 and bf16, and any other than f32 for the rest.
     pub fn new(compute: Kind, master: Kind, reduce: Kind) -> Result<Self> {
-        for (part, kind) in [("compute", compute), ("master", master), ("reduce", reduce)] {
+        let refuse = |part, kind, supported| Error::Precision {
+            part,
+            kind,
+            supported,
+        };
+        if !matches!(compute, Kind::Float | Kind::BFloat16) {
+            return Err(refuse("compute", compute, "Float, BFloat16"));
+        }
+        for (part, kind) in [("master", master), ("reduce", reduce)] {
             if kind != Kind::Float {
-                return Err(Error::Precision { part, kind });
+                return Err(refuse(part, kind, "Float"));
             }
         }
-        Ok(Self::F32)
+        Ok(Self {
+            compute,
+            ..Self::F32
+        })
     }
 
     /// The type of weights while they compute, of activations and of the KV cache.
@@ -49,7 +66,7 @@ impl Precision {
         self.master
     }
 
-    /// The type in which gradients are summed.
+    /// The type in which gradients are summed over micro-batches and ranks.
     pub fn reduce(self) -> Kind {
         self.reduce
     }
@@ -63,10 +80,13 @@ mod tests {
     fn other_types_are_refused_by_name() {
         let f32 = Precision::new(Kind::Float, Kind::Float, Kind::Float).unwrap();
         assert_eq!(f32, Precision::default());
-        let error = Precision::new(Kind::BFloat16, Kind::Float, Kind::Float).unwrap_err();
+        let bf16 = Precision::new(Kind::BFloat16, Kind::Float, Kind::Float).unwrap();
+        assert_eq!(bf16, Precision::BF16);
+        let error = Precision::new(Kind::Half, Kind::Float, Kind::Float).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "`precision.compute` is not supported: BFloat16 (supported: Float)"
+            "`precision.compute` is not supported: Half (supported: Float, BFloat16)"
         );
+        assert!(Precision::new(Kind::Float, Kind::BFloat16, Kind::Float).is_err());
     }
 }

@@ -35,7 +35,7 @@ impl PretrainedModel {
     ) -> Result<Self> {
         let folder = folder.into();
         let tokenizer = fitting_tokenizer(folder)?;
-        let decoder = Decoder::load(folder, device, precision.master())?;
+        let decoder = Decoder::load(folder, device, precision.compute())?;
         Ok(Self { decoder, tokenizer })
     }
 
@@ -53,13 +53,13 @@ impl PretrainedModel {
         let folder = folder.into();
         let tokenizer = fitting_tokenizer(folder)?;
         let decoder = if base_of(folder)?.is_some() {
-            let decoder = Decoder::load_adapted(folder, device, precision.master())?;
+            let decoder = Decoder::load_adapted(folder, device, precision.compute())?;
             check_adapters(folder.dir(), &decoder, &wanted)?;
             decoder
         } else {
             // Checkpoints refer to it, from wherever they are used.
             let base = fs_err::canonicalize(folder.dir())?;
-            Decoder::load(folder, device, precision.master())?
+            Decoder::load(folder, device, precision.compute())?
                 .with_new_adapters(wanted, &base, seed)?
         };
         Ok(Self { decoder, tokenizer })
@@ -73,9 +73,10 @@ impl PretrainedModel {
         config: &ModelConfig,
         tokenizer: Tokenizer,
         device: Device,
+        precision: Precision,
         seed: u64,
     ) -> Result<Self> {
-        let decoder = Decoder::init(config, device, seed)?;
+        let decoder = Decoder::init_in(config, device, precision.compute(), seed)?;
         Ok(Self { decoder, tokenizer })
     }
 

@@ -48,12 +48,17 @@ impl Parallelism {
     /// The choice for a model of `num_parameters` on `device`, out of the threads that
     /// [`asyncthink_torch::set_num_threads`] allowed; [`Self::SINGLE`] before that call.
     pub fn for_model(num_parameters: i64, device: Device) -> Self {
-        match thread_budget() {
-            None => Self::SINGLE,
-            Some(threads) if num_parameters < SMALL_MODEL_PARAMETERS && device == Device::Cpu => {
-                Self::across_batch(threads)
-            }
-            Some(threads) => Self::within_operations(threads),
+        thread_budget().map_or(Self::SINGLE, |threads| {
+            Self::of_threads(num_parameters, device, threads)
+        })
+    }
+
+    /// The choice for a model of `num_parameters` on `device`, out of so many threads.
+    pub fn of_threads(num_parameters: i64, device: Device, num_threads: usize) -> Self {
+        if num_parameters < SMALL_MODEL_PARAMETERS && device == Device::Cpu {
+            Self::across_batch(num_threads)
+        } else {
+            Self::within_operations(num_threads)
         }
     }
 

@@ -30,7 +30,7 @@ pub fn read_parameters<'a>(
     let Some(base) = base_of(folder)? else {
         return weights::read_each(folder.dir(), &config, device, kind, visit);
     };
-    let adapters = Adapters::load(folder, &config, device, kind)?;
+    let adapters = Adapters::load(folder, &config, device)?;
     weights::read_each(&base, &config, device, kind, &mut |name, tensor| {
         let module = name.strip_suffix(".weight").unwrap_or(name);
         let Some(adapter) = adapters.of_module(module) else {

@@ -51,6 +51,7 @@ impl Checker<'_> {
             (Some("integer" | "number"), Value::Integer(number)) => {
                 self.range(node, *number as f64, schema, key);
             }
+            (Some(_), Value::String(text)) if schema["x-or"] == text.as_str() => {}
             (Some("integer" | "number"), Value::HugeInteger(_)) => self.push(
                 ErrorKind::OutOfRange,
                 node,
@@ -72,6 +73,7 @@ impl Checker<'_> {
                 }
             }
             (expected, _) => {
+                let also = schema["x-or"].as_str();
                 let expected = match expected {
                     Some("object") => "a table",
                     Some("array") => "an array",
@@ -84,7 +86,13 @@ impl Checker<'_> {
                     ErrorKind::WrongType,
                     node,
                     key,
-                    format!("expected {expected}, got {}", node.value.type_name()),
+                    match also {
+                        Some(word) => format!(
+                            "expected {expected} or `{word}`, got {}",
+                            node.value.type_name()
+                        ),
+                        None => format!("expected {expected}, got {}", node.value.type_name()),
+                    },
                     type_hint(key, schema),
                 );
             }

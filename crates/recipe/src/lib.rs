@@ -58,10 +58,10 @@ pub use saving::{CHANGEABLE_INPUTS, GrpoMetric, SaveInBackground, SftMetric};
 pub use schema::schema;
 pub use sections::{
     Advantage, AdvantageGroup, BenchRolloutSection, BenchSection, BenchStepSection,
-    BenchTrainSection, ChatSection, CorrectionMode, DistributedSection, EngineDtype, EngineSection,
+    BenchTrainSection, ChatSection, ComputeFormat, CorrectionMode, DistributedSection, EngineDtype, EngineSection,
     EvalSection, EvalSplit, GrpoSection, KlEstimator, KlPlacement, LoraModule, LoraSection,
-    LossAggregation, ModelInit, ModelSection, NamedTable, NumberFormat, NumberTokens, OldPolicy,
-    OptimizerSection, PrecisionSection, PromptsSection, ProtocolSection, RewardSection,
+    LossAggregation, MemorySection, ModelInit, ModelSection, NamedTable, NumberFormat, NumberTokens, Offload, OldPolicy,
+    OptimizerSection, OrAuto, PrecisionSection, PromptsSection, ProtocolSection, RewardSection,
     RolloutWorkload, RulesFrom, SamplerCorrectionSection, Schedule, SftSection, Shard,
     SynthSection,
 };

@@ -9,8 +9,9 @@ use crate::defaults::{count, seed};
 use crate::device::DeviceSpec;
 use crate::saving::SaveInBackground;
 use crate::sections::{
-    BenchSection, DistributedSection, EngineSection, EvalSection, GrpoSection, ModelTable,
-    NamedTable, PrecisionSection, PromptsSection, ProtocolSection, SftSection, SynthSection,
+    BenchSection, DistributedSection, EngineSection, EvalSection, GrpoSection, MemorySection,
+    ModelTable, NamedTable, PrecisionSection, PromptsSection, ProtocolSection, SftSection,
+    SynthSection,
 };
 
 /// A whole training job in one file: problems, protocol, prompts, model, and
@@ -68,6 +69,9 @@ pub(crate) struct RawRecipe {
     /// Number formats of training.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) precision: Option<PrecisionSection>,
+    /// What training may take of the machine's memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) memory: Option<MemorySection>,
     /// How ranks work together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) distributed: Option<DistributedSection>,

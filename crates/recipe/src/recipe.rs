@@ -18,7 +18,7 @@ use crate::saving::SaveInBackground;
 use crate::schema::{fill_defaults, schema_value};
 use crate::sections::{
     BenchRolloutSection, BenchSection, BenchStepSection, BenchTrainSection, DistributedSection,
-    EngineSection, EvalSection, GrpoSection, LoraSection, ModelSection, PrecisionSection,
+    EngineSection, EvalSection, GrpoSection, LoraSection, MemorySection, ModelSection, PrecisionSection,
     PromptsSection, ProtocolSection, SftSection, SynthSection,
 };
 use crate::source::Source;
@@ -59,6 +59,8 @@ pub struct RecipeData {
     pub engine: EngineSection,
     /// Number formats of training.
     pub precision: PrecisionSection,
+    /// What training may take of the machine's memory.
+    pub memory: MemorySection,
     /// How ranks work together.
     pub distributed: DistributedSection,
     /// For the command `synth`.
@@ -92,6 +94,7 @@ impl RecipeData {
             lora: raw.model.lora.clone(),
             engine: raw.engine.clone().unwrap_or_default(),
             precision: raw.precision.unwrap_or_default(),
+            memory: raw.memory.clone().unwrap_or_default(),
             distributed: raw.distributed.clone().unwrap_or_default(),
             synth: raw.synth.clone(),
             sft: raw.sft.clone(),

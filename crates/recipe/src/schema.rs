@@ -25,7 +25,21 @@ pub(crate) fn schema_value(catalogue: &Catalogue) -> Value {
 
 /// The JSON Schema of a recipe with the names of a catalogue, pretty-printed.
 pub fn schema(catalogue: &Catalogue) -> String {
-    format!("{:#}", schema_value(catalogue))
+    let mut schema = schema_value(catalogue);
+    allow_words(&mut schema);
+    format!("{schema:#}")
+}
+
+/// Tells editors of the word that some keys take besides a number or a truth value.
+fn allow_words(schema: &mut Value) {
+    if let Value::Object(object) = schema {
+        if object.contains_key("x-or")
+            && let Some(kind) = object.get("type").cloned()
+        {
+            object.insert("type".to_owned(), vec![kind, "string".into()].into());
+        }
+        object.values_mut().for_each(allow_words);
+    }
 }
 
 /// Tables whose one table inside names an implementation with options.

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use asyncthink_recipe::{Catalogue, ErrorKind, NamedTable, Recipe, RecipeErrors};
+use asyncthink_recipe::{
+    Catalogue, ErrorKind, MemoryBudget, NamedTable, OrAuto, Recipe, RecipeErrors,
+};
 use asyncthink_tasks::Registry;
 use serde_json::json;
 
@@ -143,10 +145,34 @@ fn wrong_names_and_options_have_a_place_and_a_hint() {
             "choose one of `tensorboard`",
         ),
         (
-            "precision.compute=bf16",
+            "precision.compute=fp8",
             ErrorKind::OutOfRange,
             "precision.compute",
             "set `compute = \"f32\"`, the default",
+        ),
+        (
+            "precision.master=bf16",
+            ErrorKind::OutOfRange,
+            "precision.master",
+            "set `master = \"f32\"`, the default",
+        ),
+        (
+            "memory.budget=plenty",
+            ErrorKind::OutOfRange,
+            "memory.budget",
+            "`auto`",
+        ),
+        (
+            "grpo.micro_batch_tokens=all",
+            ErrorKind::WrongType,
+            "grpo.micro_batch_tokens",
+            "auto",
+        ),
+        (
+            "grpo.activation_checkpointing=some",
+            ErrorKind::WrongType,
+            "grpo.activation_checkpointing",
+            "auto",
         ),
     ];
     for (set, kind, key, hint) in cases {
@@ -184,4 +210,23 @@ fn the_schema_lists_the_names() {
     let methods = &properties["eval"]["properties"]["methods"];
     assert_eq!(methods["items"]["enum"], json!(["asyncthink", "parallel"]));
     assert!(properties["task"]["properties"]["mcd"].is_object());
+}
+
+#[test]
+fn keys_that_may_be_left_to_the_program_take_a_value_or_the_word() {
+    for (value, expected) in [("\"auto\"", OrAuto::Auto), ("512", OrAuto::Given(512))] {
+        let set = format!("grpo.micro_batch_tokens={value}");
+        let recipe = load(&[&set]).unwrap_or_else(|errors| panic!("{errors}"));
+        let grpo = recipe.grpo().expect("a section");
+        assert_eq!(grpo.micro_batch_tokens, expected);
+        assert_eq!(grpo.activation_checkpointing, OrAuto::Auto);
+        let again = Recipe::parse_with(&recipe.to_toml(), Path::new("r.toml"), &[], &catalogue())
+            .unwrap_or_else(|errors| panic!("{errors}"));
+        assert_eq!(*recipe, *again);
+    }
+    let recipe = load(&["grpo.activation_checkpointing=true", "memory.budget=80GiB"])
+        .unwrap_or_else(|errors| panic!("{errors}"));
+    let grpo = recipe.grpo().expect("a section");
+    assert_eq!(grpo.activation_checkpointing, OrAuto::Given(true));
+    assert_eq!(recipe.memory.budget, Some(MemoryBudget::Bytes(80 << 30)));
 }

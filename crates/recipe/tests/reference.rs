@@ -13,7 +13,7 @@ const MARK: &str = "<!-- Below: made from the schema. Do not edit. -->\n";
 const MAX_COUNT: f64 = 2_147_483_647.0;
 
 /// Sections in the order of a recipe; `*` is every section at this place.
-const SECTIONS: [&str; 21] = [
+const SECTIONS: [&str; 22] = [
     "",
     "task.*",
     "protocol",
@@ -23,6 +23,7 @@ const SECTIONS: [&str; 21] = [
     "model.init",
     "engine",
     "precision",
+    "memory",
     "synth",
     "synth.teacher",
     "sft",
@@ -69,7 +70,10 @@ fn kind(schema: &Value) -> String {
             .collect();
         return names.join(", ");
     }
-    let name = match schema["type"].as_str() {
+    let word = schema["x-or"].as_str();
+    let or_word = word.map_or_else(String::new, |word| format!(" or `\"{word}\"`"));
+    let first = schema["type"].as_array().and_then(|types| types.first());
+    let name = match first.unwrap_or(&schema["type"]).as_str() {
         Some("array") => {
             let items = kind(&schema["items"]);
             let (name, limits) = items.split_once(',').unwrap_or((&items, ""));
@@ -98,9 +102,9 @@ fn kind(schema: &Value) -> String {
     })
     .collect::<Vec<_>>();
     if limits.is_empty() {
-        name.to_owned()
+        format!("{name}{or_word}")
     } else {
-        format!("{name}, {}", limits.join(", "))
+        format!("{name}{or_word}, {}", limits.join(", "))
     }
 }
 

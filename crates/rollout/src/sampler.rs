@@ -78,6 +78,11 @@ impl EpisodeSampler {
         lock(&self.engine).as_ref().map(BatchedEngine::stats)
     }
 
+    /// Gives back the memory of the engine and its KV cache; the next run makes a new one.
+    pub fn release_memory(&self) {
+        *lock(&self.engine) = None;
+    }
+
     /// The prompt of the problem at `index` of its data set, for all episodes that begin with it.
     ///
     /// # Errors

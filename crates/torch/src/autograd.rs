@@ -3,7 +3,7 @@
 
 use std::borrow::Borrow;
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::ffi;
@@ -66,16 +66,18 @@ pub fn backward_with_grads<T: Borrow<Tensor>, G: Borrow<Tensor>>(
 
 /// Makes `grad` the place that backward passes add the gradient of `tensor` to.
 ///
-/// It may be a view of a larger tensor, so that the gradients of many parameters are one vector.
+/// It may be a view of a larger tensor, so that the gradients of many parameters are one vector. Gradients of a tensor in
+/// bf16 may be summed in f32.
 ///
 /// # Shapes
-/// `tensor` a leaf that requires gradients; `grad` the same shape, kind and device.
+/// `tensor` a leaf that requires gradients; `grad` the same shape and device, of its kind or f32.
 ///
 /// # Errors
 /// A `grad` of another shape, or a failure of libtorch.
 pub fn set_grad(tensor: &Tensor, grad: &Tensor) -> Result<()> {
     const OP: &str = "set_grad";
-    if tensor.size() != grad.size() || tensor.kind() != grad.kind() {
+    let is_wider = tensor.kind() == Kind::BFloat16 && grad.kind() == Kind::Float;
+    if tensor.size() != grad.size() || (tensor.kind() != grad.kind() && !is_wider) {
         return Err(Error::Argument {
             op: OP,
             argument: "grad",
@@ -110,7 +112,7 @@ pub fn gradient_of(tensor: &Tensor) -> Result<Option<Tensor>> {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::Device;
 
     use super::*;
 
@@ -127,6 +129,21 @@ mod tests {
             [0.0, 0.0, 4.0, 8.0, 12.0, 0.0]
         );
         assert!(set_grad(&x, &all).is_err());
+    }
+
+    #[test]
+    fn gradients_of_bf16_are_summed_in_f32_where_their_place_is() {
+        let x = Tensor::from_slice(&[1.0_f32, 2.0]).to_kind(Kind::BFloat16);
+        let x = x.set_requires_grad(true);
+        let sum = Tensor::from_slice(&[1024.0_f32, 0.0]);
+        set_grad(&x, &sum).unwrap();
+        for _ in 0..2 {
+            (&x * &x).sum(Kind::Float).backward();
+        }
+        // In bf16 the first sum would not move: its neighbours are 8 apart.
+        assert_eq!(Vec::<f32>::try_from(&sum).unwrap(), [1028.0, 8.0]);
+        assert_eq!(x.grad().kind(), Kind::Float);
+        assert!(set_grad(&x, &sum.to_kind(Kind::Double)).is_err());
     }
 
     #[test]

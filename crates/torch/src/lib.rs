@@ -21,6 +21,7 @@ mod ffi;
 mod library;
 mod memory;
 mod nccl;
+mod number_formats;
 mod optim;
 mod sampling;
 mod threads;
@@ -47,6 +48,7 @@ pub use memory::{
     MemoryUse, allocated_bytes, empty_cache, free_bytes, keep_freed_memory, memory_use, peak_bytes,
     reset_peak_memory,
 };
+pub use number_formats::{cpu_has_bf16_products, set_tf32};
 pub use optim::{AdamwSettings, AdamwState, clip_grad_norm_, fused_adamw_, global_norm, scale_};
 pub use sampling::{ReferenceSampler, SampledRow, SamplingBatch, SamplingRow, uniform};
 pub use threads::{

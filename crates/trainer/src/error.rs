@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use asyncthink_distributed::SharedFailure;
 
+use crate::memory::{Remedy, bytes_text};
 use crate::rank_folder::RankFolder;
 
 /// An error of this crate.
@@ -102,6 +103,24 @@ pub enum Error {
         max_nats: f64,
         /// The recipe's `grpo.max_logprob_mismatch`.
         bound_nats: f64,
+    },
+    /// A run needs more memory than there is.
+    #[error(
+        "the run needs {} of the {place} by prediction, and it may take {}: {table}",
+        bytes_text(*needed_bytes),
+        bytes_text(*limit_bytes)
+    )]
+    Memory {
+        /// Which memory.
+        place: &'static str,
+        /// Bytes that the run is predicted to need.
+        needed_bytes: u64,
+        /// Bytes that are free, or that the recipe allows.
+        limit_bytes: u64,
+        /// Parts of what is needed.
+        table: String,
+        /// Changes of the recipe that save memory, those that save most first.
+        remedies: Vec<Remedy>,
     },
     /// The recipe lacks a section that this command needs.
     #[error("the recipe has no `[{section}]` section")]
@@ -210,6 +229,7 @@ impl Error {
         match self {
             Self::Checkpoint(error) => error.hint(),
             Self::Distributed(error) => error.hint().map(Cow::Borrowed),
+            Self::Memory { remedies, .. } => Some(Cow::Owned(memory_hint(remedies))),
             _ => self.plain_hint().map(Cow::Borrowed),
         }
     }
@@ -274,6 +294,7 @@ impl Error {
             | Self::NoInitialModel { .. }
             | Self::UnfinishedStage { .. }
             | Self::RunFolder { .. }
+            | Self::Memory { .. }
             | Self::Model(
                 asyncthink_model::Error::VocabularyTooLarge { .. }
                 | asyncthink_model::Error::OtherAdapters { .. },
@@ -281,6 +302,18 @@ impl Error {
             _ => false,
         }
     }
+}
+
+fn memory_hint(remedies: &[Remedy]) -> String {
+    let each = remedies.iter().map(|remedy| {
+        let saved = bytes_text(remedy.saved_bytes);
+        format!("`{}` saves {saved}", remedy.change)
+    });
+    let mut all: Vec<String> = each.collect();
+    all.push(
+        "`memory.budget` says how much a run may take, where the prediction is wrong".to_owned(),
+    );
+    all.join("; ")
 }
 
 impl SharedFailure for Error {

@@ -13,6 +13,7 @@
 mod episode_files;
 mod error;
 mod grpo;
+pub mod memory;
 mod models;
 mod observer;
 mod problems;
@@ -24,7 +25,7 @@ mod sft;
 pub use error::{Error, Result};
 pub use grpo::run_grpo;
 pub use models::{new_config, sft_tokenizer};
-pub use observer::{Observer, RunStart, StepReport, StopFlag};
+pub use observer::{MemoryReport, Observer, RunStart, StepReport, StopFlag};
 pub use problems::{test_problems, train_problems, validation_problems};
 pub use rank_folder::RankFolder;
 pub use run::{Attempt, Resume, RunOptions, RunOutcome, new_optimizer};

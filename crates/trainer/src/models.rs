@@ -32,6 +32,17 @@ pub(crate) fn load_for_sft(
     })
 }
 
+/// Configuration of what [`load_for_sft`] loads.
+///
+/// # Errors
+/// As there.
+pub(crate) fn config_for_sft(settings: &RunSettings) -> Result<ModelConfig> {
+    match &settings.model {
+        ModelSection::Path(dir) => Ok(ModelConfig::from_dir(settings.policy.folder(dir))?),
+        ModelSection::Init(init) => config_for(init, &sft_tokenizer(settings)?),
+    }
+}
+
 /// The folder of `path`, links followed: the link to a stage's newest checkpoint moves when that stage goes on.
 ///
 /// # Errors

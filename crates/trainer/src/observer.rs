@@ -38,6 +38,19 @@ pub struct StepReport<'a> {
     pub figures: &'a [(&'static str, f64)],
 }
 
+/// Memory of the first step beside its prediction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryReport {
+    /// Bytes that were predicted.
+    pub predicted_bytes: u64,
+    /// Most bytes that were taken, beyond those before the model was loaded.
+    pub peak_bytes: u64,
+    /// Most tokens of a micro-batch.
+    pub micro_batch_tokens: usize,
+    /// Whether layers keep their inputs only.
+    pub activation_checkpointing: bool,
+}
+
 /// Is told how a run goes. The library itself prints nothing.
 pub trait Observer {
     /// A run begins or goes on.
@@ -48,6 +61,9 @@ pub trait Observer {
 
     /// A step ended.
     fn step(&mut self, _report: &StepReport<'_>) {}
+
+    /// The first step of this process has shown how much memory a step takes.
+    fn memory(&mut self, _report: &MemoryReport) {}
 
     /// A checkpoint is complete.
     fn saved(&mut self, _dir: &Path, _step: u64) {}

@@ -16,15 +16,16 @@ use asyncthink_gradient::{BatchSettings, PolicySettings};
 use asyncthink_metrics::{OpenSink, sinks};
 use asyncthink_model::{LoraConfig, LoraTarget, Parallelism, Precision};
 use asyncthink_recipe::{
-    DistributedSection, EngineSection, GrpoSection, LoraSection, ModelSection, NumberFormat,
-    OldPolicy, OptimizerSection, PrecisionSection, Recipe, Registry, SaveInBackground, SftSection,
-    Stage,
+    ComputeFormat, DistributedSection, EngineSection, GrpoSection, LoraSection, MemoryBudget,
+    ModelSection, NumberFormat, Offload, OldPolicy, OptimizerSection, PrecisionSection, Recipe,
+    Registry, SaveInBackground, SftSection, Stage,
 };
 use asyncthink_rollout::{Episode, ModelCard};
 use asyncthink_tasks::TaskConfig;
 use tch::Kind;
 
 use crate::error::{Error, Result};
+use crate::memory::Chosen;
 
 /// Implementations that the recipe's keys of training can name.
 #[derive(Clone, Debug)]
@@ -79,6 +80,12 @@ pub struct RunSettings {
     pub device: DeviceSettings,
     /// Settings for loading and sharding the model.
     pub policy: PolicySettings,
+    /// Whether a CPU without instructions for bf16 computes in it all the same.
+    pub allow_slow_bf16: bool,
+    /// Memory of the device that a run may take.
+    pub memory_budget: Option<MemoryBudget>,
+    /// Whether a GPU may round the operands of f32 products to TF32.
+    pub allow_tf32: bool,
     /// Settings of ranks and sharding.
     pub distributed: DistributedSection,
     /// The recipe's model.
@@ -120,12 +127,16 @@ impl RunSettings {
             device: DeviceSettings::of(recipe),
             policy: PolicySettings {
                 precision: precision(recipe.precision)?,
+                offloads_optimizer: recipe.memory.offload == Offload::Optimizer,
                 shard: recipe.distributed.shard,
                 micro_batches_per_gather: recipe.distributed.micro_batches_per_gather,
                 lora: recipe.lora.as_ref().map(lora_config),
                 adapter_base: recipe.adapter_base.clone(),
                 seed: derive_seed(recipe.seed, Stream::Initialisation, 0, 0),
             },
+            allow_slow_bf16: recipe.precision.allow_slow_bf16,
+            allow_tf32: recipe.precision.tf32,
+            memory_budget: recipe.memory.budget,
             distributed: recipe.distributed.clone(),
             model: recipe.model.clone(),
             optimizer: section.optimizer.clone(),
@@ -161,8 +172,15 @@ fn precision(section: PrecisionSection) -> Result<Precision> {
     let kind = |format| match format {
         NumberFormat::F32 => Kind::Float,
     };
-    let (compute, master, reduce) = (section.compute, section.master, section.reduce);
-    Ok(Precision::new(kind(compute), kind(master), kind(reduce))?)
+    let compute = match section.compute {
+        ComputeFormat::F32 => Kind::Float,
+        ComputeFormat::Bf16 => Kind::BFloat16,
+    };
+    Ok(Precision::new(
+        compute,
+        kind(section.master),
+        kind(section.reduce),
+    )?)
 }
 
 /// Adapters that `[model.lora]` describes.
@@ -247,15 +265,15 @@ impl SftSettings {
     }
 
     /// Micro-batching, loss and aggregation of a step.
-    pub fn batch(&self, parallelism: Parallelism) -> BatchSettings {
+    pub fn batch(&self, parallelism: Parallelism, memory: Chosen) -> BatchSettings {
         BatchSettings {
             loss: Arc::new(CrossEntropy),
             aggregation: Aggregation::TokenMean,
             old_policy: OldPolicy::Sampler,
             measures_policy: false,
             temperature: 1.0,
-            micro_batch_tokens: self.section.micro_batch_tokens,
-            activation_checkpointing: self.section.activation_checkpointing,
+            micro_batch_tokens: memory.tokens(),
+            activation_checkpointing: memory.activation_checkpointing,
             parallelism,
         }
     }

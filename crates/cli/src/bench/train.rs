@@ -11,6 +11,7 @@ use asyncthink_gradient::{BatchMetrics, BatchSettings, PolicyModel, accumulate_g
 use asyncthink_model::ModelConfig;
 use asyncthink_recipe::{BenchTrainSection, ModelSection, Recipe};
 use asyncthink_torch::{keep_freed_memory, peak_bytes, reset_peak_memory};
+use asyncthink_trainer::memory::Chosen;
 use asyncthink_trainer::{SftSettings, new_optimizer};
 use serde::Serialize;
 use tch::Device;
@@ -45,7 +46,13 @@ pub(crate) fn run(file: &Path, sets: &[String], out: &mut dyn Write) -> Result<(
     let mut updates = Updates {
         bench: &bench,
         seed: recipe.seed,
-        batch: settings.batch(model.parallelism()),
+        batch: settings.batch(
+            model.parallelism(),
+            Chosen::given(
+                settings.section.micro_batch_tokens,
+                settings.section.activation_checkpointing,
+            ),
+        ),
         max_grad_norm: settings.section.optimizer.max_grad_norm,
         learning_rate: settings.section.optimizer.learning_rate,
         model: &model,

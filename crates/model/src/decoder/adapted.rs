@@ -16,7 +16,8 @@ use crate::model_folder::ModelFolder;
 use crate::weights;
 
 impl Decoder {
-    /// Loads a PEFT adapter folder with the base model that it names, and keeps the two apart, to train the adapters.
+    /// Loads a PEFT adapter folder with the base model that it names, and keeps the two apart, to train the adapters: these
+    /// are f32, the base is of `kind`.
     ///
     /// # Errors
     /// When the folder is no adapter folder, or anything in either folder is missing, misshaped or not supported.
@@ -32,7 +33,7 @@ impl Decoder {
         })?;
         let config = ModelConfig::from_dir(&base)?;
         // The small file first: it is the one that may not fit.
-        let adapters = Adapters::load(folder, &config, device, kind)?;
+        let adapters = Adapters::load(folder, &config, device)?;
         let parameters = weights::load(&base, &config, device, kind)?;
         Self::assemble(config, device, kind, parameters, Some(adapters))
     }
@@ -51,7 +52,7 @@ impl Decoder {
         }
         let adapters = seeded(seed, || {
             let base = base.to_owned();
-            Adapters::draw(config, base, &self.config, self.device, self.kind)
+            Adapters::draw(config, base, &self.config, self.device)
         })?;
         let Self {
             config,

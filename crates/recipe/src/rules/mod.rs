@@ -28,7 +28,8 @@ pub(crate) fn check(root: &Node, schema: &Json, tasks: &Registry) -> Vec<RecipeE
     };
     let task = task::task_of(&rules, tasks);
     runtime::device(&mut rules);
-    runtime::cache_memory(&mut rules);
+    runtime::budget(&mut rules, "engine.cache_memory");
+    runtime::budget(&mut rules, "memory.budget");
     if let Some(task) = task {
         task::task(&mut rules, task);
     }

@@ -60,8 +60,7 @@ pub(super) fn engine(rules: &mut Rules<'_>) {
     }
 }
 
-pub(super) fn cache_memory(rules: &mut Rules<'_>) {
-    let key = "engine.cache_memory";
+pub(super) fn budget(rules: &mut Rules<'_>, key: &str) {
     if let Some(Err(reason)) = rules.text(key).map(str::parse::<MemoryBudget>) {
         rules.push(
             ErrorKind::OutOfRange,

@@ -9,9 +9,11 @@ mod distributed;
 mod engine;
 mod eval;
 mod grpo;
+mod memory;
 mod model;
 mod named_table;
 mod optimizer;
+mod or_auto;
 mod precision;
 mod prompts;
 mod protocol;
@@ -29,11 +31,13 @@ pub use eval::{EvalSection, EvalSplit, RulesFrom};
 pub use grpo::{
     Advantage, AdvantageGroup, GrpoSection, KlEstimator, KlPlacement, LossAggregation, OldPolicy,
 };
+pub use memory::{MemorySection, Offload};
 pub(crate) use model::ModelTable;
 pub use model::{LoraModule, LoraSection, ModelInit, ModelSection, NumberTokens};
 pub use named_table::NamedTable;
 pub use optimizer::{OptimizerSection, Schedule};
-pub use precision::{NumberFormat, PrecisionSection};
+pub use or_auto::OrAuto;
+pub use precision::{ComputeFormat, NumberFormat, PrecisionSection};
 pub use prompts::{ChatSection, PromptsSection};
 pub use protocol::ProtocolSection;
 pub use reward::RewardSection;

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::OptimizerSection;
+use super::or_auto::OrAuto;
 use crate::defaults::{MAX_COUNT, count};
 use crate::saving::SftMetric;
 
@@ -18,17 +19,25 @@ pub struct SftSection {
     /// steps teach the format sooner than the reverse.
     #[schemars(range(min = 16, max = MAX_COUNT))]
     pub batch_tokens: usize,
-    /// Most tokens in memory at a time. The gradient does not depend on it.
-    /// Default 16384.
-    #[serde(default = "count::<16384>")]
-    #[schemars(range(min = 16, max = MAX_COUNT))]
-    pub micro_batch_tokens: usize,
+    /// Most tokens in memory at a time, or `auto`, the default: 16384, or as
+    /// many of 8192, 4096, ... as the memory is predicted to hold. The
+    /// gradient does not depend on it. A resumed run goes on with the number
+    /// that was chosen when it began.
+    #[serde(default)]
+    #[schemars(
+        with = "usize",
+        range(min = 16, max = MAX_COUNT),
+        extend("default" = "auto", "x-or" = "auto")
+    )]
+    pub micro_batch_tokens: OrAuto<usize>,
     /// Whether only the inputs of layers are kept for the backward pass, in
     /// which each layer is computed again: a third more work for a fraction
-    /// of the memory. `distributed.shard = "full"` always does. Default
-    /// false.
+    /// of the memory. `auto`, the default, does so where less than 4096
+    /// tokens would be in memory at a time without. `distributed.shard =
+    /// "full"` always does.
     #[serde(default)]
-    pub activation_checkpointing: bool,
+    #[schemars(with = "bool", extend("default" = "auto", "x-or" = "auto"))]
+    pub activation_checkpointing: OrAuto<bool>,
     /// Steps between checkpoints; the last step always writes one.
     /// Default 200.
     #[serde(default = "count::<200>")]

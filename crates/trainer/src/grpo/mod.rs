@@ -12,11 +12,14 @@ mod line;
 mod start;
 mod step;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use asyncthink_checkpoint::{Checkpoint, fingerprint, model_identity};
+use asyncthink_data::Tokenizer;
+use asyncthink_model::ModelConfig;
 use asyncthink_recipe::Stage;
+use asyncthink_tasks::Problem;
 
 use line::report;
 use start::check_finished;
@@ -27,7 +30,8 @@ use crate::models::initial_model;
 use crate::observer::{Observer, RunStart, StopFlag};
 use crate::problems::train_problems;
 use crate::run::{
-    Origin, Resume, RunOptions, RunOutcome, StageRun, check_shared_folder, new_optimizer,
+    Asked, MemoryPlan, Origin, Resume, RunOptions, RunOutcome, StageRun, check_shared_folder,
+    machine_of, new_optimizer, settle,
 };
 use crate::settings::GrpoSettings;
 use asyncthink_gradient::{PolicyModel, load_reference};
@@ -83,6 +87,23 @@ pub fn run_grpo(
     let has_reference = settings.needs_reference();
     let (begin, reference) = model_folders(checkpoint.as_ref(), initial, has_reference)?;
     let device = ranks.open_device(&run_settings.device)?;
+    let settled = settle(run_settings, &ranks, device, observer)?;
+    let run_settings = &settled;
+    let config = ModelConfig::from_dir(run_settings.policy.folder(&begin))?;
+    let machine = machine_of(&ranks, device)?;
+    let prompt_tokens = longest_prompt(settings, &begin, &problems)?;
+    let mut memory = MemoryPlan::new(
+        run_settings,
+        &config,
+        &machine,
+        &settings.memory(&config, &machine, prompt_tokens),
+        Asked {
+            micro_batch_tokens: section.micro_batch_tokens,
+            activation_checkpointing: section.activation_checkpointing,
+        },
+        run.chosen(),
+        observer,
+    )?;
     let mut model = PolicyModel::load(&begin, &run_settings.policy, &ranks, device)?;
     model.parallelism().apply();
     run.check_same_start(&model)?;
@@ -99,7 +120,15 @@ pub fn run_grpo(
         num_trained: model.num_trained(),
         num_items: problems.len(),
     });
-    let mut trainer = Trainer::new(settings, &problems, reference, model.parallelism(), ranks)?;
+    let mut trainer = Trainer::new(
+        settings,
+        run_settings,
+        &memory,
+        &problems,
+        reference,
+        model.parallelism(),
+        ranks,
+    )?;
     while !run.is_finished() {
         let num_updates = optimizer.num_updates();
         let clock = run.clock();
@@ -119,6 +148,7 @@ pub fn run_grpo(
         };
         run.write_metrics(line.step, false, &line)?;
         report(observer, &line, num_steps);
+        memory.measure(run_settings, &options.ranks, observer)?;
         for (metric, value) in line.metrics_of_checkpoint(trainer.final_lambda()) {
             run.note(metric.name(), value);
         }
@@ -128,6 +158,26 @@ pub fn run_grpo(
         }
     }
     Ok(run.finished())
+}
+
+/// Problems whose prompts are tokenised to find the longest: those of the longest queries.
+const TOKENIZED_PROMPTS: usize = 16;
+
+/// Tokens of the longest prompt, as far as the longest queries tell.
+fn longest_prompt(settings: &GrpoSettings, model: &Path, problems: &[Problem]) -> Result<usize> {
+    let tokenizer = Tokenizer::from_dir(model)?;
+    let templates = settings.run.card.templates()?;
+    let mut queries: Vec<String> = problems
+        .iter()
+        .map(|problem| templates.query(&problem.fields()))
+        .collect();
+    queries.sort_by_key(|query| std::cmp::Reverse(query.len()));
+    queries.truncate(TOKENIZED_PROMPTS);
+    let mut longest = 0;
+    for query in &queries {
+        longest = longest.max(templates.organizer_ids(&tokenizer, query)?.len());
+    }
+    Ok(longest)
 }
 
 /// The folders of the model to begin with and of the reference. A run that goes on needs the model that it began with for the KL

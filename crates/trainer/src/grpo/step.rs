@@ -11,19 +11,20 @@ use asyncthink_gradient::{
     BatchMetrics, BatchSettings, Mismatch, PackedBatch, Weights, mismatch_of_skipped_rows,
 };
 use asyncthink_model::Parallelism;
-use asyncthink_recipe::{GrpoSection, Stage};
+use asyncthink_recipe::{GrpoSection, MemoryBudget, Stage};
 use asyncthink_rollout::{
     Episode, EpisodeMetrics, EpisodeSampler, EpisodeSummary, Query, RewardedEpisode,
     assign_advantages, episode_records, reward_episode, training_rows,
 };
 use asyncthink_tasks::Problem;
+use asyncthink_torch::empty_cache;
 
 use super::line::{GrpoLine, UpdateMetrics};
 use crate::episode_files;
 use crate::error::{Error, Result};
 use crate::observer::{Observer, StopFlag};
-use crate::run::{check_finite, exchanged_bytes};
-use crate::settings::GrpoSettings;
+use crate::run::{MemoryPlan, check_finite, exchanged_bytes};
+use crate::settings::{GrpoSettings, RunSettings};
 use asyncthink_gradient::PolicyModel;
 use asyncthink_metrics::{Phase, StepClock};
 
@@ -42,17 +43,25 @@ pub(super) struct Trainer<'a> {
     lambda: LambdaSchedule,
     layout: RunLayout,
     ranks: Arc<Ranks>,
+    /// Whether the engine gives its memory back before weights are updated.
+    cache_takes_turns: bool,
 }
 
 impl<'a> Trainer<'a> {
     pub(super) fn new(
         settings: &'a GrpoSettings,
+        run: &RunSettings,
+        memory: &MemoryPlan,
         problems: &'a [Problem],
         reference: Option<Weights>,
         parallelism: Parallelism,
         ranks: Arc<Ranks>,
     ) -> Result<Self> {
-        let (run, section) = (&settings.run, &settings.section);
+        let section = &settings.section;
+        let mut engine = settings.engine.clone();
+        if let (true, Some(bytes)) = (settings.is_cache_automatic(), memory.cache_bytes) {
+            engine.cache_memory = Some(MemoryBudget::Bytes(bytes));
+        }
         Ok(Self {
             section,
             seed: run.seed,
@@ -60,7 +69,7 @@ impl<'a> Trainer<'a> {
             order: DataOrder::new(run.seed, problems.len())
                 .ok_or_else(|| Error::stage("ordering the problems", "there are none"))?,
             sampler: EpisodeSampler::new(&run.card, section.temperature)?
-                .with_engine(settings.engine.clone())
+                .with_engine(engine)
                 .with_precision(run.policy.precision),
             reference,
             given_reward: settings.given_reward,
@@ -71,14 +80,15 @@ impl<'a> Trainer<'a> {
                 old_policy: section.logp_old,
                 measures_policy: true,
                 temperature: section.temperature,
-                micro_batch_tokens: section.micro_batch_tokens,
-                activation_checkpointing: section.activation_checkpointing,
+                micro_batch_tokens: memory.chosen.tokens(),
+                activation_checkpointing: memory.chosen.activation_checkpointing,
                 parallelism,
             },
             learning_rate: LearningRate::of(&section.optimizer, run.num_steps),
             lambda: LambdaSchedule::of(&section.reward, run.num_steps),
             layout: run.layout.clone(),
             ranks,
+            cache_takes_turns: memory.cache_takes_turns,
         })
     }
 
@@ -125,6 +135,10 @@ impl<'a> Trainer<'a> {
         context.clock.book(Phase::Reward, started);
         let skipped = self.skipped(&rows, model, &mut context)?;
         model.end_sampling();
+        if self.cache_takes_turns {
+            self.sampler.release_memory();
+            empty_cache(model.device())?;
+        }
         let learning_rate = self.learning_rate.at(done);
         let update = self.update(
             &rows,

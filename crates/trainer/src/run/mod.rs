@@ -2,8 +2,10 @@
 
 mod folder;
 mod launch_file;
+mod memory_plan;
 mod options;
 mod saving;
+mod settle;
 mod shared_folder;
 mod snapshot;
 mod stage_run;
@@ -12,7 +14,9 @@ use asyncthink_checkpoint::Checkpoint;
 use asyncthink_distributed::{AdamW, Ranks, optimizer_files};
 use asyncthink_metrics::ByteCounts;
 
+pub(crate) use memory_plan::{Asked, MemoryPlan, machine_of};
 pub use options::{Attempt, Resume, RunOptions, RunOutcome};
+pub(crate) use settle::settle;
 pub(crate) use shared_folder::check_shared_folder;
 pub(crate) use stage_run::{Origin, StageRun};
 

@@ -123,7 +123,7 @@ impl StageRun {
         optimizer: &AdamW,
         is_copy: bool,
     ) -> Result<RankSnapshot> {
-        let written = model.snapshot(is_copy)?;
+        let written = model.snapshot(optimizer, is_copy)?;
         let moments = optimizer_files::snapshot(optimizer, &self.ranks)?;
         let is_finished = self.is_finished();
         let model = match (&mut self.folder, written) {

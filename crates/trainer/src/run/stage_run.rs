@@ -1,5 +1,6 @@
 //! A stage under way: progress, resuming, metrics, by all ranks together.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -78,7 +79,8 @@ impl StageRun {
             dataset: origin.dataset,
             initial_model: origin.initial_model,
             recipe: settings.recipe_keys.clone(),
-            figures: std::collections::BTreeMap::new(),
+            figures: BTreeMap::new(),
+            chosen: BTreeMap::new(),
             run: String::new(),
         };
         ranks.check_same("recipe, data and initial model", &to_json(&state)?)?;
@@ -157,6 +159,11 @@ impl StageRun {
         let at_line = self.exchanged_at_line.take();
         let exchanged_before = at_line.unwrap_or_else(|| exchanged_bytes(&self.ranks));
         StepClock::after_saving(std::mem::take(&mut self.save_seconds), exchanged_before)
+    }
+
+    /// Values that are left to the program, as a checkpoint has them and as this run's will.
+    pub(crate) fn chosen(&mut self) -> &mut BTreeMap<String, String> {
+        &mut self.state.chosen
     }
 
     /// Steps done.

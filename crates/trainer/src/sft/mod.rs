@@ -10,17 +10,19 @@ use asyncthink_checkpoint::{Checkpoint, fingerprint};
 use asyncthink_data::{Batch, Batches, TrainingRow, rows_of_rank};
 use asyncthink_distributed::{AdamW, Ranks};
 use asyncthink_gradient::{BatchMetrics, BatchSettings, accumulate_gradient, score_rows};
+use asyncthink_model::ModelConfig;
 use asyncthink_recipe::{SftMetric, Stage};
 use serde::Serialize;
+use tch::Device;
 
 use rows::{Rows, check_lengths, read_rows};
 
 use crate::error::{Error, Result};
-use crate::models::load_for_sft;
+use crate::models::{config_for_sft, load_for_sft};
 use crate::observer::{Observer, RunStart, StepReport, StopFlag};
 use crate::run::{
-    Origin, RunOptions, RunOutcome, StageRun, check_finite, check_shared_folder, exchanged_bytes,
-    new_optimizer,
+    Asked, MemoryPlan, Origin, RunOptions, RunOutcome, StageRun, check_finite, check_shared_folder,
+    exchanged_bytes, machine_of, new_optimizer, settle,
 };
 use crate::settings::{RunSettings, SftSettings};
 use asyncthink_gradient::PolicyModel;
@@ -77,7 +79,24 @@ pub fn run_sft(
     if run.is_finished() {
         return Ok(run.finished());
     }
-    let mut model = model_to_train(run_settings, checkpoint.as_ref(), &rows, &ranks)?;
+    let device = ranks.open_device(&run_settings.device)?;
+    let run_settings = &settle(run_settings, &ranks, device, observer)?;
+    let config = config_to_train(run_settings, checkpoint.as_ref())?;
+    let longest_row = rows.iter().map(TrainingRow::len).max();
+    let machine = machine_of(&ranks, device)?;
+    let mut memory = MemoryPlan::new(
+        run_settings,
+        &config,
+        &machine,
+        &settings.memory(&config, &machine, longest_row),
+        Asked {
+            micro_batch_tokens: section.micro_batch_tokens,
+            activation_checkpointing: section.activation_checkpointing,
+        },
+        run.chosen(),
+        observer,
+    )?;
+    let mut model = model_to_train(run_settings, checkpoint.as_ref(), &rows, &ranks, device)?;
     run.check_same_start(&model)?;
     let mut optimizer = new_optimizer(&mut model, run_settings, &ranks, checkpoint.as_ref())?;
     observer.started(&RunStart {
@@ -89,7 +108,7 @@ pub fn run_sft(
         num_trained: model.num_trained(),
         num_items: rows.len(),
     });
-    let batch_settings = settings.batch(model.parallelism());
+    let batch_settings = settings.batch(model.parallelism(), memory.chosen);
     let schedule = LearningRate::of(&section.optimizer, num_steps);
     let mut batches = Batches::new(run_settings.seed, &rows, section.batch_tokens, run.step())
         .ok_or_else(|| Error::stage("ordering the training rows", "there are none"))?;
@@ -115,7 +134,7 @@ pub fn run_sft(
         let is_measured = section
             .eval_every_steps
             .is_some_and(|every| is_last || (run.step() + 1).is_multiple_of(every as u64));
-        let measure = || held_out_loss(&model, &held_out, section.micro_batch_tokens, &ranks);
+        let measure = || held_out_loss(&model, &held_out, memory.chosen.tokens(), &ranks);
         let held_out_loss = is_measured.then(measure).transpose()?.flatten();
         let line = SftLine {
             step: run.step() + 1,
@@ -136,6 +155,7 @@ pub fn run_sft(
         };
         run.write_metrics(line.step, is_measured, &line)?;
         report(observer, &line, num_steps);
+        memory.measure(run_settings, &ranks, observer)?;
         run.note(SftMetric::Loss.name(), Some(line.loss));
         if is_measured {
             run.note(SftMetric::HeldOutLoss.name(), held_out_loss);
@@ -148,13 +168,24 @@ pub fn run_sft(
     Ok(run.finished())
 }
 
+/// Configuration of the model that the stage trains, before anything of it is loaded.
+fn config_to_train(settings: &RunSettings, checkpoint: Option<&Checkpoint>) -> Result<ModelConfig> {
+    match checkpoint {
+        Some(checkpoint) => {
+            let folder = settings.policy.folder(&checkpoint.dir);
+            Ok(ModelConfig::from_dir(folder)?)
+        }
+        None => config_for_sft(settings),
+    }
+}
+
 fn model_to_train(
     settings: &RunSettings,
     checkpoint: Option<&Checkpoint>,
     rows: &[TrainingRow],
     ranks: &Arc<Ranks>,
+    device: Device,
 ) -> Result<PolicyModel> {
-    let device = ranks.open_device(&settings.device)?;
     let model = match checkpoint {
         Some(checkpoint) => PolicyModel::load(&checkpoint.dir, &settings.policy, ranks, device)?,
         None => load_for_sft(settings, ranks, device)?,
