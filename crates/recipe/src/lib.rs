@@ -58,11 +58,11 @@ pub use saving::{CHANGEABLE_INPUTS, GrpoMetric, SaveInBackground, SftMetric};
 pub use schema::schema;
 pub use sections::{
     Advantage, AdvantageGroup, BenchRolloutSection, BenchSection, BenchStepSection,
-    BenchTrainSection, ChatSection, ComputeFormat, CorrectionMode, DistributedSection, EngineDtype, EngineSection,
-    EvalSection, EvalSplit, GrpoSection, KlEstimator, KlPlacement, LoraModule, LoraSection,
-    LossAggregation, MemorySection, ModelInit, ModelSection, NamedTable, NumberFormat, NumberTokens, Offload, OldPolicy,
-    OptimizerSection, OrAuto, PrecisionSection, PromptsSection, ProtocolSection, RewardSection,
-    RolloutWorkload, RulesFrom, SamplerCorrectionSection, Schedule, SftSection, Shard,
-    SynthSection,
+    BenchTrainSection, ChatSection, ComputeFormat, CorrectionMode, DistributedSection, EngineDtype,
+    EngineSection, EvalSection, EvalSplit, GrpoSection, KlEstimator, KlPlacement, LoraModule,
+    LoraSection, LossAggregation, MemorySection, ModelInit, ModelSection, NamedTable, NumberFormat,
+    NumberTokens, Offload, OldPolicy, OptimizerSection, OrAuto, PrecisionSection, PromptsSection,
+    ProtocolSection, RewardSection, RolloutWorkload, RulesFrom, SamplerCorrectionSection, Schedule,
+    SftSection, Shard, SynthSection,
 };
 pub use stage::Stage;

@@ -18,8 +18,8 @@ use crate::saving::SaveInBackground;
 use crate::schema::{fill_defaults, schema_value};
 use crate::sections::{
     BenchRolloutSection, BenchSection, BenchStepSection, BenchTrainSection, DistributedSection,
-    EngineSection, EvalSection, GrpoSection, LoraSection, MemorySection, ModelSection, PrecisionSection,
-    PromptsSection, ProtocolSection, SftSection, SynthSection,
+    EngineSection, EvalSection, GrpoSection, LoraSection, MemorySection, ModelSection,
+    PrecisionSection, PromptsSection, ProtocolSection, SftSection, SynthSection,
 };
 use crate::source::Source;
 use crate::stage::Stage;

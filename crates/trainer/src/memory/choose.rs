@@ -74,7 +74,10 @@ pub fn choose(
 
 impl Chosen {
     /// Values of a recipe, with the largest micro-batch and no checkpointing for what is left to the program.
-    pub fn given(micro_batch_tokens: OrAuto<usize>, activation_checkpointing: OrAuto<bool>) -> Self {
+    pub fn given(
+        micro_batch_tokens: OrAuto<usize>,
+        activation_checkpointing: OrAuto<bool>,
+    ) -> Self {
         let tokens = micro_batch_tokens.given().map(|tokens| tokens as u64);
         Self {
             micro_batch_tokens: tokens.unwrap_or(CANDIDATE_TOKENS[0]),
