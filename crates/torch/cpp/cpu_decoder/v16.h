@@ -273,7 +273,7 @@ ASYNCTHINK_INLINE V16 exp2_of(V16 x) {
   const V16 given = x, round = set1(12582912.0f);
   // NaN is the first operand, and comparisons with it are false: it stays.
   x = max(set1(-127.0f), x);
-  x = zero() - max(set1(-128.0f), zero() - x);
+  x = set1(0.0f) - max(set1(-128.0f), set1(0.0f) - x);
   const V16 n = (x + round) - round;
 #endif
   const V16 r = x - n;
