@@ -22,5 +22,5 @@ pub use loss::{
     Clip, ClippedPolicyLoss, CrossEntropy, KlPenalty, PolicyObjective, SamplerCorrection, Scope,
     TokenBatch, TokenGradient, TokenLoss, k3,
 };
-pub use reward::{EpisodeScore, LambdaSchedule, RewardParts, RewardRule};
+pub use reward::{EpisodeScore, LambdaSchedule, RewardParts, RewardRule, overlong_share};
 pub use schedule::LearningRate;

@@ -29,7 +29,7 @@ pub use crate::error::Error;
 pub use crate::folder::SynthFolder;
 pub use crate::pack::{pack, padding_share};
 pub use crate::row::{EpisodeIndex, RowLabel, TrainingRow};
-pub use crate::seeds::{DataOrder, Draws, Stream, derive_seed, epoch_order};
+pub use crate::seeds::{DataOrder, Draws, Stream, derive_seed, epoch_order, permutation};
 pub use crate::task_tokenizer::{TaskTokenizerConfig, task_tokenizer};
 pub use crate::template::{PromptTemplates, PromptText};
 pub use crate::tokenizer::{PromptForm, TokenId, Tokenizer};

@@ -18,6 +18,8 @@ pub enum Stream {
     Bootstrap,
     /// Choice of the problems of an evaluation.
     EvaluationProblems,
+    /// Problems sampled in place of groups without a signal.
+    Refill,
 }
 
 impl Stream {
@@ -29,6 +31,7 @@ impl Stream {
             Self::Evaluation => 0x6576_616c,
             Self::Bootstrap => 0x626f_6f74,
             Self::EvaluationProblems => 0x6576_7072,
+            Self::Refill => 0x7265_666c,
         }
     }
 }
@@ -80,8 +83,13 @@ impl Draws {
 
 /// The order of `num_items` items in epoch `epoch`: a seeded permutation of `0..num_items`.
 pub fn epoch_order(seed: u64, epoch: u64, num_items: usize) -> Vec<usize> {
+    permutation(seed, Stream::DataOrder, epoch, num_items)
+}
+
+/// A permutation of `0..num_items` by seed, stream and step.
+pub fn permutation(seed: u64, stream: Stream, step: u64, num_items: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..num_items).collect();
-    let mut draws = Draws::new(seed, Stream::DataOrder, epoch, 0);
+    let mut draws = Draws::new(seed, stream, step, 0);
     for last in (1..num_items).rev() {
         order.swap(last, draws.below(last + 1));
     }

@@ -32,7 +32,7 @@ pub use accumulate::{PackedBatch, accumulate_gradient};
 pub use error::{Error, Result};
 pub use metrics::BatchMetrics;
 pub use micro_batch::MicroBatch;
-pub use mismatch::{Mismatch, mismatch_of_skipped_rows};
+pub use mismatch::{Mismatch, mismatch_of_rows};
 pub use policy::{PolicyModel, PolicySettings, WholeDecoder, load_reference};
 pub use row_scores::score_rows_with;
 pub use score::{score_rows, score_sequences};

@@ -49,19 +49,20 @@ impl Mismatch {
     }
 }
 
-/// Scores the rows of a batch that [`PackedBatch`](crate::PackedBatch) leaves out, so that a bound on the mismatch covers every
-/// decoded token.
+/// Scores rows that no gradient is computed for before the weights move, so that a bound on the mismatch covers every decoded
+/// token.
 ///
 /// # Errors
 /// When libtorch refuses an operation.
-pub fn mismatch_of_skipped_rows(
+pub fn mismatch_of_rows(
     decoder: &Decoder,
-    rows: &[TrainingRow],
+    rows: &[&TrainingRow],
     settings: &BatchSettings,
 ) -> Result<Mismatch> {
     let skipped: Vec<&TrainingRow> = rows
         .iter()
-        .filter(|row| row.num_trained() > 0 && !settings.has_gradient(row))
+        .copied()
+        .filter(|row| row.num_trained() > 0)
         .collect();
     let lengths: Vec<usize> = skipped.iter().map(|row| row.len()).collect();
     let micro_batches = pack(&lengths, settings.micro_batch_tokens);

@@ -41,7 +41,7 @@ impl BatchSettings {
     }
 
     /// Whether `row` has a gradient under the loss.
-    pub(crate) fn has_gradient(&self, row: &TrainingRow) -> bool {
+    pub fn has_gradient(&self, row: &TrainingRow) -> bool {
         row.num_trained() > 0 && self.loss.has_gradient(row.advantage())
     }
 

@@ -12,6 +12,13 @@ pub struct AgentRecord {
     logprobs: Vec<f32>,
     prompt_tokens: usize,
     ends_with_eos: bool,
+    #[serde(default, skip_serializing_if = "is_false")]
+    is_truncated: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl AgentRecord {
@@ -24,6 +31,7 @@ impl AgentRecord {
             ids: prompt,
             prompt_tokens,
             ends_with_eos: false,
+            is_truncated: false,
         }
     }
 
@@ -38,6 +46,22 @@ impl AgentRecord {
     /// Notes that the last id is an end of sequence.
     pub fn end_with_eos(&mut self) {
         self.ends_with_eos = true;
+    }
+
+    /// Notes that a token limit ended the agent before its ANSWER or RETURN was complete.
+    pub fn truncate(&mut self) {
+        self.is_truncated = true;
+    }
+
+    /// Whether a token limit ended the agent before its ANSWER or RETURN was complete.
+    pub fn is_truncated(&self) -> bool {
+        self.is_truncated
+    }
+
+    /// Decoded ids of the longest stretch without injected ones: what limits before a Join are about.
+    pub fn longest_stretch(&self) -> usize {
+        let stretches = self.decoded.split(|decoded| !decoded);
+        stretches.map(<[bool]>::len).max().unwrap_or(0)
     }
 
     /// Whether the agent ended its sequence itself.

@@ -142,6 +142,11 @@ impl Episode {
         Some(waiting as f64 / latency.max(1) as f64)
     }
 
+    /// Agents that a token limit ended before their ANSWER or RETURN was complete.
+    pub fn num_truncated_agents(&self) -> usize {
+        self.agents().filter(|record| record.is_truncated()).count()
+    }
+
     /// Agents that completed their ANSWER or RETURN within their budget.
     pub fn num_completed_agents(&self) -> usize {
         self.completed_agents().count()

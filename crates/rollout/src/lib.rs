@@ -48,6 +48,6 @@ pub use sampler::EpisodeSampler;
 pub use seeds::mix_seed;
 pub use settings::RolloutSettings;
 pub use training::{
-    EpisodeMetrics, EpisodeSummary, RewardedEpisode, assign_advantages, episode_records,
-    reward_episode, training_rows,
+    AdvantageRule, EpisodeMetrics, EpisodeSummary, ORGANIZER_ROWS, OverlongRule, RewardedEpisode,
+    WORKER_ROWS, assign_advantages, episode_records, reward_episode, rows_to_train, training_rows,
 };

@@ -208,6 +208,9 @@ impl RunningEpisode {
         if !is_over {
             return Ok(None);
         }
+        if running.returned.is_none() && !is_eos {
+            running.record.truncate();
+        }
         let end = running
             .returned
             .take()
@@ -269,7 +272,7 @@ impl RunningEpisode {
         }
         if self.waiting_for.is_none() && self.budget_is_spent(shared.settings, source) {
             let answered = self.answer.take().map(Outcome::Answered);
-            return Ok(Some(answered.unwrap_or_else(|| self.cut())));
+            return Ok(Some(answered.unwrap_or_else(|| self.truncate())));
         }
         Ok(None)
     }
@@ -285,6 +288,12 @@ impl RunningEpisode {
     /// The outcome of an organizer that stops without an Answer.
     fn cut(&self) -> Outcome {
         Outcome::Failed(self.machine.finish().err().unwrap_or(FormatError::NoAnswer))
+    }
+
+    /// The outcome of an organizer that a token limit stops without an Answer.
+    fn truncate(&mut self) -> Outcome {
+        self.organizer.truncate();
+        self.cut()
     }
 
     fn fork(
@@ -403,7 +412,7 @@ impl RunningEpisode {
         let last = self.organizer.ids().last().copied();
         let ids = shared.tokenizer.encode_continuation(&text, last)?;
         if self.organizer.ids().len() + ids.len() >= source.max_sequence_tokens() {
-            return Ok(Some(self.cut()));
+            return Ok(Some(self.truncate()));
         }
         let text = &text;
         let injected = AgentEvent::Injected { worker, text };

@@ -12,11 +12,13 @@ use asyncthink_data::{
 };
 use asyncthink_engine::{AgentId, Error, Request, SamplingParams};
 use asyncthink_protocol::{Capacity, Overflow, Protocol, TagStyle};
+use asyncthink_recipe::AdvantageGroup;
 use asyncthink_rollout::{
-    AgentBackend, AgentToken, Episode, Prompt, Query, Result, RolloutSettings, rollout,
+    AdvantageRule, EpisodeMetrics, OverlongRule, RewardedEpisode, assign_advantages,
+    episode_records, reward_episode, training_rows,
 };
 use asyncthink_rollout::{
-    EpisodeMetrics, assign_advantages, episode_records, reward_episode, training_rows,
+    AgentBackend, AgentToken, Episode, Prompt, Query, Result, RolloutSettings, rollout,
 };
 use asyncthink_tasks::{Problem, mcd};
 
@@ -195,7 +197,7 @@ fn decoded_tokens_are_trained_and_given_ones_are_not() {
         ],
     );
     let mut graded = [reward_episode(episode, &problem(), &tokenizer, &RULE, true)];
-    graded[0].advantage = 0.75;
+    (graded[0].advantage, graded[0].worker_advantage) = (0.75, 0.75);
     let rows = training_rows(&graded).unwrap();
     assert_eq!(rows.len(), 2, "the organizer and its worker");
     let organizer = [
@@ -274,7 +276,8 @@ fn one_advantage_covers_all_rows_of_an_episode_and_format_errors_stay_in_their_g
             )
         })
         .collect();
-    assert_eq!(assign_advantages(&mut graded, 3, &MeanCentred), 0);
+    let rule = AdvantageRule::shared(&MeanCentred);
+    assert_eq!(assign_advantages(&mut graded, 3, rule), [false]);
     let rewards: Vec<f64> = graded.iter().map(|episode| episode.reward.total).collect();
     assert!(rewards[0] > rewards[1] && rewards[1] > rewards[2]);
     assert!((rewards[2] + 0.5).abs() < 1e-12);
@@ -355,4 +358,144 @@ fn workers_that_nobody_joins_count_in_the_figures_and_by_option_in_the_reward() 
     );
     let figures = EpisodeMetrics::of(&[graded]).unwrap();
     assert_eq!(figures.empty_returns_per_query, Some(1.0));
+}
+
+/// Two episodes with workers and one without, of one problem.
+fn group(tokenizer: &Tokenizer) -> Vec<RewardedEpisode> {
+    let right = [
+        (
+            "main ask",
+            "<FORK1>4*2</FORK1>3<JOIN1><ANSWER>3+5,4*2</ANSWER>",
+        ),
+        ("sub 4*2", "8<RETURN>4*2</RETURN>"),
+    ];
+    let half = [
+        ("main ask", "<FORK1>4*2</FORK1>3<JOIN1><ANSWER>3+5</ANSWER>"),
+        ("sub 4*2", "8<RETURN>4*2</RETURN>"),
+    ];
+    let alone = [("main ask", "<ANSWER>3+5</ANSWER>")];
+    [&right[..], &half, &alone]
+        .iter()
+        .map(|scripts| {
+            reward_episode(
+                episode(tokenizer, scripts),
+                &problem(),
+                tokenizer,
+                &RULE,
+                true,
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn workers_may_be_compared_with_workers_and_weigh_less() {
+    let tokenizer = tokenizer();
+    let mut episodes = group(&tokenizer);
+    let rewards: Vec<f64> = episodes.iter().map(|one| one.reward.total).collect();
+    let rule = AdvantageRule {
+        group: AdvantageGroup::Role,
+        worker_weight: 0.5,
+        ..AdvantageRule::shared(&MeanCentred)
+    };
+    assert_eq!(assign_advantages(&mut episodes, 3, rule), [false]);
+    let mean = rewards.iter().sum::<f64>() / 3.0;
+    let half_gap = (rewards[0] - rewards[1]) / 2.0;
+    let rows = training_rows(&episodes).unwrap();
+    let got: Vec<(usize, f64)> = rows
+        .iter()
+        .map(|row| (row.label().index(), f64::from(row.advantage())))
+        .collect();
+    let expected = [
+        (0, rewards[0] - mean),
+        (1, 0.5 * half_gap),
+        (0, rewards[1] - mean),
+        (1, -0.5 * half_gap),
+        (0, rewards[2] - mean),
+    ];
+    for ((label, advantage), (expected_label, expected)) in got.iter().zip(expected) {
+        assert_eq!(*label, expected_label);
+        assert!((advantage - expected).abs() < 1e-6, "{got:?}");
+    }
+    let records = episode_records(1, &episodes, &tokenizer);
+    assert!((records[1].advantage - 0.5 * half_gap).abs() < 1e-12);
+}
+
+#[test]
+fn a_penalty_moves_the_advantage_and_not_the_reward() {
+    let tokenizer = tokenizer();
+    let mut episodes = group(&tokenizer);
+    let rewards: Vec<f64> = episodes.iter().map(|one| one.reward.total).collect();
+    episodes[0].penalty = 0.3;
+    assign_advantages(&mut episodes, 3, AdvantageRule::shared(&MeanCentred));
+    let mean = (rewards.iter().sum::<f64>() - 0.3) / 3.0;
+    assert!((episodes[0].advantage - (rewards[0] - 0.3 - mean)).abs() < 1e-12);
+    let figures = EpisodeMetrics::of(&episodes).unwrap();
+    assert!((figures.reward - rewards.iter().sum::<f64>() / 3.0).abs() < 1e-12);
+    assert!((figures.reward_penalty - 0.1).abs() < 1e-12);
+}
+
+#[test]
+fn agents_cut_at_a_token_limit_are_marked_masked_and_punished() {
+    let tokenizer = tokenizer();
+    let long =
+        "8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8 8";
+    let worker_cut = [
+        ("main ask", "<FORK1>4*2</FORK1>3<JOIN1><ANSWER>3+5</ANSWER>"),
+        ("sub 4*2", long),
+    ];
+    let organizer_cut = [
+        (
+            "main ask",
+            "<FORK1>4*2</FORK1> think think think think think think think think think think think think think think think think \
+             think think think think think think think think think think think think think think think think think think think",
+        ),
+        ("sub 4*2", "8<RETURN>4*2</RETURN>"),
+    ];
+    // Complete at the last token of the budget: not cut.
+    let whole = [("main ask", "<ANSWER>3+5</ANSWER>")];
+    let episodes: Vec<RewardedEpisode> = [&worker_cut[..], &organizer_cut, &whole]
+        .iter()
+        .map(|scripts| {
+            reward_episode(
+                episode(&tokenizer, scripts),
+                &problem(),
+                &tokenizer,
+                &RULE,
+                true,
+            )
+        })
+        .collect();
+    let truncated: Vec<usize> = episodes
+        .iter()
+        .map(|one| one.graded.episode.num_truncated_agents())
+        .collect();
+    assert_eq!(truncated, [1, 1, 0]);
+    let figures = EpisodeMetrics::of(&episodes).unwrap();
+    assert!((figures.truncated - 2.0 / 5.0).abs() < 1e-12);
+    let members: Vec<&RewardedEpisode> = episodes.iter().collect();
+    let (rows, masked) = rows_to_train(&members, true).unwrap();
+    let of = |rows: &[TrainingRow]| -> Vec<(u32, usize)> {
+        let rows = rows.iter();
+        rows.map(|row| (row.episode().0, row.label().index()))
+            .collect()
+    };
+    // Of the first episode its worker, of the second all: the cut decided its reward.
+    assert_eq!(of(&rows), [(0, 0), (2, 0)]);
+    assert_eq!(of(&masked), [(0, 1), (1, 0), (1, 1)]);
+    let (rows, masked) = rows_to_train(&members, false).unwrap();
+    assert_eq!((rows.len(), masked.len()), (5, 0));
+
+    let rule = OverlongRule {
+        buffer_tokens: 10,
+        penalty: 0.5,
+        worker_max_tokens: 40,
+        organizer_max_tokens: 40,
+        organizer_total_tokens: None,
+    };
+    let penalties: Vec<f64> = members
+        .iter()
+        .map(|one| rule.penalty_of(&one.graded.episode))
+        .collect();
+    assert_eq!(penalties, [0.5, 0.5, 0.0]);
 }

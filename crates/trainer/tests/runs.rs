@@ -14,8 +14,8 @@ use asyncthink_gradient::{BatchSettings, Weights, accumulate_gradient, score_row
 use asyncthink_metrics::Phase;
 use asyncthink_model::{Parallelism, Precision, PretrainedModel};
 use asyncthink_recipe::{OldPolicy, Stage};
+use asyncthink_rollout::{AdvantageRule, assign_advantages, reward_episode, training_rows};
 use asyncthink_rollout::{EpisodeSampler, ModelCard, Query};
-use asyncthink_rollout::{assign_advantages, reward_episode, training_rows};
 use asyncthink_trainer::{Error, Resume, RunOutcome, train_problems};
 use common::{Watcher, alone, copy_folder, finish, metrics, recipe, run, weights};
 use fs_err as fs;
@@ -546,7 +546,7 @@ fn trainer_and_sampler_agree_and_gradients_do_not_depend_on_packing() {
             reward_episode(episode, problem, &model.tokenizer, &rule, true)
         })
         .collect();
-    assign_advantages(&mut graded, 6, &MeanCentred);
+    assign_advantages(&mut graded, 6, AdvantageRule::shared(&MeanCentred));
     let rows = training_rows(&graded).unwrap();
 
     let scores = score_rows(&model.decoder, &rows, 0.8, 700).unwrap();

@@ -1,19 +1,24 @@
 //! The reward of an episode: accuracy plus a price on concurrency.
 //!
 //! # Paper
-//! arXiv:2510.26658, Eq. (2) and (3). We differ in three options, all off by default: the
+//! arXiv:2510.26658, Eq. (2) and (3). We differ in four options: the
 //! concurrency term may be paid only where the answer earns something (`gate_concurrency`), workers
 //! that nobody joined may be left out of eta (`count_unjoined = false`, applied where eta is
-//! computed), and `lambda` may move linearly to another value over the run.
+//! computed), `lambda` may move linearly to another value over the run, and agents near a token
+//! limit may be punished (`overlong_buffer_tokens`).
 
 mod concurrency;
+mod kl;
 mod lambda;
+mod overlong;
 
 use asyncthink_recipe::RewardSection;
 use serde::{Deserialize, Serialize};
 
 pub use concurrency::{concurrency, is_paid};
+pub use kl::kl_of_token;
 pub use lambda::LambdaSchedule;
+pub use overlong::overlong_share;
 
 /// What the reward needs to know about an episode.
 #[derive(Clone, Copy, Debug, PartialEq)]

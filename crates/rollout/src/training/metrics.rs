@@ -45,6 +45,10 @@ pub struct EpisodeMetrics {
     pub repeated_attempts: Option<f64>,
     /// Share of the agents that completed an ANSWER or a RETURN and did not end their sequence after it.
     pub missing_eos: Option<f64>,
+    /// Mean of what is taken off an episode's reward, for overlong agents and for the distance to the reference.
+    pub reward_penalty: f64,
+    /// Share of the agents that a token limit cut before their ANSWER or RETURN was complete.
+    pub truncated: f64,
     /// Mean tokens that all agents of a valid episode decoded.
     pub decoded_tokens_per_query: Option<f64>,
     /// Mean negative log-probability of all decoded tokens as sampled, in nats: an estimate of the policy's entropy that
@@ -123,6 +127,8 @@ impl EpisodeMetrics {
             missing_eos: share_of_valid(&|one| one.num_missing_eos, &|one| {
                 one.num_completed_agents
             }),
+            reward_penalty: mean(&|one| one.penalty),
+            truncated: mean(&|one| one.num_truncated) / mean(&|one| one.num_forks + 1.0),
             decoded_tokens_per_query: mean_valid(&|one| one.decoded_tokens as f64),
             sampled_nll_nats: -logprobs / decoded_tokens.max(1) as f64,
             format_errors,
@@ -157,6 +163,8 @@ pub struct EpisodeSummary {
     num_repeated_attempts: f64,
     num_completed_agents: f64,
     num_missing_eos: f64,
+    num_truncated: f64,
+    penalty: f64,
     decoded_tokens: usize,
     sum_of_logprobs: f64,
 }
@@ -195,6 +203,8 @@ impl EpisodeSummary {
             num_repeated_attempts: attempts.num_repeated as f64,
             num_completed_agents: episode.num_completed_agents() as f64,
             num_missing_eos: episode.num_missing_eos() as f64,
+            num_truncated: episode.num_truncated_agents() as f64,
+            penalty: rewarded.penalty,
             decoded_tokens: episode.decoded_tokens(),
             sum_of_logprobs: sum_of_logprobs(episode),
         }

@@ -1,45 +1,24 @@
 //! Episodes as training data: rewards, advantages, training rows, Parquet records, metrics.
 
+mod advantages;
 mod metrics;
 mod rewarded;
 
-use asyncthink_algorithms::{AdvantageEstimator, Group};
 use asyncthink_data::parquet::{EpisodeRecord, Role};
-use asyncthink_data::{EpisodeIndex, Tokenizer, TrainingRow};
+use asyncthink_data::{EpisodeIndex, RowLabel, Tokenizer, TrainingRow};
 
+pub use advantages::{AdvantageRule, assign_advantages};
 pub use metrics::{EpisodeMetrics, EpisodeSummary};
-pub use rewarded::{RewardedEpisode, reward_episode};
+pub use rewarded::{OverlongRule, RewardedEpisode, reward_episode};
 
 use crate::agent::AgentRecord;
 use crate::error::Result;
 
-/// Gives every episode the advantage of its reward in its group: `episodes` holds group after group of `group_size`.
-///
-/// Episodes with a format error stay in their group. Returns how many groups earned one reward throughout, from which
-/// there is nothing to learn.
-///
-/// # Panics
-/// If `group_size` is below 2 or does not divide the number of episodes; the recipe's checks rule that out.
-pub fn assign_advantages(
-    episodes: &mut [RewardedEpisode],
-    group_size: usize,
-    advantage: &dyn AdvantageEstimator,
-) -> usize {
-    assert!(
-        episodes.len().is_multiple_of(group_size),
-        "groups must be whole"
-    );
-    let mut num_constant = 0;
-    for group in episodes.chunks_exact_mut(group_size) {
-        let rewards: Vec<f64> = group.iter().map(|episode| episode.reward.total).collect();
-        let rewards = Group::new(&rewards).expect("a group has at least two episodes");
-        num_constant += usize::from(rewards.is_constant());
-        for (episode, advantage) in group.iter_mut().zip(rewards.advantages(advantage)) {
-            episode.advantage = advantage;
-        }
-    }
-    num_constant
-}
+/// Kind of the rows of organizers.
+pub const ORGANIZER_ROWS: RowLabel = RowLabel::First;
+
+/// Kind of the rows of workers.
+pub const WORKER_ROWS: RowLabel = RowLabel::Second;
 
 /// The training rows of `episodes`: one per agent that decoded anything, organizer first.
 ///
@@ -49,12 +28,43 @@ pub fn assign_advantages(
 /// # Errors
 /// When a row is not consistent.
 pub fn training_rows(episodes: &[RewardedEpisode]) -> Result<Vec<TrainingRow>> {
+    let rows = rows_of(episodes.iter())?;
+    Ok(rows.into_iter().map(|(row, _)| row).collect())
+}
+
+/// As [`training_rows`]; with `masks_truncated` the rows of agents that a token limit cut come apart, as the second part: those of all
+/// agents where it cut the organizer.
+///
+/// # Errors
+/// When a row is not consistent.
+pub fn rows_to_train(
+    episodes: &[&RewardedEpisode],
+    masks_truncated: bool,
+) -> Result<(Vec<TrainingRow>, Vec<TrainingRow>)> {
+    let (masked, trained): (Vec<_>, Vec<_>) = rows_of(episodes.iter().copied())?
+        .into_iter()
+        .partition(|(_, is_truncated)| masks_truncated && *is_truncated);
+    let rows = |rows: Vec<(TrainingRow, bool)>| rows.into_iter().map(|(row, _)| row).collect();
+    Ok((rows(trained), rows(masked)))
+}
+
+/// Rows, and whether a token limit cut their agent or its organizer.
+fn rows_of<'a>(
+    episodes: impl Iterator<Item = &'a RewardedEpisode>,
+) -> Result<Vec<(TrainingRow, bool)>> {
     let mut rows = Vec::new();
-    for (index, rewarded) in episodes.iter().enumerate() {
+    for (index, rewarded) in episodes.enumerate() {
         let index = EpisodeIndex(u32::try_from(index).unwrap_or(u32::MAX));
-        for record in rewarded.graded.episode.agents() {
+        let episode = &rewarded.graded.episode;
+        let is_cut = episode.organizer.is_truncated();
+        let organizer = [(&episode.organizer, rewarded.advantage, ORGANIZER_ROWS)];
+        let workers = episode.workers.iter();
+        let workers =
+            workers.map(|worker| (&worker.record, rewarded.worker_advantage, WORKER_ROWS));
+        for (record, advantage, label) in organizer.into_iter().chain(workers) {
             if record.num_decoded() > 0 {
-                rows.push(training_row(record, rewarded.advantage, index)?);
+                let row = training_row(record, advantage, index)?.with_label(label);
+                rows.push((row, is_cut || record.is_truncated()));
             }
         }
     }
@@ -94,6 +104,7 @@ pub fn episode_records(
                 worker_index: u32::try_from(index).ok(),
                 sub_query_id: Some(worker.sub_query_id.0),
                 worker_end: Some(worker.end.name().to_owned()),
+                advantage: rewarded.worker_advantage,
                 ..record(step, rewarded, &worker.record, &worker.sub_query, tokenizer)
             });
         }

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use asyncthink_data::RowLabel;
 use asyncthink_gradient::BatchMetrics;
 use asyncthink_recipe::GrpoMetric;
 use serde::Serialize;
 
 use crate::observer::{Observer, StepReport};
 use asyncthink_metrics::{Phase, Timing};
-use asyncthink_rollout::EpisodeMetrics;
+use asyncthink_rollout::{EpisodeMetrics, ORGANIZER_ROWS, WORKER_ROWS};
 
 /// A line of `grpo/metrics.jsonl`.
 #[derive(Debug, Serialize)]
@@ -18,6 +19,11 @@ pub(super) struct GrpoLine {
     #[serde(flatten)]
     pub(super) episodes: EpisodeMetrics,
     pub(super) constant_groups: usize,
+    /// Groups trained on, and rounds of sampling; with `max_sampling_rounds` alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) num_groups: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) sampling_rounds: Option<usize>,
     pub(super) lambda: f64,
     pub(super) learning_rate: f64,
     #[serde(flatten)]
@@ -43,18 +49,24 @@ impl GrpoLine {
     }
 }
 
-/// What the updates of a step measured; means over the updates where there are several.
+/// What the updates of a step measured; means over the updates that measured anything, where there are several.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct UpdateMetrics {
     pub(super) loss: f64,
     pub(super) grad_norm: f64,
+    /// Updates left out because their gradient was zero.
+    pub(super) num_skipped_updates: usize,
     /// This and the other means over tokens are null where no row had a gradient to compute.
     pub(super) clip_share: Option<f64>,
     pub(super) kl_sampler: Option<f64>,
     /// Null without a reference model.
     pub(super) kl_reference: Option<f64>,
-    /// Of the first update, as are the mismatches: later ones differ because the policy has moved.
+    pub(super) effective_sample_size: Option<f64>,
+    /// Share of the sum of `|dL/dlogp|` by role.
+    pub(super) gradient_share: BTreeMap<&'static str, Option<f64>>,
+    /// Of the first pass.
     pub(super) entropy: Option<f64>,
+    /// Of the first update, as is the mean: later ones differ because the policy has moved.
     pub(super) logprob_mismatch_max_nats: Option<f64>,
     pub(super) logprob_mismatch_mean_nats: Option<f64>,
     pub(super) num_rows: usize,
@@ -67,45 +79,116 @@ pub(super) struct UpdateMetrics {
     pub(super) loss_metrics: BTreeMap<&'static str, f64>,
 }
 
-impl UpdateMetrics {
+/// Sums over the updates of a step.
+pub(super) struct UpdateSums {
+    metrics: UpdateMetrics,
+    has_reference: bool,
+    num_updates: f64,
+    /// Updates that computed a token.
+    num_measured: f64,
+    kl_sampler: f64,
+    kl_reference: f64,
+    effective_sample_size: f64,
+    /// Over tokens of the first pass.
+    entropy: f64,
+    padding: f64,
+    gradient_sums: [f64; RowLabel::COUNT],
+    loss_metrics: BTreeMap<&'static str, f64>,
+}
+
+impl UpdateSums {
+    pub(super) fn new(has_reference: bool) -> Self {
+        Self {
+            metrics: UpdateMetrics::default(),
+            has_reference,
+            num_updates: 0.0,
+            num_measured: 0.0,
+            kl_sampler: 0.0,
+            kl_reference: 0.0,
+            effective_sample_size: 0.0,
+            entropy: 0.0,
+            padding: 0.0,
+            gradient_sums: [0.0; RowLabel::COUNT],
+            loss_metrics: BTreeMap::new(),
+        }
+    }
+
     /// Takes over what only the first update tells.
     pub(super) fn start(&mut self, metrics: &BatchMetrics) {
-        self.entropy = (metrics.num_trained > 0).then_some(metrics.entropy);
         // Rows without a gradient may have been compared as well.
         if metrics.num_compared > 0 {
-            self.logprob_mismatch_max_nats = Some(metrics.mismatch_max_nats);
-            self.logprob_mismatch_mean_nats = Some(metrics.mismatch_mean_nats);
+            self.metrics.logprob_mismatch_max_nats = Some(metrics.mismatch_max_nats);
+            self.metrics.logprob_mismatch_mean_nats = Some(metrics.mismatch_mean_nats);
         }
-        self.num_tokens = metrics.num_tokens;
-        self.padding_share = metrics.padding_share;
-        self.num_trained_tokens = metrics.num_trained;
-        self.num_micro_batches = metrics.num_micro_batches;
     }
 
     pub(super) fn add(
         &mut self,
         metrics: &BatchMetrics,
-        has_reference: bool,
+        is_first_pass: bool,
         grad_norm: f64,
-        num_updates: f64,
+        has_signal: bool,
     ) {
-        self.loss += metrics.loss / num_updates;
-        self.grad_norm += grad_norm / num_updates;
+        self.num_updates += 1.0;
+        self.metrics.loss += metrics.loss;
+        self.metrics.grad_norm += grad_norm;
+        self.metrics.num_skipped_updates += usize::from(!has_signal);
+        if is_first_pass {
+            self.metrics.num_tokens += metrics.num_tokens;
+            self.metrics.num_trained_tokens += metrics.num_trained;
+            self.metrics.num_micro_batches += metrics.num_micro_batches;
+            self.entropy += metrics.entropy * metrics.num_trained as f64;
+            self.padding += metrics.padding_share * metrics.num_tokens as f64;
+        }
         if metrics.num_trained > 0 {
+            self.num_measured += 1.0;
             for &(name, mean) in &metrics.loss_metrics {
-                let sum = match name {
-                    "clip_share" => self.clip_share.get_or_insert(0.0),
-                    _ => self.loss_metrics.entry(name).or_default(),
-                };
-                *sum += mean / num_updates;
+                *self.loss_metrics.entry(name).or_default() += mean;
             }
-            *self.kl_sampler.get_or_insert(0.0) += metrics.kl_sampler / num_updates;
-            if has_reference {
-                *self.kl_reference.get_or_insert(0.0) += metrics.kl_reference / num_updates;
+            self.kl_sampler += metrics.kl_sampler;
+            self.kl_reference += metrics.kl_reference;
+            self.effective_sample_size += metrics.effective_sample_size;
+            for (sum, part) in self.gradient_sums.iter_mut().zip(metrics.gradient_sums) {
+                *sum += part;
             }
         }
     }
+
+    /// The means.
+    pub(super) fn metrics(self) -> UpdateMetrics {
+        let mut metrics = self.metrics;
+        metrics.loss /= self.num_updates.max(1.0);
+        metrics.grad_norm /= self.num_updates.max(1.0);
+        metrics.padding_share = self.padding / metrics.num_tokens.max(1) as f64;
+        let num_trained = metrics.num_trained_tokens as f64;
+        metrics.entropy = (num_trained > 0.0).then(|| self.entropy / num_trained);
+        let mean = |sum: f64| (self.num_measured > 0.0).then(|| sum / self.num_measured);
+        metrics.kl_sampler = mean(self.kl_sampler);
+        metrics.kl_reference = mean(self.kl_reference).filter(|_| self.has_reference);
+        metrics.effective_sample_size = mean(self.effective_sample_size);
+        for (name, sum) in self.loss_metrics {
+            match name {
+                "clip_share" => metrics.clip_share = mean(sum),
+                _ => metrics
+                    .loss_metrics
+                    .extend(mean(sum).map(|mean| (name, mean))),
+            }
+        }
+        let total: f64 = self.gradient_sums.iter().sum();
+        metrics.gradient_share = ROLES
+            .into_iter()
+            .map(|(name, label)| {
+                let sum = self.gradient_sums[label.index()];
+                (name, (total > 0.0).then(|| sum / total))
+            })
+            .collect();
+        metrics
+    }
 }
+
+/// Names of the kinds of rows.
+const ROLES: [(&str, RowLabel); RowLabel::COUNT] =
+    [("organizer", ORGANIZER_ROWS), ("worker", WORKER_ROWS)];
 
 /// Shows the metrics of a step.
 pub(super) fn report(observer: &mut dyn Observer, line: &GrpoLine, num_steps: u64) {

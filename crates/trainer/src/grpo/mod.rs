@@ -2,15 +2,20 @@
 //!
 //! # Paper
 //! arXiv:2510.26658, section 3. We differ, by option or by decision:
-//! 1. The probability ratio is taken against the log-probabilities that the sampler stored, at every update. Sampler and
+//! 1. By default the probability ratio is taken against the log-probabilities that the sampler stored, at every update. Sampler and
 //!    trainer share the weights, so at the first update the ratio is 1 up to the measured mismatch, and at later ones it
-//!    is the ratio to the distribution that the tokens really came from. No second scoring pass is ever needed.
-//! 2. All updates of a step use the whole batch of the rollout.
+//!    is the ratio to the distribution that the tokens really came from. With `logp_old = "trainer"` it is taken against the trainer
+//!    before the first update, which only later mini-batches need a score pass for.
+//! 2. A rollout may be cut into mini-batches of groups; groups of equal rewards may be dropped and replaced.
 //! 3. Advantages may be mean-centred only, the reward may gate its concurrency term, and a KL term is optional.
 
 mod line;
+mod sampled;
+mod sampling;
 mod start;
 mod step;
+mod step_context;
+mod update;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,7 +27,7 @@ use asyncthink_recipe::Stage;
 use asyncthink_tasks::Problem;
 
 use line::report;
-use start::check_finished;
+use start::{check_finished, warn_of_estimators};
 use step::Trainer;
 
 use crate::error::{Error, Result};
@@ -85,6 +90,9 @@ pub fn run_grpo(
         return Ok(run.finished());
     }
     let has_reference = settings.needs_reference();
+    if ranks.is_first() {
+        warn_of_estimators(section, observer);
+    }
     let (begin, reference) = model_folders(checkpoint.as_ref(), initial, has_reference)?;
     let device = ranks.open_device(&run_settings.device)?;
     let settled = settle(run_settings, &ranks, device, observer)?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use asyncthink_checkpoint::{StageLock, TrainerState};
-use asyncthink_recipe::Stage;
+use asyncthink_recipe::{GrpoSection, KlEstimator, KlPlacement, Stage};
 
 use crate::error::{Error, Result};
 use crate::observer::Observer;
@@ -46,4 +46,21 @@ pub(super) fn check_finished(
         return Ok(());
     }
     Err(error)
+}
+
+/// Says where the gradient of the KL term is not that of the KL.
+pub(super) fn warn_of_estimators(section: &GrpoSection, observer: &mut dyn Observer) {
+    if section.kl_beta == 0.0 {
+        return;
+    }
+    match (section.kl_in, section.kl_estimator()) {
+        (KlPlacement::Loss, KlEstimator::K1) if !section.kl_bias_correction => observer.warning(
+            "`grpo.kl_estimator` = \"k1\" in the loss has a gradient of zero in expectation, so it adds noise only; `k2` has that of the \
+             KL, as has `k1` with `kl_bias_correction = true` or `kl_in = \"reward\"`",
+        ),
+        (KlPlacement::Reward, KlEstimator::K2 | KlEstimator::K3) => observer.warning(
+            "`grpo.kl_estimator` taken off the reward has the gradient of the KL with \"k1\" only, the default there",
+        ),
+        _ => {}
+    }
 }

@@ -11,14 +11,16 @@ mod sequence_ratio;
 use std::path::Path;
 use std::sync::Arc;
 
-use asyncthink_algorithms::loss::{CrossEntropy, PolicyLossSpec};
-use asyncthink_algorithms::{Aggregation, TokenLoss};
+use asyncthink_algorithms::loss::{Cispo, CrossEntropy, Gspo, PolicyLossSpec};
+use asyncthink_algorithms::{
+    Aggregation, Clip, ClippedPolicyLoss, PolicyObjective, SamplerCorrection, TokenLoss,
+};
 use asyncthink_data::{EpisodeIndex, TokenId, TrainingRow};
 use asyncthink_distributed::{AdamW, AdamWSettings};
-use asyncthink_gradient::{BatchMetrics, BatchSettings, Weights, accumulate_gradient};
+use asyncthink_gradient::{BatchMetrics, BatchSettings, PackedBatch, Weights};
 use asyncthink_metrics::OpenSink;
 use asyncthink_model::{Decoder, ModelConfig, ModelSizes, Parallelism};
-use asyncthink_recipe::{Catalogue, OldPolicy, Recipe, Stage};
+use asyncthink_recipe::{Catalogue, CorrectionMode, OldPolicy, Recipe, Stage};
 use asyncthink_trainer::{GrpoSettings, Registries, RunOptions, RunOutcome, run_grpo};
 use fs_err as fs;
 use tch::{Device, Tensor};
@@ -150,7 +152,12 @@ fn rows() -> Vec<TrainingRow> {
 }
 
 /// Gradient and metrics of one cutting of the batch.
-fn gradient(loss: Arc<dyn TokenLoss>, micro_batch_tokens: usize) -> (Vec<Tensor>, BatchMetrics) {
+fn gradient(
+    loss: Arc<dyn TokenLoss>,
+    old_policy: OldPolicy,
+    scores_old: bool,
+    micro_batch_tokens: usize,
+) -> (Vec<Tensor>, BatchMetrics) {
     let config = ModelConfig::new(&ModelSizes {
         vocab_size: 30,
         hidden_size: 24,
@@ -184,16 +191,19 @@ fn gradient(loss: Arc<dyn TokenLoss>, micro_batch_tokens: usize) -> (Vec<Tensor>
     let batch = BatchSettings {
         loss,
         aggregation: Aggregation::TokenMean,
-        old_policy: OldPolicy::Sampler,
+        old_policy,
         measures_policy: true,
         temperature: 1.0,
         micro_batch_tokens,
         activation_checkpointing: false,
         parallelism: Parallelism::SINGLE,
     };
-    let metrics = accumulate_gradient(&weights, None, &rows(), &batch, &optimizer, &mut |_, _| {
-        true
-    });
+    let rows = rows();
+    let mut packed = PackedBatch::new(&weights, &rows, &batch, optimizer.ranks()).unwrap();
+    if scores_old {
+        packed.score_old(&weights).unwrap();
+    }
+    let metrics = packed.accumulate_gradient(&weights, None, &optimizer, &mut |_, _| true);
     let Weights::Whole(decoder) = &weights else {
         unreachable!("the test made it whole");
     };
@@ -205,16 +215,99 @@ fn gradient(loss: Arc<dyn TokenLoss>, micro_batch_tokens: usize) -> (Vec<Tensor>
 #[test]
 fn a_sequence_loss_does_not_depend_on_packing() {
     let _alone = alone();
-    let (whole, metrics) = gradient(Arc::new(SequenceRatio), 1000);
+    let (whole, metrics) = gradient(Arc::new(SequenceRatio), OldPolicy::Sampler, false, 1000);
     assert!(metrics.loss.abs() > 1e-3, "the test must test something");
     for micro_batch_tokens in [1, 20] {
-        let (cut, cut_metrics) = gradient(Arc::new(SequenceRatio), micro_batch_tokens);
+        let (cut, cut_metrics) = gradient(
+            Arc::new(SequenceRatio),
+            OldPolicy::Sampler,
+            false,
+            micro_batch_tokens,
+        );
         assert!((metrics.loss - cut_metrics.loss).abs() < 1e-6);
         for (a, b) in whole.iter().zip(&cut) {
             assert!(a.allclose(b, 1e-5, 1e-7, false));
         }
     }
     // Another loss has another gradient: the scope is not ignored.
-    let (other, _) = gradient(Arc::new(CrossEntropy), 1000);
+    let (other, _) = gradient(Arc::new(CrossEntropy), OldPolicy::Sampler, false, 1000);
     assert!(!whole[0].allclose(&other[0], 1e-3, 1e-5, false));
+}
+
+/// Every kind of loss and weight, with the ratio against the sampler and against the trainer, which is scored first or not.
+#[test]
+fn no_objective_depends_on_packing_or_on_when_the_old_policy_is_scored() {
+    let _alone = alone();
+    let clip = || -> Arc<dyn TokenLoss> {
+        Arc::new(ClippedPolicyLoss {
+            clip: Clip {
+                low: 0.2,
+                high: 0.28,
+                dual: Some(3.0),
+            },
+        })
+    };
+    let correction = |mode| SamplerCorrection {
+        mode,
+        max_weight: 1.2,
+        min_weight: 0.2,
+    };
+    let gspo = Arc::new(Gspo {
+        low: 0.3,
+        high: 0.4,
+    });
+    let cispo = Arc::new(Cispo {
+        min_weight: 0.0,
+        max_weight: 1.5,
+    });
+    let token = correction(CorrectionMode::TokenTruncate);
+    let sequence = correction(CorrectionMode::SequenceMask);
+    let cases = [
+        (
+            PolicyObjective::new(clip()).with_entropy(0.1),
+            OldPolicy::Sampler,
+        ),
+        (
+            PolicyObjective::new(clip()).with_correction(token),
+            OldPolicy::Trainer,
+        ),
+        (
+            PolicyObjective::new(gspo).with_entropy(0.1),
+            OldPolicy::Sampler,
+        ),
+        (
+            PolicyObjective::new(cispo).with_correction(sequence),
+            OldPolicy::Trainer,
+        ),
+    ];
+    for (objective, old_policy) in cases {
+        let what = format!("{objective:?}");
+        let objective = Arc::new(objective);
+        let of = |scores_old, micro_batch_tokens| {
+            gradient(
+                objective.clone(),
+                old_policy,
+                scores_old,
+                micro_batch_tokens,
+            )
+        };
+        let (whole, metrics) = of(false, 1000);
+        let largest = whole.iter().map(|one| one.abs().max().double_value(&[]));
+        assert!(largest.fold(0.0, f64::max) > 1e-3, "{what}");
+        for (scores_old, micro_batch_tokens) in [(false, 1), (true, 1), (true, 20)] {
+            let (cut, cut_metrics) = of(scores_old, micro_batch_tokens);
+            assert!((metrics.loss - cut_metrics.loss).abs() < 1e-6, "{what}");
+            for (a, b) in whole.iter().zip(&cut) {
+                assert!(a.allclose(b, 1e-5, 1e-7, false), "{what}");
+            }
+            for ((name, a), (_, b)) in metrics.loss_metrics.iter().zip(&cut_metrics.loss_metrics) {
+                assert!((a - b).abs() < 1e-5, "{what}: {name}");
+            }
+            let size = metrics.effective_sample_size - cut_metrics.effective_sample_size;
+            assert!(
+                size.abs() < 1e-5 && metrics.effective_sample_size < 0.99,
+                "{what}"
+            );
+        }
+    }
 }

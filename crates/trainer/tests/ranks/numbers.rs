@@ -145,6 +145,71 @@ fn grpo_is_the_same_with_any_number_of_ranks() {
     }
 }
 
+/// Mini-batches, refills, corrections and terms in one run; groups and rows lie elsewhere with every number of ranks.
+#[test]
+fn estimators_are_the_same_with_any_number_of_ranks() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let sets = [
+        "sft.num_steps=120",
+        "sft.save_every_steps=120",
+        "grpo.num_steps=2",
+        "grpo.prompts_per_step=3",
+        "grpo.num_mini_batches=2",
+        "grpo.num_updates_per_rollout=2",
+        "grpo.max_sampling_rounds=3",
+        "grpo.logp_old=\"trainer\"",
+        "grpo.sampler_correction={ mode = \"sequence_mask\", max_weight = 1.5, min_weight = 0.5 }",
+        "grpo.loss={ gspo = {} }",
+        "grpo.kl_beta=0.01",
+        "grpo.kl_in=\"reward\"",
+        "grpo.entropy_coefficient=0.01",
+        "grpo.mask_truncated=true",
+        "grpo.advantage_group=\"role\"",
+        "grpo.optimizer.learning_rate=1e-5",
+    ];
+    let single = recipe(&dir.path().join("1"), &sets);
+    run_ranks(&single, Stage::Sft, 1, None);
+    let begin = copy_of_run(&single, &dir.path().join("begin"));
+    run_ranks(&single, Stage::Grpo, 1, None);
+    let expected = metrics(&single, Stage::Grpo);
+    assert!(
+        expected
+            .iter()
+            .any(|line| figure(line, "sampling_rounds") > Some(1.0))
+    );
+    let keys = [
+        "grad_norm",
+        "reward",
+        "reward_penalty",
+        "truncated",
+        "entropy",
+        "kl_reference",
+        "effective_sample_size",
+        "num_rows",
+        "num_groups",
+        "sampling_rounds",
+        "constant_groups",
+        "num_trained_tokens",
+        "num_episodes",
+        "num_skipped_updates",
+    ];
+    for (world_size, shard) in [(2, WHOLE), (3, WHOLE), (2, PARTS)] {
+        let what = format!("estimators, {world_size} ranks, {shard}");
+        let sets = [&sets[..], &[shard]].concat();
+        let many = recipe(&dir.path().join(&what), &sets);
+        copy_folder(&begin, &many.run_dir.join("sft"));
+        run_ranks(&many, Stage::Grpo, world_size, None);
+        let got = metrics(&many, Stage::Grpo);
+        assert_close(&expected, &got, &keys, 1e-5, &what);
+        for (a, b) in expected.iter().zip(&got) {
+            let share = |line: &Value| line["gradient_share"]["worker"].as_f64();
+            let difference = share(a).unwrap_or(0.0) - share(b).unwrap_or(0.0);
+            assert!(difference.abs() < 1e-5, "{what}: {a} {b}");
+        }
+    }
+}
+
 /// Keeps what `sft` left, for other runs to begin with.
 fn copy_of_run(recipe: &Recipe, to: &Path) -> PathBuf {
     copy_folder(&recipe.run_dir.join("sft"), to);
