@@ -29,6 +29,108 @@ fn kinds(errors: &RecipeErrors) -> Vec<(ErrorKind, &str)> {
 }
 
 #[test]
+fn estimators_that_do_not_fit_together_are_refused_with_a_remedy() {
+    let correction = "grpo.sampler_correction={ mode = \"token_truncate\" }";
+    let masks =
+        |limits: &str| format!("grpo.sampler_correction={{ mode = \"sequence_mask\", {limits} }}");
+    let trainer = "grpo.logp_old=trainer";
+    let cases: [(&[&str], &str, &str); 12] = [
+        (&[correction], "grpo.logp_old", "logp_old = \"trainer\""),
+        (
+            &[trainer, &correction.replace(" }", ", min_weight = 0.5 }")],
+            "grpo.sampler_correction.min_weight",
+            "token_mask",
+        ),
+        (
+            &[trainer, &masks("min_weight = 2.0, max_weight = 2.0")],
+            "grpo.sampler_correction.min_weight",
+            "0.5",
+        ),
+        (
+            &[trainer, "grpo.sampler_correction={ max_weight = 2.0 }"],
+            "grpo.sampler_correction.mode",
+            "add",
+        ),
+        (
+            &[
+                "grpo.kl_beta=0.1",
+                "grpo.kl_in=reward",
+                "grpo.kl_bias_correction=true",
+            ],
+            "grpo.kl_bias_correction",
+            "kl_in = \"loss\"",
+        ),
+        (
+            &[
+                "grpo.kl_beta=0.1",
+                "grpo.kl_estimator=k2",
+                "grpo.kl_bias_correction=true",
+            ],
+            "grpo.kl_bias_correction",
+            "k3",
+        ),
+        (&["grpo.kl_estimator=k4"], "grpo.kl_estimator", "k1"),
+        (
+            &["grpo.num_mini_batches=3"],
+            "grpo.num_mini_batches",
+            "prompts_per_step",
+        ),
+        (
+            &["grpo.max_sampling_rounds=0"],
+            "grpo.max_sampling_rounds",
+            "1",
+        ),
+        (
+            &["grpo.reward.overlong_penalty=2.0"],
+            "grpo.reward.overlong_penalty",
+            "overlong_buffer_tokens",
+        ),
+        (
+            &["grpo.reward.overlong_buffer_tokens=100000"],
+            "grpo.reward.overlong_buffer_tokens",
+            "an eighth",
+        ),
+        (
+            &["grpo.advantage_group=worker"],
+            "grpo.advantage_group",
+            "episode",
+        ),
+    ];
+    for (sets, key, remedy) in cases {
+        let errors = refused(GOOD, sets);
+        let found = errors.errors().iter().find(|error| error.key() == key);
+        let error = found.unwrap_or_else(|| panic!("{sets:?}: {errors}"));
+        assert!(error.hint().contains(remedy), "{sets:?}: {errors}");
+        assert_eq!(errors.errors().len(), 1, "{sets:?}: {errors}");
+    }
+    let fits: [&[&str]; 3] = [
+        &[trainer, correction, "grpo.num_mini_batches=2"],
+        &[trainer, &masks("min_weight = 0.5, max_weight = 2.0")],
+        &[
+            "grpo.kl_beta=0.1",
+            "grpo.kl_estimator=k1",
+            "grpo.kl_bias_correction=true",
+        ],
+    ];
+    for sets in fits {
+        load(GOOD, sets).unwrap_or_else(|errors| panic!("{sets:?}: {errors}"));
+    }
+    // A recipe that says nothing of them resolves to one that does not either: earlier runs go on.
+    let resolved = load(GOOD, &[]).expect("good").to_toml();
+    for key in [
+        "kl_in",
+        "kl_estimator",
+        "logp_old",
+        "mini_batches",
+        "overlong",
+        "entropy_coefficient",
+        "advantage_group",
+    ] {
+        assert!(!resolved.contains(key), "{key}");
+    }
+}
+
+#[test]
 fn the_good_recipe_is_good() {
     load(GOOD, &[]).expect("good");
 }

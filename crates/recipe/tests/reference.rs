@@ -13,7 +13,7 @@ const MARK: &str = "<!-- Below: made from the schema. Do not edit. -->\n";
 const MAX_COUNT: f64 = 2_147_483_647.0;
 
 /// Sections in the order of a recipe; `*` is every section at this place.
-const SECTIONS: [&str; 22] = [
+const SECTIONS: [&str; 23] = [
     "",
     "task.*",
     "protocol",
@@ -30,6 +30,7 @@ const SECTIONS: [&str; 22] = [
     "sft.optimizer",
     "grpo",
     "grpo.loss",
+    "grpo.sampler_correction",
     "grpo.optimizer",
     "grpo.reward",
     "eval",

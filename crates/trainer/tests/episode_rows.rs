@@ -15,7 +15,7 @@ use asyncthink_protocol::{Capacity, Overflow, Protocol, TagStyle};
 use asyncthink_recipe::AdvantageGroup;
 use asyncthink_rollout::{
     AdvantageRule, EpisodeMetrics, OverlongRule, RewardedEpisode, assign_advantages,
-    episode_records, reward_episode, training_rows,
+    episode_records, reward_episode, rows_to_train, training_rows,
 };
 use asyncthink_rollout::{
     AgentBackend, AgentToken, Episode, Prompt, Query, Result, RolloutSettings, rollout,

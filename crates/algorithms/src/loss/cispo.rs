@@ -22,14 +22,14 @@ pub(super) const SPEC: PolicyLossSpec = PolicyLossSpec {
                 "min_weight": {
                     "description": "Smallest importance weight.",
                     "type": "number",
-                    "default": 0.0,
+                    "default": min_weight(),
                     "minimum": 0.0,
                     "maximum": 1.0,
                 },
                 "max_weight": {
                     "description": "Largest importance weight.",
                     "type": "number",
-                    "default": 5.0,
+                    "default": max_weight(),
                     "minimum": 1.0,
                 },
             },
@@ -50,8 +50,19 @@ pub(super) const SPEC: PolicyLossSpec = PolicyLossSpec {
 
 #[derive(Deserialize)]
 struct Options {
+    #[serde(default = "min_weight")]
     min_weight: f64,
+    #[serde(default = "max_weight")]
     max_weight: f64,
+}
+
+const fn min_weight() -> f64 {
+    0.0
+}
+
+/// That of `ScaleRL` (arXiv:2510.13786).
+const fn max_weight() -> f64 {
+    5.0
 }
 
 /// REINFORCE with the probability ratio as a clipped weight without a gradient.

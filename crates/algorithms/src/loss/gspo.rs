@@ -23,14 +23,14 @@ pub(super) const SPEC: PolicyLossSpec = PolicyLossSpec {
                 "clip_eps_low": {
                     "description": "The ratio is clipped below at 1 minus this.",
                     "type": "number",
-                    "default": 3e-4,
+                    "default": low(),
                     "exclusiveMinimum": 0.0,
                     "maximum": 1.0,
                 },
                 "clip_eps_high": {
                     "description": "The ratio is clipped above at 1 plus this.",
                     "type": "number",
-                    "default": 4e-4,
+                    "default": high(),
                     "exclusiveMinimum": 0.0,
                 },
             },
@@ -51,8 +51,19 @@ pub(super) const SPEC: PolicyLossSpec = PolicyLossSpec {
 
 #[derive(Deserialize)]
 struct Options {
+    #[serde(default = "low")]
     clip_eps_low: f64,
+    #[serde(default = "high")]
     clip_eps_high: f64,
+}
+
+/// Ranges of the paper: sequence ratios are far closer to 1 than those of tokens.
+const fn low() -> f64 {
+    3e-4
+}
+
+const fn high() -> f64 {
+    4e-4
 }
 
 /// Clipped policy loss with one ratio per row.

@@ -47,14 +47,14 @@ pub struct GrpoSection {
     /// optimizer update, with a loss normaliser of its own. At most
     /// `prompts_per_step`. Default 1: every update uses the whole rollout.
     #[serde(default = "count::<1>", skip_serializing_if = "is_one")]
-    #[schemars(range(min = 1, max = 1_000_000))]
+    #[schemars(range(min = 1, max = 1_000_000), extend("default" = 1))]
     pub num_mini_batches: usize,
     /// Rounds of sampling until `prompts_per_step` groups have a signal:
     /// groups of equal rewards are dropped, and other problems are sampled in
     /// their place (dynamic sampling, DAPO). Default 1: no group is dropped
     /// or replaced.
     #[serde(default = "count::<1>", skip_serializing_if = "is_one")]
-    #[schemars(range(min = 1, max = 1000))]
+    #[schemars(range(min = 1, max = 1000), extend("default" = 1))]
     pub max_sampling_rounds: usize,
     /// The probability ratio is clipped below at 1 minus this. Default 0.2.
     #[serde(default = "crate::defaults::clip_eps")]
@@ -79,23 +79,26 @@ pub struct GrpoSection {
     /// off the `reward` of an episode, summed over its decoded tokens.
     /// Default `loss`.
     #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = "loss"))]
     pub kl_in: KlPlacement,
     /// Whether the KL term in the loss is multiplied by the probability
     /// ratio, which makes the gradient of `k1` and `k3` that of the KL, also
     /// off-policy. Default false.
     #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = false))]
     pub kl_bias_correction: bool,
     /// Weight of the entropy bonus: the mean entropy of the policy at trained
     /// tokens, by the weights of `loss_aggregation`, is taken off the loss.
     /// Default 0.
     #[serde(default = "zero", skip_serializing_if = "is_zero")]
-    #[schemars(range(min = 0.0))]
+    #[schemars(range(min = 0.0), extend("default" = 0.0))]
     pub entropy_coefficient: f64,
     /// The policy that the probability ratio is against: the `sampler`, by
     /// the log-probabilities that it stored, or the `trainer` as it was
     /// before the first update of the step. Default `sampler`, which
     /// corrects what the two differ by and needs no score pass.
     #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = "sampler"))]
     pub logp_old: OldPolicy,
     /// Weights against a mismatch of sampler and trainer; needs
     /// `logp_old = "trainer"`.
@@ -115,16 +118,18 @@ pub struct GrpoSection {
     /// workers are then compared with the workers of the group. Default
     /// `episode`, as in the paper.
     #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = "episode"))]
     pub advantage_group: AdvantageGroup,
     /// Factor on the advantage of workers. Default 1, as in the paper; 0
     /// trains organizers only.
     #[serde(default = "one", skip_serializing_if = "is_one_f64")]
-    #[schemars(range(min = 0.0))]
+    #[schemars(range(min = 0.0), extend("default" = 1.0))]
     pub worker_advantage_weight: f64,
     /// Leave agents that were cut at a token limit out of the loss; where the
     /// organizer was, the whole episode. Their rewards stay in the group.
     /// Default false.
     #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = false))]
     pub mask_truncated: bool,
     /// What the loss is divided by. Default `token_mean`.
     #[serde(default)]
@@ -188,8 +193,8 @@ pub struct GrpoSection {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub max_logprob_mismatch: Option<f64>,
-    /// Policy loss: `[grpo.loss.<name>]` with its options. Absent means
-    /// `clip`, whose options are the keys of `[grpo]`.
+    /// Policy loss: `[grpo.loss.<name>]` with its options, `clip`, `gspo` or
+    /// `cispo`. Absent means `clip`, by `clip_eps_low` and `clip_eps_high`.
     #[serde(default = "clip", skip_serializing_if = "is_clip")]
     pub loss: NamedTable,
     /// AdamW and its schedule.

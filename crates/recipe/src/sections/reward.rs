@@ -52,7 +52,7 @@ pub struct RewardSection {
     pub overlong_buffer_tokens: Option<usize>,
     /// Penalty at the token limit, with `overlong_buffer_tokens`. Default 1.
     #[serde(default = "one", skip_serializing_if = "is_one")]
-    #[schemars(extend("exclusiveMinimum" = 0.0))]
+    #[schemars(extend("default" = 1.0, "exclusiveMinimum" = 0.0))]
     pub overlong_penalty: f64,
 }
 
