@@ -14,7 +14,7 @@ use asyncthink_data::TokenId;
 use asyncthink_engine::{
     AgentId, BatchedEngine, EngineSettings, Error, Request, SamplingParams, Temperature,
 };
-use asyncthink_model::{Decoder, ModelConfig, ModelSizes};
+use asyncthink_model::{Decoder, ModelConfig, ModelSizes, Segments};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use tch::{Device, Kind, Tensor};
@@ -134,7 +134,10 @@ fn sampled_logprobs_equal_a_plain_forward_pass() {
     for history in histories.values() {
         let ids = Tensor::from_slice(&history.ids);
         let hidden = decoder
-            .hidden_packed(&ids, &[history.ids.len() as i64])
+            .hidden_packed(
+                &ids,
+                &Segments::separate(&[history.ids.len() as i64]).unwrap(),
+            )
             .unwrap();
         let logits = decoder.lm_head(&hidden).unwrap();
         let logprobs = (&logits / TEMPERATURE).log_softmax(-1, Kind::Float);
@@ -306,7 +309,10 @@ fn an_engine_in_bf16_is_near_its_decoder_in_f32() {
     let all: Vec<i64> = ids.iter().map(|id| i64::from(id.0)).collect();
     let _no_grad = tch::no_grad_guard();
     let hidden = decoder
-        .hidden_packed(&Tensor::from_slice(&all), &[all.len() as i64])
+        .hidden_packed(
+            &Tensor::from_slice(&all),
+            &Segments::separate(&[all.len() as i64]).unwrap(),
+        )
         .unwrap();
     let expected = decoder
         .lm_head(&hidden)

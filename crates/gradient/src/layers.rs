@@ -1,6 +1,6 @@
 //! Where a decoder's layers come from while a round of micro-batches goes through them.
 
-use asyncthink_model::{Decoder, DecoderEnds, DecoderLayer, ModelConfig, Packing};
+use asyncthink_model::{Decoder, DecoderEnds, DecoderLayer, ModelConfig, Packing, Segments};
 
 use crate::error::Result;
 use asyncthink_distributed::BucketExchange;
@@ -35,8 +35,8 @@ pub(crate) trait LayerSource {
     /// The decoder's configuration.
     fn config(&self) -> &ModelConfig;
 
-    /// What layers need to know of sequences of these lengths.
-    fn packing(&self, segment_lens: &[i64]) -> Result<Packing>;
+    /// What layers need to know of the segments of a micro-batch.
+    fn packing(&self, segments: &Segments) -> Result<Packing>;
 
     /// Begins a round; what is returned is good until its end.
     fn begin(&mut self, round: Round) -> Result<DecoderEnds>;
@@ -71,8 +71,8 @@ impl LayerSource for ReplicatedLayers<'_, '_> {
         self.decoder.config()
     }
 
-    fn packing(&self, segment_lens: &[i64]) -> Result<Packing> {
-        Ok(self.decoder.packing(segment_lens)?)
+    fn packing(&self, segments: &Segments) -> Result<Packing> {
+        Ok(self.decoder.packing(segments)?)
     }
 
     fn begin(&mut self, round: Round) -> Result<DecoderEnds> {

@@ -48,7 +48,7 @@ pub(crate) enum Keep {
 impl<'a> Activations<'a> {
     fn new(layers: &dyn LayerSource, ends: &DecoderEnds, batch: &'a MicroBatch) -> Result<Self> {
         Ok(Self {
-            packing: layers.packing(&batch.segment_lens)?,
+            packing: layers.packing(&batch.segments)?,
             hidden: ends.embed(&batch.ids)?,
             trains_embedding: ends.trains_embedding(),
             batch,
@@ -260,9 +260,7 @@ mod tests {
             let batches = batches();
             let plain = decoder(tied);
             for batch in &batches {
-                let hidden = plain
-                    .hidden_packed(&batch.ids, &batch.segment_lens)
-                    .unwrap();
+                let hidden = plain.hidden_packed(&batch.ids, &batch.segments).unwrap();
                 let selected = batch.select_trained(&hidden).unwrap();
                 loss(plain.ends(), batch, &selected).backward();
             }
@@ -302,9 +300,7 @@ mod tests {
         })
         .unwrap();
         for (batch, score) in batches.iter().zip(scores) {
-            let hidden = decoder
-                .hidden_packed(&batch.ids, &batch.segment_lens)
-                .unwrap();
+            let hidden = decoder.hidden_packed(&batch.ids, &batch.segments).unwrap();
             let selected = batch.select_trained(&hidden).unwrap();
             let expected = loss(decoder.ends(), batch, &selected).double_value(&[]);
             assert!((score - expected).abs() < 1e-9);

@@ -5,6 +5,7 @@
 
 use asyncthink_algorithms::TokenBatch;
 use asyncthink_data::TrainingRow;
+use asyncthink_model::Segments;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
@@ -14,8 +15,8 @@ use crate::error::Result;
 pub struct MicroBatch {
     /// Token ids, i64 `[tokens]`.
     pub ids: Tensor,
-    /// Length of each row.
-    pub segment_lens: Vec<i64>,
+    /// Which tokens are a row's, and what they attend to.
+    pub segments: Segments,
     /// Position in `ids` whose hidden state predicts each trained token, i64 `[trained]`.
     pub positions: Tensor,
     /// The trained tokens, i64 `[trained]`.
@@ -72,7 +73,7 @@ impl MicroBatch {
         let floats = |values: &[f32]| Tensor::f_from_slice(values)?.f_to_device(device);
         Ok(Self {
             ids: integers(&ids)?,
-            segment_lens,
+            segments: Segments::separate(&segment_lens)?,
             positions: integers(&positions)?,
             targets: integers(&targets)?,
             weights: floats(&weights)?,
@@ -90,10 +91,7 @@ impl MicroBatch {
 
     /// Tokens of the rows; what is computed beyond them is padding.
     pub fn num_row_tokens(&self) -> usize {
-        self.segment_lens
-            .iter()
-            .map(|&len| usize::try_from(len).unwrap_or(0))
-            .sum()
+        usize::try_from(self.segments.num_tokens()).unwrap_or(0)
     }
 
     /// Tokens that the loss is over.
@@ -103,7 +101,7 @@ impl MicroBatch {
 
     /// Rows.
     pub(crate) fn num_rows(&self) -> i64 {
-        to_i64(self.segment_lens.len())
+        to_i64(self.segments.len())
     }
 
     /// All trained tokens, for a loss; `logp`, `logp_old` and `logp_reference` f32 `[trained]`.
@@ -183,7 +181,7 @@ mod tests {
         .unwrap();
         let batch = MicroBatch::assemble(&[(&first, 0.25), (&second, 0.5)], Device::Cpu).unwrap();
         assert_eq!(integers(&batch.ids), [10, 11, 12, 13, 20, 21]);
-        assert_eq!(batch.segment_lens, [4, 2]);
+        assert_eq!(batch.segments.lens(), [4, 2]);
         assert_eq!(integers(&batch.positions), [0, 2, 4]);
         assert_eq!(integers(&batch.targets), [11, 13, 21]);
         assert_eq!(to_host(&batch.weights).unwrap(), [0.25, 0.25, 0.5]);

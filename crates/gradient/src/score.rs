@@ -1,7 +1,7 @@
 //! Log-probabilities of given tokens.
 
 use asyncthink_data::{TokenId, TrainingRow, pack};
-use asyncthink_model::{Decoder, DecoderEnds, Parallelism, run_on_replicas};
+use asyncthink_model::{Decoder, DecoderEnds, Parallelism, Segments, run_on_replicas};
 use tch::{Device, Tensor};
 
 use crate::error::Result;
@@ -70,7 +70,7 @@ fn score_batch(decoder: &Decoder, sequences: &[Vec<TokenId>], rows: &[usize]) ->
         segment_lens.push(i64::try_from(sequence.len() - 1).unwrap_or(i64::MAX));
     }
     let on_device = |values: &[i64]| Tensor::f_from_slice(values)?.f_to_device(decoder.device());
-    let hidden = decoder.hidden_scored(&on_device(&ids)?, &segment_lens)?;
+    let hidden = decoder.hidden_scored(&on_device(&ids)?, &Segments::separate(&segment_lens)?)?;
     let logprobs = head::score(
         decoder.ends().head(1.0),
         &hidden,
@@ -86,7 +86,7 @@ pub(crate) fn score(
     batch: &MicroBatch,
     settings: HeadSettings,
 ) -> Result<Tensor> {
-    let hidden = batch.select_trained(&decoder.hidden_scored(&batch.ids, &batch.segment_lens)?)?;
+    let hidden = batch.select_trained(&decoder.hidden_scored(&batch.ids, &batch.segments)?)?;
     score_hidden(decoder.ends(), batch, &hidden, settings)
 }
 
@@ -167,7 +167,10 @@ mod tests {
         let ids: Vec<i64> = sequence.iter().map(|token| i64::from(token.0)).collect();
         let num_tokens = i64::try_from(ids.len()).unwrap();
         let hidden = decoder
-            .hidden_packed(&Tensor::from_slice(&ids), &[num_tokens])
+            .hidden_packed(
+                &Tensor::from_slice(&ids),
+                &Segments::separate(&[num_tokens]).unwrap(),
+            )
             .unwrap();
         let logits = decoder.lm_head(&hidden).unwrap();
         let all = logits.log_softmax(-1, Kind::Float);

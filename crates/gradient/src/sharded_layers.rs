@@ -5,7 +5,7 @@
 //! (embedding, final norm, head) is gathered for a whole round. The layer that ends the forward pass begins the backward pass
 //! and is gathered once.
 
-use asyncthink_model::{DecoderEnds, ModelConfig, Packing};
+use asyncthink_model::{DecoderEnds, ModelConfig, Packing, Segments};
 use asyncthink_torch::Work;
 use tch::{Kind, Tensor};
 
@@ -159,8 +159,8 @@ impl LayerSource for ShardedLayers<'_> {
         self.decoder.config()
     }
 
-    fn packing(&self, segment_lens: &[i64]) -> Result<Packing> {
-        Ok(self.decoder.positions().packing(segment_lens)?)
+    fn packing(&self, segments: &Segments) -> Result<Packing> {
+        Ok(self.decoder.positions().packing(segments)?)
     }
 
     fn begin(&mut self, round: Round) -> Result<DecoderEnds> {

@@ -13,7 +13,7 @@
 
 use std::time::Instant;
 
-use asyncthink_model::{Decoder, ModelConfig, ModelSizes};
+use asyncthink_model::{Decoder, ModelConfig, ModelSizes, Segments};
 use tch::{Device, Kind, Tensor};
 
 fn main() {
@@ -37,11 +37,11 @@ fn main() {
     decoder.set_requires_grad(true);
     let ceiling = asyncthink_torch::matmul_flops_per_sec();
     for (num_segments, segment_tokens) in [(20, 100), (80, 100), (160, 50)] {
-        let lens = vec![segment_tokens; num_segments];
+        let segments = Segments::separate(&vec![segment_tokens; num_segments]).unwrap();
         let tokens = segment_tokens * num_segments as i64;
         let ids = Tensor::randint(256, [tokens], (Kind::Int64, Device::Cpu));
         let run = |backward: bool| {
-            let hidden = decoder.hidden_packed(&ids, &lens).unwrap();
+            let hidden = decoder.hidden_packed(&ids, &segments).unwrap();
             let logprobs = decoder
                 .lm_head(&hidden)
                 .unwrap()

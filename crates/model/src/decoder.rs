@@ -20,6 +20,7 @@ use crate::layer::{DecoderEnds, DecoderLayer};
 use crate::model_folder::ModelFolder;
 use crate::positions::{Packing, Positions};
 use crate::precision::Precision;
+use crate::segments::Segments;
 use crate::step_batch::StepBatch;
 use crate::stream::draw_parameters;
 use crate::weights;
@@ -265,13 +266,12 @@ impl Decoder {
     /// Final hidden states, after the last norm, of a packed batch; differentiable.
     ///
     /// # Shapes
-    /// `ids` i64 `[tokens]`, `segment_lens` sums to `tokens`; positions restart at 0 in every segment. Returns
-    /// `[tokens, hidden]` of the model's kind.
+    /// `ids` i64 `[tokens]`, of as many tokens as `segments`. Returns `[tokens, hidden]` of the model's kind.
     ///
     /// # Errors
     /// When libtorch refuses an operation.
-    pub fn hidden_packed(&self, ids: &Tensor, segment_lens: &[i64]) -> Result<Tensor> {
-        let packing = self.packing(segment_lens)?;
+    pub fn hidden_packed(&self, ids: &Tensor, segments: &Segments) -> Result<Tensor> {
+        let packing = self.packing(segments)?;
         let mut hidden = self.ends.embed(ids)?;
         for layer in &self.layers {
             hidden = layer.forward_packed(&hidden, &packing)?;
@@ -283,9 +283,9 @@ impl Decoder {
     ///
     /// # Errors
     /// When libtorch refuses an operation.
-    pub fn hidden_scored(&self, ids: &Tensor, segment_lens: &[i64]) -> Result<Tensor> {
+    pub fn hidden_scored(&self, ids: &Tensor, segments: &Segments) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
-        let packing = self.packing(segment_lens)?;
+        let packing = self.packing(segments)?;
         let mut hidden = self.ends.embed(ids)?;
         for layer in &self.layers {
             hidden = layer.forward(&hidden, &packing)?;
@@ -293,12 +293,12 @@ impl Decoder {
         Ok(self.ends.normed(hidden)?.output)
     }
 
-    /// What the layers need to know of sequences of these lengths that lie end to end.
+    /// What the layers need to know of the segments of a packed batch.
     ///
     /// # Errors
     /// When libtorch refuses an operation.
-    pub fn packing(&self, segment_lens: &[i64]) -> Result<Packing> {
-        self.positions.packing(segment_lens)
+    pub fn packing(&self, segments: &Segments) -> Result<Packing> {
+        self.positions.packing(segments)
     }
 
     /// The layers, first to last.

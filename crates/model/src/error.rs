@@ -58,6 +58,9 @@ pub enum Error {
     /// The parts of a decoding step contradict each other: a defect of the caller.
     #[error("inconsistent decoding step: {0}")]
     StepBatch(String),
+    /// The segments of a packed batch contradict each other: a defect of the caller.
+    #[error("inconsistent segments: {0}")]
+    Segments(String),
     /// The numbers of the configuration contradict each other.
     #[error("invalid model configuration: {0}")]
     Config(String),

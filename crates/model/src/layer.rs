@@ -126,8 +126,7 @@ impl DecoderLayer {
     /// When libtorch refuses an operation.
     pub fn forward_packed(&self, hidden: &Tensor, packing: &Packing) -> Result<Tensor> {
         self.compute(hidden, &packing.rotary, |query, key, value| {
-            self.attention
-                .varlen(query, key, value, &packing.segment_lens)
+            self.attention.varlen(query, key, value, &packing.segments)
         })
     }
 

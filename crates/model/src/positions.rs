@@ -4,6 +4,7 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use crate::config::ModelConfig;
 use crate::error::Result;
+use crate::segments::Segments;
 
 /// Turns positions into rotations, for one model on one device.
 #[derive(Debug)]
@@ -21,10 +22,10 @@ pub(crate) struct Rotary {
     pub(crate) sin: Tensor,
 }
 
-/// Sequences laid end to end: what a layer needs to know of a packed batch besides its hidden states.
+/// What a layer needs to know of a packed batch besides its hidden states.
 pub struct Packing {
     pub(crate) rotary: Rotary,
-    pub(crate) segment_lens: Vec<i64>,
+    pub(crate) segments: Segments,
 }
 
 impl Positions {
@@ -41,15 +42,14 @@ impl Positions {
         })
     }
 
-    /// Of sequences of these lengths, each of which starts at position 0.
+    /// Of the tokens of a packed batch.
     ///
     /// # Errors
     /// When libtorch refuses an operation.
-    pub fn packing(&self, segment_lens: &[i64]) -> Result<Packing> {
-        let positions: Vec<i64> = segment_lens.iter().flat_map(|&len| 0..len).collect();
+    pub fn packing(&self, segments: &Segments) -> Result<Packing> {
         Ok(Packing {
-            rotary: self.rotary(&positions)?,
-            segment_lens: segment_lens.to_vec(),
+            rotary: self.rotary(&segments.positions())?,
+            segments: segments.clone(),
         })
     }
 
@@ -104,7 +104,7 @@ impl Rotary {
 impl std::fmt::Debug for Packing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Packing")
-            .field("segment_lens", &self.segment_lens)
+            .field("segments", &self.segments)
             .finish_non_exhaustive()
     }
 }

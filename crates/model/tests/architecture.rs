@@ -1,7 +1,8 @@
 //! A family of one's own: a reader of `config.json` and a line in the registry.
 
 use asyncthink_model::{
-    Architecture, Architectures, Biases, Decoder, Fields, ModelConfig, Result, Sizes, Variant,
+    Architecture, Architectures, Biases, Decoder, Fields, ModelConfig, Result, Segments, Sizes,
+    Variant,
 };
 use serde_json::json;
 use tch::{Device, Tensor};
@@ -43,7 +44,10 @@ fn a_family_is_read_and_runs() {
     assert_eq!((config.architecture, config.head_dim), ("plain", 6));
     let decoder = Decoder::init(&config, Device::Cpu, 1).unwrap();
     let hidden = decoder
-        .hidden_packed(&Tensor::from_slice(&[1_i64, 2, 3]), &[3])
+        .hidden_packed(
+            &Tensor::from_slice(&[1_i64, 2, 3]),
+            &Segments::separate(&[3]).unwrap(),
+        )
         .unwrap();
     assert_eq!(hidden.size(), [3, 8]);
 }

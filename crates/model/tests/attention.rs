@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use asyncthink_model::{
     Attention, AttentionBackends, DecodeRows, Decoder, KvCache, LayerCache, ModelConfig,
-    ModelSizes, Result, StepBatch,
+    ModelSizes, Result, Segments, StepBatch,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -27,10 +27,10 @@ impl Attention for Counting {
         query: &Tensor,
         key: &Tensor,
         value: &Tensor,
-        segment_lens: &[i64],
+        segments: &Segments,
     ) -> Result<Tensor> {
         self.num_varlen.fetch_add(1, Ordering::Relaxed);
-        self.inner.varlen(query, key, value, segment_lens)
+        self.inner.varlen(query, key, value, segments)
     }
 
     fn decode(
@@ -65,7 +65,10 @@ fn every_layer_attends_by_the_backend_of_the_decoder() {
     let ids = [1_i64, 2, 3, 4];
     let hidden = |decoder: &Decoder| {
         decoder
-            .hidden_packed(&Tensor::from_slice(&ids), &[4])
+            .hidden_packed(
+                &Tensor::from_slice(&ids),
+                &Segments::separate(&[4]).unwrap(),
+            )
             .unwrap()
     };
     let decoder = Decoder::init(&config, Device::Cpu, 5).unwrap();

@@ -9,7 +9,7 @@
 
 use std::path::Path;
 
-use asyncthink_model::{Decoder, ModelConfig, ModelSizes};
+use asyncthink_model::{Decoder, ModelConfig, ModelSizes, Segments};
 use tch::{Device, Kind, Tensor};
 
 fn config(tie: bool) -> ModelConfig {
@@ -75,11 +75,16 @@ fn equal_seeds_give_equal_models_and_others_do_not() {
 fn packed_segments_do_not_see_each_other() {
     let (decoder, _dir) = saved(true);
     let ids = Tensor::from_slice(&[1i64, 2, 3, 4, 5, 6, 7, 8, 9]);
-    let together = decoder.hidden_packed(&ids, &[4, 2, 3]).unwrap();
+    let together = decoder
+        .hidden_packed(&ids, &Segments::separate(&[4, 2, 3]).unwrap())
+        .unwrap();
     let mut start = 0;
     for len in [4, 2, 3] {
         let alone = decoder
-            .hidden_packed(&ids.narrow(0, start, len), &[len])
+            .hidden_packed(
+                &ids.narrow(0, start, len),
+                &Segments::separate(&[len]).unwrap(),
+            )
             .unwrap();
         let difference = (together.narrow(0, start, len) - alone)
             .abs()
@@ -97,7 +102,7 @@ fn a_replica_shares_weights_but_not_gradients() {
     let replica = decoder.replica().unwrap();
     let ids = Tensor::from_slice(&[1i64, 2, 3]);
     replica
-        .hidden_packed(&ids, &[3])
+        .hidden_packed(&ids, &Segments::separate(&[3]).unwrap())
         .unwrap()
         .sum(Kind::Float)
         .backward();

@@ -6,8 +6,7 @@ mod common;
 use std::path::Path;
 
 use asyncthink_checkpoint::{Error as CheckpointError, RunLayout};
-use asyncthink_model::Decoder;
-use asyncthink_model::{Precision, PretrainedModel};
+use asyncthink_model::{Decoder, Precision, PretrainedModel, Segments};
 use asyncthink_recipe::{Recipe, Stage};
 use asyncthink_trainer::{Error, Resume, RunOutcome};
 use common::{Watcher, alone, copy_folder, finish, metrics, recipe, run};
@@ -101,7 +100,8 @@ fn adapters_are_trained_saved_resumed_and_merged_in_both_stages() {
     let ids = Tensor::from_slice(&[3_i64, 1, 4, 1, 5, 9, 2, 6]);
     let logits = |dir: &Path| {
         let decoder = Decoder::load(dir, Device::Cpu, Kind::Float).unwrap();
-        let hidden = decoder.hidden_packed(&ids, &[8]).unwrap();
+        let segments = Segments::separate(&[8]).unwrap();
+        let hidden = decoder.hidden_packed(&ids, &segments).unwrap();
         decoder.lm_head(&hidden).unwrap()
     };
     let used = logits(&grpo);

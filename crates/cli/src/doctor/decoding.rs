@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use asyncthink_data::TokenId;
 use asyncthink_engine::{AgentId, BatchedEngine, EngineSettings, Request};
-use asyncthink_model::{Decoder, ModelConfig, ModelSizes};
+use asyncthink_model::{Decoder, ModelConfig, ModelSizes, Segments};
 use tch::{Device, Kind, Tensor};
 
 use super::check::Check;
@@ -98,7 +98,7 @@ fn largest_difference(device: Device, kind: Kind) -> Result<f64, Error> {
         let values: Vec<i64> = all.iter().map(|id| i64::from(id.0)).collect();
         let count = i64::try_from(values.len())?;
         let tensor = Tensor::from_slice(&values).f_to_device(device)?;
-        let hidden = decoder.hidden_packed(&tensor, &[count])?;
+        let hidden = decoder.hidden_packed(&tensor, &Segments::separate(&[count])?)?;
         let logprobs = decoder
             .lm_head(&hidden)?
             .f_log_softmax(-1, Kind::Float)?

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use asyncthink_model::{ModelSizes, PackedDecoder};
+use asyncthink_model::{ModelSizes, PackedDecoder, Segments};
 use asyncthink_torch::ReferenceSampler;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -77,7 +77,10 @@ fn check(decoder: &Decoder, histories: &[History]) {
     let ids: Vec<i64> = ids.map(|id| i64::from(id.0)).collect();
     let lens: Vec<i64> = histories.iter().map(|one| one.ids.len() as i64).collect();
     let hidden = decoder
-        .hidden_packed(&Tensor::from_slice(&ids), &lens)
+        .hidden_packed(
+            &Tensor::from_slice(&ids),
+            &Segments::separate(&lens).unwrap(),
+        )
         .unwrap();
     let logits = decoder.lm_head(&hidden).unwrap();
     let logits = Vec::<f32>::try_from(logits.flatten(0, 1)).unwrap();

@@ -9,6 +9,7 @@ mod sdpa;
 use tch::{Device, TchError, Tensor};
 
 use crate::error::Result;
+use crate::segments::Segments;
 use crate::step_batch::{RowSpan, StepBatch};
 
 /// Attention kernels of the decoder layers. Shapes: `query` `[tokens, heads, head_dim]`, `key` and `value` `[tokens, kv_heads, head_dim]`; the
@@ -17,8 +18,9 @@ pub trait Attention: std::fmt::Debug + Send + Sync {
     /// The name under which the backend is chosen.
     fn name(&self) -> &'static str;
 
-    /// Attends inside each segment of a packed batch, causally and without padding; differentiable. `segment_lens` sums to
-    /// `tokens`.
+    /// Attends along the segments of a packed batch, without padding: every token to all tokens of its segment's prefixes, and
+    /// causally to its own segment; differentiable. The gradient of a shared segment's keys and values is the sum over all that
+    /// attend to it.
     ///
     /// # Errors
     /// When libtorch refuses an operation.
@@ -27,7 +29,7 @@ pub trait Attention: std::fmt::Debug + Send + Sync {
         query: &Tensor,
         key: &Tensor,
         value: &Tensor,
-        segment_lens: &[i64],
+        segments: &Segments,
     ) -> Result<Tensor>;
 
     /// Writes keys and values of a step into the pages of a layer, then attends to each row's sequence up to the row; no

@@ -119,8 +119,8 @@ impl DecoderLayer {
 
 fn segments(packing: &Packing) -> PackedSegments<'_> {
     PackedSegments {
-        lens: &packing.segment_lens,
-        prefixes: &[],
+        lens: packing.segments.lens(),
+        prefixes: packing.segments.prefixes(),
         cos: &packing.rotary.cos,
         sin: &packing.rotary.sin,
     }

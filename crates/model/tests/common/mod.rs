@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use asyncthink_model::{Decoder, ModelConfig};
+use asyncthink_model::{Decoder, ModelConfig, Segments};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Map, Value};
@@ -66,7 +66,10 @@ pub fn write_folder(dir: &Path, config: &Map<String, Value>, width: f64, num_sha
 
 pub fn logits(decoder: &Decoder, ids: &[i64]) -> Tensor {
     let hidden = decoder
-        .hidden_packed(&Tensor::from_slice(ids), &[ids.len() as i64])
+        .hidden_packed(
+            &Tensor::from_slice(ids),
+            &Segments::separate(&[ids.len() as i64]).unwrap(),
+        )
         .unwrap();
     decoder.lm_head(&hidden).unwrap()
 }
