@@ -27,7 +27,9 @@ pub use crate::batches::{Batch, Batches, rows_of_rank};
 pub use crate::chat::{ChatMessage, ChatOptions, ChatSettings, ChatTemplate};
 pub use crate::error::Error;
 pub use crate::folder::SynthFolder;
-pub use crate::pack::{pack, padding_share};
+pub use crate::pack::{
+    MIN_SHARED_TOKENS, PackedRows, Packer, Prefixes, RowCosts, RowSize, costs_of_workers, pack,
+};
 pub use crate::row::{EpisodeIndex, RowLabel, TrainingRow};
 pub use crate::seeds::{DataOrder, Draws, Stream, derive_seed, epoch_order, permutation};
 pub use crate::task_tokenizer::{TaskTokenizerConfig, task_tokenizer};

@@ -149,6 +149,13 @@ impl TrainingRow {
         &self.loss_mask
     }
 
+    /// Tokens that other rows may begin with too: those before the one that predicts the first trained token. At least one token is
+    /// the row's own.
+    pub fn shareable(&self) -> &[TokenId] {
+        let first_trained = self.loss_mask.iter().position(|&trained| trained);
+        &self.ids[..first_trained.unwrap_or(self.ids.len()) - 1]
+    }
+
     /// The sampler's log-probabilities; `None` for a supervised row.
     pub fn logprobs(&self) -> Option<&[f32]> {
         self.logprobs.as_deref()
