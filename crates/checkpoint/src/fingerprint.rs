@@ -13,7 +13,7 @@ const SHARED_SECTIONS: [&str; 4] = ["seed", "task", "protocol", "prompts"];
 
 /// Keys of the stages that may change between a stop and a resume: how often something is written, what is checked, what may be
 /// started from, and how work is cut. (Cutting changes the rounding of sums and nothing else.)
-const FREE_KEYS: [&str; 11] = [
+const FREE_KEYS: [&str; 12] = [
     "save_every_steps",
     "keep_checkpoints",
     "keep_best_checkpoints",
@@ -23,6 +23,7 @@ const FREE_KEYS: [&str; 11] = [
     "max_logprob_mismatch",
     "micro_batch_tokens",
     "activation_checkpointing",
+    "share_prefixes",
     "save_merged",
     "init_from_unfinished",
 ];

@@ -21,27 +21,6 @@ impl Batch {
     }
 }
 
-/// This rank's rows of a batch that all ranks know: longest first, each to the rank with the fewest tokens so far.
-pub fn rows_of_rank(rows: &[TrainingRow], rank: usize, world_size: usize) -> Vec<TrainingRow> {
-    if world_size == 1 {
-        return rows.to_vec();
-    }
-    let mut order: Vec<usize> = (0..rows.len()).collect();
-    order.sort_by_key(|&index| std::cmp::Reverse(rows[index].len()));
-    let mut loads = vec![0; world_size];
-    let mut own = Vec::new();
-    for index in order {
-        let lightest = (0..loads.len())
-            .min_by_key(|&other| loads[other])
-            .unwrap_or(0);
-        loads[lightest] += rows[index].len();
-        if lightest == rank {
-            own.push(rows[index].clone());
-        }
-    }
-    own
-}
-
 /// Cuts the endless sequence of rows into batches of at most `batch_tokens` tokens, at least one row each. A batch may
 /// span two epochs.
 #[derive(Debug)]

@@ -88,6 +88,9 @@ pub enum Error {
     /// A training row marks its first token as decoded, which no position predicts.
     #[error("a training row marks its first token as trained, but nothing precedes it")]
     RowFirstTrained,
+    /// Bytes that another process sent are no row.
+    #[error("the bytes of a row are cut short")]
+    RowBytes,
     /// A log-probability or advantage is NaN or infinite.
     #[error("a training row holds a value of `{field}` that is not finite: {value}")]
     RowNotFinite {

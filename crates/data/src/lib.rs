@@ -16,6 +16,7 @@ mod folder;
 mod pack;
 pub mod parquet;
 mod row;
+mod row_bytes;
 mod seeds;
 mod special_tokens;
 mod task_tokenizer;
@@ -23,7 +24,7 @@ mod template;
 mod tokenizer;
 
 pub use crate::atomic::{remove_stale_temporaries, write_atomic, write_bytes_atomic};
-pub use crate::batches::{Batch, Batches, rows_of_rank};
+pub use crate::batches::{Batch, Batches};
 pub use crate::chat::{ChatMessage, ChatOptions, ChatSettings, ChatTemplate};
 pub use crate::error::Error;
 pub use crate::folder::SynthFolder;

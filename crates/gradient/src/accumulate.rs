@@ -5,19 +5,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use asyncthink_algorithms::{BatchTotals, RowCount, Scope};
-use asyncthink_data::{TrainingRow, pack};
+use asyncthink_data::{TrainingRow, costs_of_workers};
 use asyncthink_distributed::{AdamW, Ranks, ShardedDecoder, count_of};
 use asyncthink_model::{Decoder, run_workers};
 use asyncthink_recipe::OldPolicy;
 use asyncthink_torch::set_grad;
 use tch::{Kind, Tensor};
 
+use crate::costs::pack_rows;
 use crate::error::Result;
 use crate::head;
 use crate::layers::{LayerSource, ReplicatedLayers};
 use crate::layerwise::{self, Keep};
 use crate::metrics::{BatchMetrics, Totals};
 use crate::micro_batch::MicroBatch;
+use crate::redistribute::redistribute;
 use crate::score::{score, score_hidden};
 use crate::settings::BatchSettings;
 use crate::sharded_layers::ShardedLayers;
@@ -50,6 +52,8 @@ pub struct PackedBatch<'a> {
     settings: &'a BatchSettings,
     micro_batches: Vec<PackedMicroBatch>,
     num_workers: usize,
+    /// Predicted cost of each worker's micro-batches.
+    worker_costs: Vec<f64>,
     /// Micro-batches that go through the layers together.
     round_len: usize,
     /// Rounds of a worker; of all ranks equally many where they gather the layers together.
@@ -62,6 +66,8 @@ pub struct PackedBatch<'a> {
 #[derive(Debug)]
 struct PackedMicroBatch {
     index: usize,
+    /// Which of the threads computes it.
+    worker: usize,
     batch: MicroBatch,
     /// Log-probabilities under the reference model, f32 `[trained]`.
     logp_reference: Option<Tensor>,
@@ -83,8 +89,9 @@ impl<'a> PackedBatch<'a> {
     /// Packs this rank's rows; a collective.
     ///
     /// The loss is one number over the rows of all ranks. Its gradient, summed over ranks, is equal up to rounding for every
-    /// `micro_batch_tokens` and every number of ranks: token weights come from all rows first. All rows of an episode are on one
-    /// rank. Rows without a gradient under the loss count in the normaliser and are not computed.
+    /// `micro_batch_tokens` and every number of ranks: token weights come from all rows first, from rows as they were sampled, all rows
+    /// of an episode on one rank; after that any rank may compute a row. Rows without a gradient under the loss count in the
+    /// normaliser and are not computed.
     ///
     /// # Errors
     /// When the device refuses the memory, or a rank is lost.
@@ -103,26 +110,44 @@ impl<'a> PackedBatch<'a> {
             .collect();
         let batch_totals = totals_of_ranks(BatchTotals::of(&counts), ranks)?;
         let row_weights = settings.aggregation.weights(&counts, batch_totals);
-        let computed: Vec<usize> = (0..rows.len())
-            .filter(|&row| settings.has_gradient(&rows[row]))
+        let own: Vec<(&TrainingRow, f64)> = rows
+            .iter()
+            .zip(row_weights)
+            .filter(|(row, _)| settings.has_gradient(row))
             .collect();
-        let lengths: Vec<usize> = computed.iter().map(|&row| rows[row].len()).collect();
+        let config = weights.config();
+        let exchanged = if settings.redistribute_rows && !ranks.is_alone() {
+            Some(redistribute(&own, config, settings.share_prefixes, ranks)?)
+        } else {
+            None
+        };
+        let computed = match &exchanged {
+            Some(rows) => rows.iter().map(|(row, weight)| (row, *weight)).collect(),
+            None => own,
+        };
         let num_workers = match weights {
             Weights::Whole(_) => settings.parallelism.workers_for(computed.len()),
             Weights::Sharded(_) => 1,
         };
         let device = weights.device();
-        let micro_batches = pack(&lengths, share_of_budget(&lengths, num_workers, settings))
+        let computed_rows: Vec<&TrainingRow> = computed.iter().map(|(row, _)| *row).collect();
+        let packed = pack_rows(
+            &computed_rows,
+            config,
+            settings.share_prefixes,
+            settings.micro_batch_tokens,
+            num_workers,
+        );
+        let worker_costs = costs_of_workers(&packed, num_workers);
+        let micro_batches = packed
             .iter()
             .enumerate()
-            .map(|(index, members)| {
-                let members: Vec<_> = members
-                    .iter()
-                    .map(|&member| (&rows[computed[member]], row_weights[computed[member]]))
-                    .collect();
+            .map(|(index, packed)| {
+                let members: Vec<_> = packed.rows.iter().map(|&row| computed[row]).collect();
                 Ok(PackedMicroBatch {
                     index,
-                    batch: MicroBatch::assemble(&members, device)?,
+                    worker: packed.worker,
+                    batch: MicroBatch::assemble_shared(&members, &packed.shared, device)?,
                     logp_reference: None,
                     logp_old: None,
                 })
@@ -139,6 +164,7 @@ impl<'a> PackedBatch<'a> {
             settings,
             micro_batches,
             num_workers,
+            worker_costs,
             round_len,
             num_rounds,
             is_reference_scored: false,
@@ -207,6 +233,7 @@ impl<'a> PackedBatch<'a> {
         }
         self.is_reference_scored = true;
         totals.num_micro_batches = num_micro_batches;
+        totals.worker_costs.clone_from(&self.worker_costs);
         let names = self.settings.loss.metric_names();
         let totals =
             totals.over_ranks(is_abandoned.into_inner(), names.len(), optimizer.ranks())?;
@@ -273,8 +300,8 @@ fn shares_of_workers(
 ) -> Vec<Vec<&mut PackedMicroBatch>> {
     let mut shares: Vec<Vec<&mut PackedMicroBatch>> =
         (0..num_workers).map(|_| Vec::new()).collect();
-    for (index, packed) in all.into_iter().enumerate() {
-        shares[index % num_workers].push(packed);
+    for packed in all {
+        shares[packed.worker].push(packed);
     }
     shares
 }
@@ -301,21 +328,6 @@ pub(crate) fn rounds_of_ranks(num_micro_batches: usize, decoder: &ShardedDecoder
     let all = decoder.ranks().gather_values(&[own as f64])?;
     let most = all.iter().map(|of_rank| count_of(of_rank[0])).max();
     Ok(most.unwrap_or(0))
-}
-
-/// The micro-batch budget at which all workers get the same number of micro-batches, as few as memory allows.
-fn share_of_budget(lengths: &[usize], num_workers: usize, settings: &BatchSettings) -> usize {
-    if num_workers == 1 {
-        return settings.micro_batch_tokens;
-    }
-    let total: usize = lengths.iter().sum();
-    let longest = lengths.iter().copied().max().unwrap_or(0);
-    let num_rounds = total
-        .div_ceil(num_workers * settings.micro_batch_tokens)
-        .max(1);
-    // Room for rows that do not fill a share exactly.
-    let share = total.div_ceil(num_workers * num_rounds) + longest / 2;
-    share.max(longest).min(settings.micro_batch_tokens)
 }
 
 /// One pass over the micro-batches of a rank.
@@ -502,8 +514,8 @@ impl Run<'_> {
                 )?;
                 let mut part = Totals {
                     loss: output.loss,
-                    num_tokens: batch.num_tokens(),
-                    num_row_tokens: batch.num_row_tokens(),
+                    num_tokens: batch.num_row_tokens(),
+                    num_computed_tokens: batch.num_tokens(),
                     num_trained: batch.num_trained(),
                     ..Totals::default()
                 };

@@ -9,6 +9,7 @@
 //! Shape legend: `tokens` = packed tokens of a micro-batch, `trained` = tokens with a loss mask of one, `hidden`, `vocab`.
 
 mod accumulate;
+mod costs;
 mod error;
 #[cfg(test)]
 mod golden_policy_tests;
@@ -21,6 +22,7 @@ mod metrics;
 mod micro_batch;
 mod mismatch;
 mod policy;
+mod redistribute;
 mod row_scores;
 mod score;
 mod settings;
@@ -34,6 +36,7 @@ pub use metrics::BatchMetrics;
 pub use micro_batch::MicroBatch;
 pub use mismatch::{Mismatch, mismatch_of_rows};
 pub use policy::{PolicyModel, PolicySettings, WholeDecoder, load_reference};
+pub use redistribute::rows_of_rank;
 pub use row_scores::score_rows_with;
 pub use score::{score_rows, score_sequences};
 pub use settings::BatchSettings;

@@ -17,8 +17,10 @@ pub struct BatchMetrics {
     pub loss: f64,
     /// Micro-batches.
     pub num_micro_batches: usize,
-    /// Tokens computed.
+    /// Tokens of the computed rows.
     pub num_tokens: usize,
+    /// Tokens that went through the model; fewer where rows share their beginning.
+    pub num_computed_tokens: usize,
     /// Computed tokens that belong to no row, as a share of all computed ones.
     pub padding_share: f64,
     /// Trained tokens among them; the means below are over these.
@@ -42,6 +44,10 @@ pub struct BatchMetrics {
     pub mismatch_mean_nats: f64,
     /// Tokens that the mismatch is over.
     pub num_compared: usize,
+    /// How much more the costliest rank had to compute than the ranks have on average, as a share of it; by predicted cost.
+    pub rank_imbalance: f64,
+    /// Likewise of the threads of a rank; the largest of all ranks.
+    pub thread_imbalance: f64,
     /// Seconds that the first worker spent on the reference model.
     pub reference_seconds: f64,
 }
@@ -72,7 +78,7 @@ impl BatchMetrics {
 pub(crate) struct Totals {
     pub(crate) loss: f64,
     pub(crate) num_tokens: usize,
-    pub(crate) num_row_tokens: usize,
+    pub(crate) num_computed_tokens: usize,
     pub(crate) num_trained: usize,
     pub(crate) entropy: f64,
     pub(crate) kl_sampler: f64,
@@ -86,6 +92,10 @@ pub(crate) struct Totals {
     pub(crate) mismatch_max: f64,
     pub(crate) mismatch_sum: f64,
     pub(crate) num_micro_batches: usize,
+    /// Predicted cost of this rank's threads.
+    pub(crate) worker_costs: Vec<f64>,
+    pub(crate) rank_imbalance: f64,
+    pub(crate) thread_imbalance: f64,
     pub(crate) reference_seconds: f64,
 }
 
@@ -102,7 +112,7 @@ impl Totals {
             f64::from(u8::from(is_abandoned)),
             self.loss,
             self.num_tokens as f64,
-            self.num_row_tokens as f64,
+            self.num_computed_tokens as f64,
             self.num_trained as f64,
             self.entropy,
             self.kl_sampler,
@@ -114,16 +124,18 @@ impl Totals {
             self.mismatch_max,
             self.mismatch_sum,
             self.num_micro_batches as f64,
+            self.worker_costs.iter().sum(),
+            imbalance(&self.worker_costs),
         ];
         // A rank without a micro-batch has none.
         own.extend((0..num_loss_metrics).map(|index| self.loss_metric(index)));
-        let mut all = Self::default();
+        let (mut all, mut rank_costs) = (Self::default(), Vec::new());
         for values in ranks.gather_values(&own)? {
             let &[
                 is_abandoned,
                 loss,
                 num_tokens,
-                num_row_tokens,
+                num_computed_tokens,
                 num_trained,
                 entropy,
                 kl_sampler,
@@ -135,6 +147,8 @@ impl Totals {
                 mismatch_max,
                 mismatch_sum,
                 num_micro_batches,
+                cost,
+                thread_imbalance,
                 ref loss_metrics @ ..,
             ] = values.as_slice()
             else {
@@ -146,10 +160,12 @@ impl Totals {
             if is_abandoned != 0.0 {
                 return Ok(None);
             }
+            rank_costs.push(cost);
+            all.thread_imbalance = all.thread_imbalance.max(thread_imbalance);
             all.add(&Self {
                 loss,
                 num_tokens: count_of(num_tokens),
-                num_row_tokens: count_of(num_row_tokens),
+                num_computed_tokens: count_of(num_computed_tokens),
                 num_trained: count_of(num_trained),
                 entropy,
                 kl_sampler,
@@ -161,9 +177,10 @@ impl Totals {
                 mismatch_max,
                 mismatch_sum,
                 num_micro_batches: count_of(num_micro_batches),
-                reference_seconds: 0.0,
+                ..Self::default()
             });
         }
+        all.rank_imbalance = imbalance(&rank_costs);
         all.reference_seconds = self.reference_seconds;
         Ok(Some(all))
     }
@@ -245,7 +262,7 @@ impl Totals {
     pub(crate) fn add(&mut self, other: &Self) {
         self.loss += other.loss;
         self.num_tokens += other.num_tokens;
-        self.num_row_tokens += other.num_row_tokens;
+        self.num_computed_tokens += other.num_computed_tokens;
         self.num_trained += other.num_trained;
         self.entropy += other.entropy;
         self.kl_sampler += other.kl_sampler;
@@ -283,8 +300,9 @@ impl Totals {
             loss: self.loss,
             num_micro_batches: self.num_micro_batches,
             num_tokens: self.num_tokens,
-            padding_share: (self.num_tokens - self.num_row_tokens) as f64
-                / self.num_tokens.max(1) as f64,
+            num_computed_tokens: self.num_computed_tokens,
+            padding_share: self.num_computed_tokens.saturating_sub(self.num_tokens) as f64
+                / self.num_computed_tokens.max(1) as f64,
             num_trained: self.num_trained,
             entropy: mean(self.entropy),
             kl_sampler: mean(self.kl_sampler),
@@ -303,7 +321,20 @@ impl Totals {
             mismatch_max_nats: self.mismatch_max,
             mismatch_mean_nats: mean(self.mismatch_sum),
             num_compared: self.num_trained,
+            rank_imbalance: self.rank_imbalance,
+            thread_imbalance: self.thread_imbalance,
             reference_seconds: self.reference_seconds,
         }
+    }
+}
+
+/// How far the largest of some costs exceeds their mean, as a share of the mean; 0 without any cost.
+fn imbalance(costs: &[f64]) -> f64 {
+    let mean = costs.iter().sum::<f64>() / costs.len().max(1) as f64;
+    let largest = costs.iter().copied().fold(0.0, f64::max);
+    if mean > 0.0 {
+        largest / mean - 1.0
+    } else {
+        0.0
     }
 }

@@ -1,9 +1,10 @@
 //! Trainer against sampler on the rows that no gradient is computed for.
 
-use asyncthink_data::{TrainingRow, pack};
+use asyncthink_data::TrainingRow;
 use asyncthink_distributed::{Ranks, count_of};
 use asyncthink_model::{Decoder, run_on_replicas};
 
+use crate::costs::pack_rows;
 use crate::error::Result;
 use crate::head::{HeadSettings, chunk_tokens};
 use crate::micro_batch::{MicroBatch, to_host};
@@ -64,18 +65,28 @@ pub fn mismatch_of_rows(
         .copied()
         .filter(|row| row.num_trained() > 0)
         .collect();
-    let lengths: Vec<usize> = skipped.iter().map(|row| row.len()).collect();
-    let micro_batches = pack(&lengths, settings.micro_batch_tokens);
-    let num_workers = settings.parallelism.workers_for(micro_batches.len());
+    let num_workers = settings.parallelism.workers_for(skipped.len());
+    let micro_batches = pack_rows(
+        &skipped,
+        decoder.config(),
+        settings.share_prefixes,
+        settings.micro_batch_tokens,
+        num_workers,
+    );
     let parts = run_on_replicas(
         "comparing log-probabilities",
         decoder,
         num_workers,
         |worker, decoder| -> Result<Mismatch> {
             let mut total = Mismatch::default();
-            for members in micro_batches.iter().skip(worker).step_by(num_workers) {
-                let members: Vec<_> = members.iter().map(|&row| (skipped[row], 1.0)).collect();
-                total.add(&mismatch_of(decoder, &members, settings.temperature)?);
+            for packed in micro_batches
+                .iter()
+                .filter(|packed| packed.worker == worker)
+            {
+                let members: Vec<_> = packed.rows.iter().map(|&row| (skipped[row], 1.0)).collect();
+                let batch =
+                    MicroBatch::assemble_shared(&members, &packed.shared, decoder.device())?;
+                total.add(&mismatch_of(decoder, &batch, settings.temperature)?);
             }
             Ok(total)
         },
@@ -87,18 +98,13 @@ pub fn mismatch_of_rows(
     Ok(total)
 }
 
-fn mismatch_of(
-    decoder: &Decoder,
-    rows: &[(&TrainingRow, f64)],
-    temperature: f64,
-) -> Result<Mismatch> {
+fn mismatch_of(decoder: &Decoder, batch: &MicroBatch, temperature: f64) -> Result<Mismatch> {
     let settings = HeadSettings {
         temperature,
         chunk_tokens: chunk_tokens(decoder.config().vocab_size),
         entropy: false,
     };
-    let batch = MicroBatch::assemble(rows, decoder.device())?;
-    let scores = to_host(&score(decoder, &batch, settings)?)?;
+    let scores = to_host(&score(decoder, batch, settings)?)?;
     let mut total = Mismatch::default();
     for (score, sampled) in scores.iter().zip(to_host(&batch.logp_sampler)?) {
         let difference = (score - sampled).abs();

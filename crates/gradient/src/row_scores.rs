@@ -1,9 +1,10 @@
 //! Scores of rows under weights in any form, by all ranks together.
 
-use asyncthink_data::{TrainingRow, pack};
+use asyncthink_data::{PackedRows, TrainingRow};
 use asyncthink_model::{Decoder, run_on_replicas};
 
 use crate::accumulate::{part_of_round, rounds_of_ranks};
+use crate::costs::pack_rows;
 use crate::error::Result;
 use crate::head::HeadSettings;
 use crate::layerwise;
@@ -22,10 +23,20 @@ pub fn score_rows_with(
     settings: &BatchSettings,
 ) -> Result<Vec<Vec<f64>>> {
     let head = settings.head(weights.config().vocab_size);
-    let lengths: Vec<usize> = rows.iter().map(TrainingRow::len).collect();
-    let packed = pack(&lengths, settings.micro_batch_tokens);
+    let all: Vec<&TrainingRow> = rows.iter().collect();
+    let num_workers = match weights {
+        Weights::Whole(_) => settings.parallelism.workers_for(rows.len()),
+        Weights::Sharded(_) => 1,
+    };
+    let packed = pack_rows(
+        &all,
+        weights.config(),
+        settings.share_prefixes,
+        settings.micro_batch_tokens,
+        num_workers,
+    );
     let scored = match weights {
-        Weights::Whole(decoder) => score_whole(decoder, rows, &packed, head, settings)?,
+        Weights::Whole(decoder) => score_whole(decoder, rows, &packed, head, num_workers)?,
         Weights::Sharded(decoder) => {
             let round_len = decoder.micro_batches_per_gather();
             let mut layers = weights.layers()?;
@@ -33,7 +44,7 @@ pub fn score_rows_with(
             for round in 0..rounds_of_ranks(packed.len(), decoder)? {
                 let batches = packed[part_of_round(round, round_len, packed.len())]
                     .iter()
-                    .map(|members| assemble(rows, members, weights.device()))
+                    .map(|packed| assemble(rows, packed, weights.device()))
                     .collect::<Result<Vec<_>>>()?;
                 let batches: Vec<&MicroBatch> = batches.iter().collect();
                 scored.extend(layerwise::score(
@@ -46,9 +57,9 @@ pub fn score_rows_with(
         }
     };
     let mut scores = vec![Vec::new(); rows.len()];
-    for (members, logp) in packed.iter().zip(scored) {
+    for (packed, logp) in packed.iter().zip(scored) {
         let mut logp = logp.into_iter();
-        for &row in members {
+        for &row in &packed.rows {
             scores[row] = logp.by_ref().take(rows[row].num_trained()).collect();
         }
     }
@@ -59,18 +70,16 @@ pub fn score_rows_with(
 fn score_whole(
     decoder: &Decoder,
     rows: &[TrainingRow],
-    packed: &[Vec<usize>],
+    packed: &[PackedRows],
     head: HeadSettings,
-    settings: &BatchSettings,
+    num_workers: usize,
 ) -> Result<Vec<Vec<f64>>> {
-    let num_workers = settings.parallelism.workers_for(packed.len());
     let shares = run_on_replicas("scoring", decoder, num_workers, |worker, decoder| {
         packed
             .iter()
-            .skip(worker)
-            .step_by(num_workers)
-            .map(|members| {
-                let batch = assemble(rows, members, decoder.device())?;
+            .filter(|packed| packed.worker == worker)
+            .map(|packed| {
+                let batch = assemble(rows, packed, decoder.device())?;
                 to_host(&score(decoder, &batch, head)?)
             })
             .collect::<Result<Vec<_>>>()
@@ -79,12 +88,13 @@ fn score_whole(
         .into_iter()
         .map(|share| Ok(share?.into_iter()))
         .collect::<Result<Vec<_>>>()?;
-    Ok((0..packed.len())
-        .filter_map(|index| shares[index % num_workers].next())
+    Ok(packed
+        .iter()
+        .filter_map(|packed| shares[packed.worker].next())
         .collect())
 }
 
-fn assemble(rows: &[TrainingRow], members: &[usize], device: tch::Device) -> Result<MicroBatch> {
-    let members: Vec<_> = members.iter().map(|&row| (&rows[row], 1.0)).collect();
-    MicroBatch::assemble(&members, device)
+fn assemble(rows: &[TrainingRow], packed: &PackedRows, device: tch::Device) -> Result<MicroBatch> {
+    let members: Vec<_> = packed.rows.iter().map(|&row| (&rows[row], 1.0)).collect();
+    MicroBatch::assemble_shared(&members, &packed.shared, device)
 }

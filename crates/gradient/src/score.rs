@@ -4,6 +4,7 @@ use asyncthink_data::{TokenId, TrainingRow, pack};
 use asyncthink_model::{Decoder, DecoderEnds, Parallelism, Segments, run_on_replicas};
 use tch::{Device, Tensor};
 
+use crate::costs::pack_rows;
 use crate::error::Result;
 use crate::head::{self, HeadSettings, chunk_tokens};
 use crate::micro_batch::{MicroBatch, to_host};
@@ -110,20 +111,26 @@ pub fn score_rows(
     rows: &[TrainingRow],
     temperature: f64,
     micro_batch_tokens: usize,
+    share_prefixes: bool,
 ) -> Result<Vec<Vec<f64>>> {
     let settings = HeadSettings {
         temperature,
         chunk_tokens: chunk_tokens(decoder.config().vocab_size),
         entropy: false,
     };
-    let lengths: Vec<usize> = rows.iter().map(TrainingRow::len).collect();
     let mut scores = vec![Vec::new(); rows.len()];
-    for members in pack(&lengths, micro_batch_tokens) {
-        let batch: Vec<(&TrainingRow, f64)> =
-            members.iter().map(|&row| (&rows[row], 1.0)).collect();
-        let batch = MicroBatch::assemble(&batch, decoder.device())?;
+    let all: Vec<&TrainingRow> = rows.iter().collect();
+    for packed in pack_rows(
+        &all,
+        decoder.config(),
+        share_prefixes,
+        micro_batch_tokens,
+        1,
+    ) {
+        let batch: Vec<_> = packed.rows.iter().map(|&row| (&rows[row], 1.0)).collect();
+        let batch = MicroBatch::assemble_shared(&batch, &packed.shared, decoder.device())?;
         let mut logp = to_host(&score(decoder, &batch, settings)?)?.into_iter();
-        for row in members {
+        for row in packed.rows {
             scores[row] = logp.by_ref().take(rows[row].num_trained()).collect();
         }
     }

@@ -27,6 +27,10 @@ pub struct BatchSettings {
     pub micro_batch_tokens: usize,
     /// Whether layers are recomputed in the backward pass, so that only their inputs are kept.
     pub activation_checkpointing: bool,
+    /// Whether rows of a micro-batch that begin alike share their beginning, which is then computed once.
+    pub share_prefixes: bool,
+    /// Whether ranks exchange rows before they compute them, so that all have equally much to compute.
+    pub redistribute_rows: bool,
     /// Thread parallelism of a batch.
     pub parallelism: Parallelism,
 }

@@ -65,6 +65,8 @@ fn settings(micro_batch_tokens: usize, activation_checkpointing: bool) -> BatchS
         temperature: 1.0,
         micro_batch_tokens,
         activation_checkpointing,
+        share_prefixes: true,
+        redistribute_rows: false,
         parallelism: Parallelism::SINGLE,
     }
 }

@@ -78,7 +78,7 @@ fn main() {
         .map(|(logprob, _)| f64::from(*logprob))
         .collect();
     let scored = |decoder: &Decoder| {
-        score_rows(decoder, &rows, 1.0, BATCH_TOKENS)
+        score_rows(decoder, &rows, 1.0, BATCH_TOKENS, false)
             .unwrap()
             .concat()
     };

@@ -274,6 +274,9 @@ impl SftSettings {
             temperature: 1.0,
             micro_batch_tokens: memory.tokens(),
             activation_checkpointing: memory.activation_checkpointing,
+            share_prefixes: self.section.share_prefixes,
+            // All ranks know all rows and take theirs.
+            redistribute_rows: false,
             parallelism,
         }
     }

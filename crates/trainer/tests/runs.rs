@@ -446,6 +446,7 @@ fn gradients(
     rows: &[asyncthink_data::TrainingRow],
     micro_batch_tokens: usize,
     activation_checkpointing: bool,
+    share_prefixes: bool,
     parallelism: Parallelism,
 ) -> Vec<Tensor> {
     let settings = BatchSettings {
@@ -463,6 +464,8 @@ fn gradients(
         temperature: 0.8,
         micro_batch_tokens,
         activation_checkpointing,
+        share_prefixes,
+        redistribute_rows: true,
     };
     optimizer.zero_grad();
     accumulate_gradient(weights, None, rows, &settings, optimizer, &mut |_, _| true)
@@ -476,6 +479,14 @@ fn gradients(
         .iter()
         .map(|(_, parameter)| parameter.grad().copy())
         .collect()
+}
+
+fn assert_equal(expected: &[Tensor], gradients: &[Tensor]) {
+    for (a, b) in expected.iter().zip(gradients) {
+        let difference = (a - b).norm().double_value(&[]);
+        let norm = a.norm().double_value(&[]);
+        assert!(difference <= 1e-5 * norm, "{difference} of {norm}");
+    }
 }
 
 /// How many trained tokens there are, once the sampler's log-probabilities equal the scores of all.
@@ -549,8 +560,12 @@ fn trainer_and_sampler_agree_and_gradients_do_not_depend_on_packing() {
     assign_advantages(&mut graded, 6, AdvantageRule::shared(&MeanCentred));
     let rows = training_rows(&graded).unwrap();
 
-    let scores = score_rows(&model.decoder, &rows, 0.8, 700).unwrap();
+    let scores = score_rows(&model.decoder, &rows, 0.8, 700, false).unwrap();
     assert!(num_equal_logprobs(&rows, &scores) > 500);
+    let shared = score_rows(&model.decoder, &rows, 0.8, 700, true).unwrap();
+    for (a, b) in scores.concat().iter().zip(shared.concat()) {
+        assert!((a - b).abs() < 1e-5, "{a} {b}");
+    }
 
     model.decoder.set_requires_grad(true);
     let settings = AdamWSettings {
@@ -562,32 +577,34 @@ fn trainer_and_sampler_agree_and_gradients_do_not_depend_on_packing() {
     let parameters = model.decoder.trained_parameters();
     let mut optimizer = AdamW::new(parameters, settings, Arc::default(), 1 << 20).unwrap();
     let weights = Weights::Whole(Box::new(model.decoder));
-    let mut of = |micro_batch_tokens, activation_checkpointing, parallelism| {
+    let mut of = |micro_batch_tokens, activation_checkpointing, share_prefixes, parallelism| {
         gradients(
             &weights,
             &mut optimizer,
             &rows,
             micro_batch_tokens,
             activation_checkpointing,
+            share_prefixes,
             parallelism,
         )
     };
     // One thread at a time on a batch, then several, each with a part of it.
     let threads = Parallelism::within_operations(2);
     threads.apply();
-    let whole = of(1_000_000, false, threads);
+    let whole = of(1_000_000, false, false, threads);
     // Layers that are computed again give the same bits.
-    assert_eq!(of(1_000_000, true, threads), whole);
+    assert_eq!(of(1_000_000, true, false, threads), whole);
+    let shared = of(1_000_000, false, true, threads);
+    assert_eq!(of(1_000_000, true, true, threads), shared);
+    assert_equal(&whole, &shared);
     let threads = Parallelism::across_batch(2);
     threads.apply();
     for (micro_batch_tokens, checkpointing) in
         [(1, false), (150, true), (700, false), (1_000_000, true)]
     {
-        let cut = of(micro_batch_tokens, checkpointing, threads);
-        for (a, b) in whole.iter().zip(&cut) {
-            let difference = (a - b).norm().double_value(&[]);
-            let norm = a.norm().double_value(&[]);
-            assert!(difference <= 1e-5 * norm, "{difference} of {norm}");
+        for share_prefixes in [false, true] {
+            let cut = of(micro_batch_tokens, checkpointing, share_prefixes, threads);
+            assert_equal(&whole, &cut);
         }
     }
 }

@@ -246,7 +246,9 @@ impl Packer<'_> {
 
 /// Cost of the slowest worker.
 fn makespan(packed: &[PackedRows], num_workers: usize) -> f64 {
-    costs_of_workers(packed, num_workers).into_iter().fold(0.0, f64::max)
+    costs_of_workers(packed, num_workers)
+        .into_iter()
+        .fold(0.0, f64::max)
 }
 
 /// Cost of each worker's micro-batches.

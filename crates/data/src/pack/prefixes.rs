@@ -62,7 +62,11 @@ impl Prefixes {
             let since = index
                 .checked_sub(1)
                 .map(|before| &self.shared[places[before] + 1..=place]);
-            shared.push(since.and_then(|range| range.iter().min().copied()).unwrap_or(0));
+            shared.push(
+                since
+                    .and_then(|range| range.iter().min().copied())
+                    .unwrap_or(0),
+            );
         }
         shared
     }
@@ -78,7 +82,10 @@ fn drop_short_parts(shared: &mut [usize]) {
     let mut open = vec![(0, shared.len(), 0)];
     while let Some((first, end, depth)) = open.pop() {
         // `shared[first]` is about the row before the range.
-        let Some(branch) = shared.get(first + 1..end).and_then(|inner| inner.iter().min()) else {
+        let Some(branch) = shared
+            .get(first + 1..end)
+            .and_then(|inner| inner.iter().min())
+        else {
             continue;
         };
         let branch = *branch;
@@ -128,7 +135,12 @@ mod tests {
     fn branches_are_some_tokens_apart() {
         let with_tail = |len: u32, tail: u32| row((0..len).chain([100 + tail; 20]), 38);
         // Branches at 10, 14 and 20: the one at 14 is too near to the first.
-        let rows = [with_tail(20, 0), with_tail(20, 1), with_tail(14, 2), with_tail(10, 3)];
+        let rows = [
+            with_tail(20, 0),
+            with_tail(20, 1),
+            with_tail(14, 2),
+            with_tail(10, 3),
+        ];
         let prefixes = of(&rows);
         assert_eq!(prefixes.order(), [0, 1, 2, 3]);
         assert_eq!(prefixes.shared, [0, 20, 10, 10]);

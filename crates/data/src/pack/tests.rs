@@ -52,16 +52,24 @@ impl Packed {
 
     fn num_computed(&self, bin: &PackedRows) -> usize {
         let lens = bin.rows.iter().map(|&row| self.sizes[row].len);
-        lens.zip(&bin.shared).map(|(len, shared)| len - shared).sum()
+        lens.zip(&bin.shared)
+            .map(|(len, shared)| len - shared)
+            .sum()
     }
 }
 
 fn rows() -> impl Strategy<Value = Vec<TrainingRow>> {
     let shape = (0..3_u32, 1..40_usize);
-    (0..30_usize, 1..60_usize, prop::collection::vec(shape, 0..60)).prop_map(|(head, prompt, rows)| {
-        let rows = (0..).zip(rows);
-        rows.map(|(index, (group, own))| row(head, group, prompt, index, own)).collect()
-    })
+    (
+        0..30_usize,
+        1..60_usize,
+        prop::collection::vec(shape, 0..60),
+    )
+        .prop_map(|(head, prompt, rows)| {
+            let rows = (0..).zip(rows);
+            rows.map(|(index, (group, own))| row(head, group, prompt, index, own))
+                .collect()
+        })
 }
 
 #[test]
@@ -74,7 +82,9 @@ fn equal_rows_fill_equal_batches() {
 #[test]
 fn groups_stay_together() {
     // Groups lie interleaved; a micro-batch has room for two of them.
-    let rows = (0..32).map(|index| row(0, index % 4, 100, index, 20)).collect();
+    let rows = (0..32)
+        .map(|index| row(0, index % 4, 100, index, 20))
+        .collect();
     let packed = Packed::of(rows, true);
     for num_workers in [1, 2] {
         let bins = packed.packer().pack(600, num_workers);

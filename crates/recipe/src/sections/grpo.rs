@@ -8,7 +8,7 @@ use super::optimizer::OptimizerSection;
 use super::or_auto::OrAuto;
 use super::reward::RewardSection;
 use super::sampler_correction::SamplerCorrectionSection;
-use crate::defaults::{MAX_COUNT, count, one, zero};
+use crate::defaults::{MAX_COUNT, count, one, yes, zero};
 use crate::saving::GrpoMetric;
 
 /// `[grpo]`: stage 2, organizer-worker policy optimisation.
@@ -157,6 +157,12 @@ pub struct GrpoSection {
     #[serde(default)]
     #[schemars(with = "bool", extend("default" = "auto", "x-or" = "auto"))]
     pub activation_checkpointing: OrAuto<bool>,
+    /// Whether rows of a micro-batch that begin alike share their beginning,
+    /// which is then computed once: the prompt of a
+    /// group, the worker prompt's head. The gradient
+    /// does not depend on it. Default true.
+    #[serde(default = "yes")]
+    pub share_prefixes: bool,
     /// Steps between checkpoints; the last step always writes one.
     /// Default 20.
     #[serde(default = "count::<20>")]

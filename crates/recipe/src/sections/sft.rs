@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::optimizer::OptimizerSection;
 use super::or_auto::OrAuto;
-use crate::defaults::{MAX_COUNT, count};
+use crate::defaults::{MAX_COUNT, count, yes};
 use crate::saving::SftMetric;
 
 /// `[sft]`: stage 1, cold-start format fine-tuning.
@@ -38,6 +38,11 @@ pub struct SftSection {
     #[serde(default)]
     #[schemars(with = "bool", extend("default" = "auto", "x-or" = "auto"))]
     pub activation_checkpointing: OrAuto<bool>,
+    /// Whether rows of a micro-batch that begin alike share their beginning,
+    /// which is then computed once. The gradient
+    /// does not depend on it. Default true.
+    #[serde(default = "yes")]
+    pub share_prefixes: bool,
     /// Steps between checkpoints; the last step always writes one.
     /// Default 200.
     #[serde(default = "count::<200>")]

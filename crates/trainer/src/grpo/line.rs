@@ -71,9 +71,13 @@ pub(super) struct UpdateMetrics {
     pub(super) logprob_mismatch_mean_nats: Option<f64>,
     pub(super) num_rows: usize,
     pub(super) num_tokens: usize,
+    /// Fewer than `num_tokens` where rows share their beginning.
+    pub(super) num_computed_tokens: usize,
     pub(super) num_trained_tokens: usize,
     pub(super) num_micro_batches: usize,
     pub(super) padding_share: f64,
+    pub(super) rank_imbalance: f64,
+    pub(super) thread_imbalance: f64,
     /// Means of the loss's own metrics besides `clip_share`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) loss_metrics: BTreeMap<&'static str, f64>,
@@ -120,6 +124,8 @@ impl UpdateSums {
             self.metrics.logprob_mismatch_max_nats = Some(metrics.mismatch_max_nats);
             self.metrics.logprob_mismatch_mean_nats = Some(metrics.mismatch_mean_nats);
         }
+        self.metrics.rank_imbalance = metrics.rank_imbalance;
+        self.metrics.thread_imbalance = metrics.thread_imbalance;
     }
 
     pub(super) fn add(
@@ -135,6 +141,7 @@ impl UpdateSums {
         self.metrics.num_skipped_updates += usize::from(!has_signal);
         if is_first_pass {
             self.metrics.num_tokens += metrics.num_tokens;
+            self.metrics.num_computed_tokens += metrics.num_computed_tokens;
             self.metrics.num_trained_tokens += metrics.num_trained;
             self.metrics.num_micro_batches += metrics.num_micro_batches;
             self.entropy += metrics.entropy * metrics.num_trained as f64;

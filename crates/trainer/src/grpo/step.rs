@@ -87,6 +87,8 @@ impl<'a> Trainer<'a> {
                 temperature: section.temperature,
                 micro_batch_tokens: memory.chosen.tokens(),
                 activation_checkpointing: memory.chosen.activation_checkpointing,
+                share_prefixes: section.share_prefixes,
+                redistribute_rows: true,
                 parallelism,
             },
             learning_rate: LearningRate::of(&section.optimizer, run.num_steps),

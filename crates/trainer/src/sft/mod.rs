@@ -7,9 +7,11 @@ use std::time::Instant;
 
 use asyncthink_algorithms::LearningRate;
 use asyncthink_checkpoint::{Checkpoint, fingerprint};
-use asyncthink_data::{Batch, Batches, TrainingRow, rows_of_rank};
+use asyncthink_data::{Batch, Batches, TrainingRow};
 use asyncthink_distributed::{AdamW, Ranks};
-use asyncthink_gradient::{BatchMetrics, BatchSettings, accumulate_gradient, score_rows};
+use asyncthink_gradient::{
+    BatchMetrics, BatchSettings, accumulate_gradient, rows_of_rank, score_rows,
+};
 use asyncthink_model::ModelConfig;
 use asyncthink_recipe::{SftMetric, Stage};
 use serde::Serialize;
@@ -44,9 +46,12 @@ struct SftLine {
     grad_norm: f64,
     num_rows: usize,
     num_tokens: usize,
+    num_computed_tokens: usize,
     num_trained_tokens: usize,
     num_micro_batches: usize,
     padding_share: f64,
+    rank_imbalance: f64,
+    thread_imbalance: f64,
     timing: Timing,
 }
 
@@ -134,7 +139,7 @@ pub fn run_sft(
         let is_measured = section
             .eval_every_steps
             .is_some_and(|every| is_last || (run.step() + 1).is_multiple_of(every as u64));
-        let measure = || held_out_loss(&model, &held_out, memory.chosen.tokens(), &ranks);
+        let measure = || held_out_loss(&model, &held_out, &batch_settings, &ranks);
         let held_out_loss = is_measured.then(measure).transpose()?.flatten();
         let line = SftLine {
             step: run.step() + 1,
@@ -145,9 +150,12 @@ pub fn run_sft(
             grad_norm,
             num_rows: batch.rows.len(),
             num_tokens: metrics.num_tokens,
+            num_computed_tokens: metrics.num_computed_tokens,
             num_trained_tokens: metrics.num_trained,
             num_micro_batches: metrics.num_micro_batches,
             padding_share: metrics.padding_share,
+            rank_imbalance: metrics.rank_imbalance,
+            thread_imbalance: metrics.thread_imbalance,
             timing: clock.timing(
                 &[(Phase::Train, metrics.num_tokens)],
                 &exchanged_bytes(&ranks),
@@ -218,11 +226,18 @@ fn report(observer: &mut dyn Observer, line: &SftLine, num_steps: u64) {
 fn held_out_loss(
     model: &PolicyModel,
     rows: &[TrainingRow],
-    micro_batch_tokens: usize,
+    settings: &BatchSettings,
     ranks: &Ranks,
 ) -> Result<Option<f64>> {
     let share = &rows[ranks.share_of(rows.len())];
-    let scores = score_rows(&*model.gathered()?, share, 1.0, micro_batch_tokens)?.concat();
+    let scores = score_rows(
+        &*model.gathered()?,
+        share,
+        1.0,
+        settings.micro_batch_tokens,
+        settings.share_prefixes,
+    )?;
+    let scores = scores.concat();
     let mut sums = [scores.iter().sum::<f64>(), scores.len() as f64];
     ranks.sum(&mut sums)?;
     let [sum, num_scores] = sums;
@@ -257,7 +272,12 @@ impl Update<'_> {
         let metrics = accumulate_gradient(
             model.weights(),
             None,
-            &rows_of_rank(&batch.rows, ranks.rank(), ranks.world_size()),
+            &rows_of_rank(
+                &batch.rows,
+                model.config(),
+                self.batch.share_prefixes,
+                ranks,
+            ),
             self.batch,
             optimizer,
             &mut |done, total| {

@@ -196,6 +196,8 @@ fn gradient(
         temperature: 1.0,
         micro_batch_tokens,
         activation_checkpointing: false,
+        share_prefixes: true,
+        redistribute_rows: true,
         parallelism: Parallelism::SINGLE,
     };
     let rows = rows();
