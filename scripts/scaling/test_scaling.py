@@ -174,15 +174,15 @@ class Simulator(unittest.TestCase):
 class CheckedBytes(unittest.TestCase):
     def line(self, gathered, reduced, **figures):
         exchanged = {"all_gather": gathered, "reduce_scatter": reduced}
-        return {"step": 2, "num_micro_batches": 6, "held_out_loss": None, "timing": {"exchanged_bytes": exchanged}, **figures}
+        return {"step": 2, "num_micro_batches": 6, "num_rows": 0, "num_tokens": 0, "held_out_loss": None, "timing": {"exchanged_bytes": exchanged}, **figures}
 
     def test_every_byte_of_an_optimizer_shard_is_explained(self):
-        # 76,736 parameters; a question, a digest, 2 + 12 + 1 figures beside them.
+        # 76,736 parameters; a question, a digest, 2 + 13 + 1 figures beside them.
         elements = 2624 + 2 * 37056
         check = lambda *bytes: check_bytes.check_optimizer_shard(TINY, "sft", {"sft": {}}, self.line(*bytes), 4)["ok"]
-        self.assertTrue(check(elements + 144, 4 * elements))
-        self.assertFalse(check(elements + 136, 4 * elements))
-        self.assertFalse(check(elements + 144, 8 * elements))
+        self.assertTrue(check(elements + 152, 4 * elements))
+        self.assertFalse(check(elements + 144, 4 * elements))
+        self.assertFalse(check(elements + 152, 8 * elements))
 
     def test_a_full_shard_has_whole_and_possible_rounds(self):
         # 6 micro-batches on 4 ranks: two rounds at least.

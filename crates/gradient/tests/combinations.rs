@@ -200,24 +200,20 @@ struct Cut {
     share_prefixes: bool,
     activation_checkpointing: bool,
     num_threads: usize,
-    world_size: usize,
     is_sharded: bool,
 }
 
-fn cuts() -> Vec<Cut> {
+/// Cuts for so many ranks.
+fn cuts(world_size: usize) -> Vec<Cut> {
+    let threads_and_shards: &[(usize, bool)] = match world_size {
+        1 => &[(1, false), (2, false), (1, true)],
+        _ => &[(1, false), (1, true)],
+    };
     let mut cuts = Vec::new();
-    let threads_ranks_shards = [
-        (1, 1, false),
-        (2, 1, false),
-        (1, 2, false),
-        (1, 1, true),
-        (1, 2, true),
-        (1, 3, true),
-    ];
     for micro_batch_tokens in [1, 70, 1_000_000] {
         for share_prefixes in [false, true] {
             for activation_checkpointing in [false, true] {
-                for (num_threads, world_size, is_sharded) in threads_ranks_shards {
+                for &(num_threads, is_sharded) in threads_and_shards {
                     // Layers in parts are always computed again.
                     if activation_checkpointing || !is_sharded {
                         cuts.push(Cut {
@@ -225,7 +221,6 @@ fn cuts() -> Vec<Cut> {
                             share_prefixes,
                             activation_checkpointing,
                             num_threads,
-                            world_size,
                             is_sharded,
                         });
                     }
@@ -367,30 +362,37 @@ fn check(task: &Task) {
         .map(TrainingRow::len)
         .sum();
     let mut first: Option<BatchMetrics> = None;
-    for cut in cuts() {
-        let results = if cut.world_size == 1 {
-            vec![compute(task, cut, &Arc::default())]
-        } else {
-            in_world(cut.world_size, |ranks| compute(task, cut, ranks))
+    for world_size in [1, 2, 3] {
+        let cuts = cuts(world_size);
+        let compute_all = |ranks: &Arc<Ranks>| -> Vec<_> {
+            cuts.iter().map(|&cut| compute(task, cut, ranks)).collect()
         };
-        for (metrics, gradients) in results {
+        let results = match world_size {
+            1 => vec![compute_all(&Arc::default())],
+            _ => in_world(world_size, compute_all),
+        };
+        for (cut, (metrics, gradients)) in results
+            .iter()
+            .flat_map(|of_rank| cuts.iter().zip(of_rank))
+        {
+            let what = (world_size, cut);
             let first = first.get_or_insert_with(|| metrics.clone());
-            assert_close(metrics.loss, loss, &cut);
+            assert_close(metrics.loss, loss, &what);
             for (a, b) in [
                 (metrics.entropy, first.entropy),
                 (metrics.kl_reference, first.kl_reference),
                 (metrics.kl_sampler, first.kl_sampler),
                 (metrics.mismatch_max_nats, first.mismatch_max_nats),
             ] {
-                assert_close(a, b, &cut);
+                assert_close(a, b, &what);
             }
-            assert_eq!(metrics.num_tokens, num_tokens, "{cut:?}");
+            assert_eq!(metrics.num_tokens, num_tokens, "{what:?}");
             let shares = cut.share_prefixes && cut.micro_batch_tokens > 1;
-            assert_eq!(metrics.num_computed_tokens < num_tokens, shares, "{cut:?}");
+            assert_eq!(metrics.num_computed_tokens < num_tokens, shares, "{what:?}");
             for (gradient, expected) in gradients.iter().zip(&expected) {
                 let difference = (gradient - expected).norm().double_value(&[]);
                 let norm = expected.norm().double_value(&[]);
-                assert!(difference <= 1e-5 * norm, "{cut:?}: {difference} of {norm}");
+                assert!(difference <= 1e-5 * norm, "{what:?}: {difference} of {norm}");
             }
         }
     }

@@ -79,11 +79,11 @@ pub struct Packer<'a> {
     pub costs: RowCosts,
 }
 
-/// Most micro-batches that are tried beyond the fewest, as a fraction of these.
-const MORE_BINS: usize = 4;
+/// Most numbers of micro-batches per worker that are tried beyond the fewest.
+const MORE_ROUNDS: usize = 4;
 
-/// Share of the cost that more micro-batches must save.
-const WORTH_A_BIN: f64 = 0.01;
+/// Share of the cost that a further micro-batch per worker must save.
+const WORTH_A_ROUND: f64 = 0.01;
 
 impl Packer<'_> {
     /// Groups rows into micro-batches of at most `budget_tokens` computed tokens each, for `num_workers` that compute at the same
@@ -106,7 +106,7 @@ impl Packer<'_> {
                 // The first one, of the fewest micro-batches, need only be no slower than rows one by one.
                 let limit = match cut {
                     None => slowest,
-                    Some(_) => slowest * (1.0 - WORTH_A_BIN),
+                    Some(_) => slowest * (1.0 - WORTH_A_ROUND),
                 };
                 if makespan <= limit {
                     slowest = makespan;
@@ -136,7 +136,8 @@ impl Packer<'_> {
     /// numbers of pieces, fewest first.
     fn cuts(&self, budget: usize, num_workers: usize) -> impl Iterator<Item = Vec<Vec<usize>>> {
         let fewest = self.for_workers(self.cut_at(budget, f64::INFINITY).len(), num_workers);
-        let most = self.for_workers(fewest + fewest / MORE_BINS, num_workers);
+        let more = (fewest / num_workers / 4).min(MORE_ROUNDS) * num_workers;
+        let most = self.for_workers(fewest + more, num_workers);
         (fewest..=most)
             .step_by(num_workers)
             .map(move |num_bins| self.cut_evenly(budget, num_bins))
