@@ -23,7 +23,9 @@ const NUM_GROUPS: usize = 8;
 const GROUP_SIZE: usize = 8;
 
 fn main() {
-    let numbers: Vec<usize> = std::env::args().filter_map(|word| word.parse().ok()).collect();
+    let numbers: Vec<usize> = std::env::args()
+        .filter_map(|word| word.parse().ok())
+        .collect();
     let of = |index: usize, default: usize| numbers.get(index).copied().unwrap_or(default);
     let (prompt_tokens, new_tokens, num_rounds) = (of(0, 512), of(1, 128), of(2, 5));
     let config = ModelConfig::new(&ModelSizes {
@@ -75,7 +77,9 @@ fn main() {
         optimizer.zero_grad();
         let started = Instant::now();
         let metrics =
-            accumulate_gradient(&weights, None, &rows, &settings, &optimizer, &mut |_, _| true);
+            accumulate_gradient(&weights, None, &rows, &settings, &optimizer, &mut |_, _| {
+                true
+            });
         (started.elapsed().as_secs_f64(), metrics.unwrap().unwrap())
     };
     let _ = gradient(true);

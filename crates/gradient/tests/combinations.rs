@@ -371,9 +371,8 @@ fn check(task: &Task) {
             1 => vec![compute_all(&Arc::default())],
             _ => in_world(world_size, compute_all),
         };
-        for (cut, (metrics, gradients)) in results
-            .iter()
-            .flat_map(|of_rank| cuts.iter().zip(of_rank))
+        for (cut, (metrics, gradients)) in
+            results.iter().flat_map(|of_rank| cuts.iter().zip(of_rank))
         {
             let what = (world_size, cut);
             let first = first.get_or_insert_with(|| metrics.clone());
@@ -392,7 +391,10 @@ fn check(task: &Task) {
             for (gradient, expected) in gradients.iter().zip(&expected) {
                 let difference = (gradient - expected).norm().double_value(&[]);
                 let norm = expected.norm().double_value(&[]);
-                assert!(difference <= 1e-5 * norm, "{what:?}: {difference} of {norm}");
+                assert!(
+                    difference <= 1e-5 * norm,
+                    "{what:?}: {difference} of {norm}"
+                );
             }
         }
     }
