@@ -210,7 +210,12 @@ fn cuts(world_size: usize) -> Vec<Cut> {
         _ => &[(1, false), (1, true)],
     };
     let mut cuts = Vec::new();
-    for micro_batch_tokens in [1, 70, 1_000_000] {
+    let budgets: &[usize] = if world_size == 1 {
+        &[1, 70, 1_000_000]
+    } else {
+        &[70, 1_000_000]
+    };
+    for &micro_batch_tokens in budgets {
         for share_prefixes in [false, true] {
             for activation_checkpointing in [false, true] {
                 for &(num_threads, is_sharded) in threads_and_shards {
@@ -260,6 +265,20 @@ fn values(weights: &Weights) -> Vec<Tensor> {
     }
 }
 
+fn settings(task: &Task, cut: Cut) -> BatchSettings {
+    BatchSettings {
+        loss: Arc::clone(&task.loss),
+        aggregation: task.aggregation,
+        measures_policy: task.is_policy,
+        temperature: if task.is_policy { TEMPERATURE } else { 1.0 },
+        micro_batch_tokens: cut.micro_batch_tokens,
+        activation_checkpointing: cut.activation_checkpointing,
+        share_prefixes: cut.share_prefixes,
+        redistribute_rows: task.is_policy,
+        parallelism: Parallelism::across_batch(cut.num_threads),
+    }
+}
+
 /// Metrics and gradient of the second of two passes over one batch, which must equal the first.
 fn compute(task: &Task, cut: Cut, ranks: &Arc<Ranks>) -> (BatchMetrics, Vec<Tensor>) {
     let weights = weights_of(cut, SEED, ranks);
@@ -276,17 +295,7 @@ fn compute(task: &Task, cut: Cut, ranks: &Arc<Ranks>) -> (BatchMetrics, Vec<Tens
         Weights::Sharded(decoder) => AdamW::of_sharded(decoder, PLAIN_STEPS, Arc::clone(ranks)),
     }
     .unwrap();
-    let settings = BatchSettings {
-        loss: Arc::clone(&task.loss),
-        aggregation: task.aggregation,
-        measures_policy: task.is_policy,
-        temperature: if task.is_policy { TEMPERATURE } else { 1.0 },
-        micro_batch_tokens: cut.micro_batch_tokens,
-        activation_checkpointing: cut.activation_checkpointing,
-        share_prefixes: cut.share_prefixes,
-        redistribute_rows: task.is_policy,
-        parallelism: Parallelism::across_batch(cut.num_threads),
-    };
+    let settings = settings(task, cut);
     let rows = if task.is_policy {
         // Episodes are whole on the rank that sampled them.
         let is_own =
@@ -408,4 +417,41 @@ fn a_policy_gradient_is_that_of_rows_one_by_one_however_they_are_cut() {
 #[test]
 fn a_supervised_gradient_is_that_of_rows_one_by_one_however_they_are_cut() {
     check(&Task::supervised());
+}
+
+#[test]
+fn rows_that_one_rank_sampled_are_computed_by_all() {
+    let task = Task::policy();
+    let cut = Cut {
+        micro_batch_tokens: 100,
+        share_prefixes: true,
+        activation_checkpointing: false,
+        num_threads: 1,
+        is_sharded: false,
+    };
+    let imbalance = |redistribute_rows| {
+        let of_ranks = in_world(3, |ranks| {
+            let weights = weights_of(cut, SEED, ranks);
+            let Weights::Whole(decoder) = &weights else {
+                unreachable!("the test made it whole");
+            };
+            let parameters = decoder.trained_parameters();
+            let optimizer =
+                AdamW::new(parameters, PLAIN_STEPS, Arc::clone(ranks), 1 << 10).unwrap();
+            let settings = BatchSettings {
+                redistribute_rows,
+                ..settings(&task, cut)
+            };
+            // The last rank has sampled nothing, the first one nearly everything.
+            let own = [&task.rows[..12], &task.rows[12..], &[]][ranks.rank()];
+            let mut batch = PackedBatch::new(&weights, own, &settings, ranks).unwrap();
+            let metrics =
+                batch.accumulate_gradient(&weights, None, &optimizer, &mut |_, _| true);
+            metrics.unwrap().unwrap()
+        });
+        assert!(of_ranks.iter().all(|metrics| *metrics == of_ranks[0]));
+        of_ranks[0].rank_imbalance
+    };
+    assert!(imbalance(false) > 1.0);
+    assert!(imbalance(true) < 0.2, "{}", imbalance(true));
 }
