@@ -17,6 +17,7 @@ use asyncthink_data::{EpisodeIndex, TokenId, TrainingRow};
 use asyncthink_distributed::{AdamW, AdamWSettings};
 use asyncthink_gradient::{BatchSettings, Weights, accumulate_gradient};
 use asyncthink_model::{Decoder, ModelConfig, ModelSizes, Parallelism};
+use asyncthink_recipe::OldPolicy;
 use tch::Device;
 
 const NUM_GROUPS: usize = 8;
@@ -62,10 +63,11 @@ fn main() {
                 clip: Clip {
                     low: 0.2,
                     high: 0.2,
+                    dual: None,
                 },
-                kl_beta: 0.0,
             }),
             aggregation: Aggregation::TokenMean,
+            old_policy: OldPolicy::Sampler,
             measures_policy: true,
             temperature: 1.0,
             micro_batch_tokens: 16_384,

@@ -5,11 +5,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use asyncthink_algorithms::{Aggregation, Clip, ClippedPolicyLoss, CrossEntropy, TokenLoss, k3};
+use asyncthink_algorithms::{
+    Aggregation, Clip, ClippedPolicyLoss, CrossEntropy, KlPenalty, PolicyObjective, TokenLoss, k3,
+};
 use asyncthink_data::{EpisodeIndex, TokenId, TrainingRow};
 use asyncthink_distributed::{AdamW, AdamWSettings, Ranks, ShardedDecoder, Sharding};
 use asyncthink_gradient::{BatchMetrics, BatchSettings, PackedBatch, Weights, rows_of_rank};
 use asyncthink_model::{Decoder, ModelConfig, ModelSizes, Parallelism, Segments};
+use asyncthink_recipe::{KlEstimator, OldPolicy};
 use asyncthink_torch::{GroupOptions, ProcessGroup, Store, StoreOptions};
 use tch::{Device, Kind, Tensor};
 
@@ -17,6 +20,7 @@ const TEMPERATURE: f64 = 0.9;
 const CLIP: Clip = Clip {
     low: 0.2,
     high: 0.3,
+    dual: None,
 };
 const KL_BETA: f64 = 0.1;
 const SEED: u64 = 5;
@@ -108,10 +112,15 @@ impl Task {
     fn policy() -> Self {
         Self {
             rows: policy_rows(),
-            loss: Arc::new(ClippedPolicyLoss {
-                clip: CLIP,
-                kl_beta: KL_BETA,
-            }),
+            loss: Arc::new(
+                PolicyObjective::new(Arc::new(ClippedPolicyLoss { clip: CLIP })).with_kl(
+                    KlPenalty {
+                        beta: KL_BETA,
+                        estimator: KlEstimator::K3,
+                        is_bias_corrected: false,
+                    },
+                ),
+            ),
             aggregation: Aggregation::EpisodeMean,
             is_policy: true,
         }
@@ -269,6 +278,7 @@ fn settings(task: &Task, cut: Cut) -> BatchSettings {
     BatchSettings {
         loss: Arc::clone(&task.loss),
         aggregation: task.aggregation,
+        old_policy: OldPolicy::Sampler,
         measures_policy: task.is_policy,
         temperature: if task.is_policy { TEMPERATURE } else { 1.0 },
         micro_batch_tokens: cut.micro_batch_tokens,
