@@ -9,7 +9,7 @@ use asyncthink_algorithms::{
     Aggregation, Clip, ClippedPolicyLoss, CrossEntropy, KlPenalty, PolicyObjective, TokenLoss, k3,
 };
 use asyncthink_data::{EpisodeIndex, TokenId, TrainingRow};
-use asyncthink_distributed::{AdamW, AdamWSettings, Ranks, ShardedDecoder, Sharding};
+use asyncthink_distributed::{AdamW, AdamWSettings, Ranks, ShardedDecoder, Sharding, StateOptions};
 use asyncthink_gradient::{BatchMetrics, BatchSettings, PackedBatch, Weights, rows_of_rank};
 use asyncthink_model::{Decoder, ModelConfig, ModelSizes, Parallelism, Segments};
 use asyncthink_recipe::{KlEstimator, OldPolicy};
@@ -250,6 +250,7 @@ fn weights_of(cut: Cut, seed: u64, ranks: &Arc<Ranks>) -> Weights {
         let sharding = Sharding {
             ranks: Arc::clone(ranks),
             device: Device::Cpu,
+            kind: Kind::Float,
             micro_batches_per_gather: 2,
         };
         let decoder = ShardedDecoder::init(&config(), seed, sharding).unwrap();
@@ -302,7 +303,12 @@ fn compute(task: &Task, cut: Cut, ranks: &Arc<Ranks>) -> (BatchMetrics, Vec<Tens
             Arc::clone(ranks),
             1 << 10,
         ),
-        Weights::Sharded(decoder) => AdamW::of_sharded(decoder, PLAIN_STEPS, Arc::clone(ranks)),
+        Weights::Sharded(decoder) => AdamW::of_sharded(
+            decoder,
+            PLAIN_STEPS,
+            Arc::clone(ranks),
+            StateOptions::default(),
+        ),
     }
     .unwrap();
     let settings = settings(task, cut);
@@ -455,8 +461,7 @@ fn rows_that_one_rank_sampled_are_computed_by_all() {
             // The last rank has sampled nothing, the first one nearly everything.
             let own = [&task.rows[..12], &task.rows[12..], &[]][ranks.rank()];
             let mut batch = PackedBatch::new(&weights, own, &settings, ranks).unwrap();
-            let metrics =
-                batch.accumulate_gradient(&weights, None, &optimizer, &mut |_, _| true);
+            let metrics = batch.accumulate_gradient(&weights, None, &optimizer, &mut |_, _| true);
             metrics.unwrap().unwrap()
         });
         assert!(of_ranks.iter().all(|metrics| *metrics == of_ranks[0]));
