@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use asyncthink_data::{TaskTokenizerConfig, Tokenizer, task_tokenizer};
-use asyncthink_model::{ModelConfig, ModelSizes, PretrainedModel};
+use asyncthink_model::{ModelConfig, ModelSizes, Precision, PretrainedModel};
 use asyncthink_tests::{Workspace, stdout};
 use serde_json::{Value, json};
 use tch::Device;
@@ -151,7 +151,7 @@ fn write_model_for(tokenizer: Tokenizer, dir: &Path, max_position_embeddings: i6
         eos_token_id: 0,
     });
     let config = config.expect("a configuration");
-    let model = PretrainedModel::init(&config, tokenizer, Device::Cpu, 1).expect("a model");
+    let model = PretrainedModel::init(&config, tokenizer, Device::Cpu, Precision::F32, 1).expect("a model");
     fs_err::create_dir_all(dir).expect("a folder");
     model.save(dir).expect("files");
 }
