@@ -9,6 +9,16 @@ pub(crate) const MAX_ITEMS: u32 = 10_000_000;
 /// Smallest sampling temperature above 0: smaller numbers have no f32 of full precision.
 pub const MIN_TEMPERATURE: f64 = 1.2e-38;
 
+/// Tells whether a key has its type's default, and need not be written out.
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// Tells whether a key is 1, and need not be written out.
+pub(crate) fn is_one<T: From<u8> + PartialEq>(value: &T) -> bool {
+    *value == T::from(1)
+}
+
 /// A count.
 pub(crate) const fn count<const N: usize>() -> usize {
     N

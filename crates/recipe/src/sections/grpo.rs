@@ -8,7 +8,7 @@ use super::optimizer::OptimizerSection;
 use super::or_auto::OrAuto;
 use super::reward::RewardSection;
 use super::sampler_correction::SamplerCorrectionSection;
-use crate::defaults::{MAX_COUNT, count, one, yes, zero};
+use crate::defaults::{MAX_COUNT, count, is_default, is_one, one, yes, zero};
 use crate::saving::GrpoMetric;
 
 /// `[grpo]`: stage 2, organizer-worker policy optimisation.
@@ -90,7 +90,7 @@ pub struct GrpoSection {
     /// Weight of the entropy bonus: the mean entropy of the policy at trained
     /// tokens, by the weights of `loss_aggregation`, is taken off the loss.
     /// Default 0.
-    #[serde(default = "zero", skip_serializing_if = "is_zero")]
+    #[serde(default = "zero", skip_serializing_if = "is_default")]
     #[schemars(range(min = 0.0), extend("default" = 0.0))]
     pub entropy_coefficient: f64,
     /// The policy that the probability ratio is against: the `sampler`, by
@@ -122,7 +122,7 @@ pub struct GrpoSection {
     pub advantage_group: AdvantageGroup,
     /// Factor on the advantage of workers. Default 1, as in the paper; 0
     /// trains organizers only.
-    #[serde(default = "one", skip_serializing_if = "is_one_f64")]
+    #[serde(default = "one", skip_serializing_if = "is_one")]
     #[schemars(range(min = 0.0), extend("default" = 1.0))]
     pub worker_advantage_weight: f64,
     /// Leave agents that were cut at a token limit out of the loss; where the
@@ -219,22 +219,6 @@ fn clip() -> NamedTable {
 
 fn is_clip(loss: &NamedTable) -> bool {
     *loss == clip()
-}
-
-fn is_one(count: &usize) -> bool {
-    *count == 1
-}
-
-fn is_one_f64(value: &f64) -> bool {
-    value.to_bits() == 1.0_f64.to_bits()
-}
-
-fn is_zero(value: &f64) -> bool {
-    *value == 0.0
-}
-
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
 }
 
 impl GrpoSection {

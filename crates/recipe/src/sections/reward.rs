@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::defaults::{MAX_COUNT, one, yes};
+use crate::defaults::{MAX_COUNT, is_one, one, yes};
 
 /// `[grpo.reward]`: accuracy plus `lambda` times `min(eta/c, tau) / tau`, or
 /// `format_error` where the episode breaks the protocol.
@@ -54,10 +54,6 @@ pub struct RewardSection {
     #[serde(default = "one", skip_serializing_if = "is_one")]
     #[schemars(extend("default" = 1.0, "exclusiveMinimum" = 0.0))]
     pub overlong_penalty: f64,
-}
-
-fn is_one(value: &f64) -> bool {
-    value.to_bits() == 1.0_f64.to_bits()
 }
 
 impl Default for RewardSection {

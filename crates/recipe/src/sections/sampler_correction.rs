@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct SamplerCorrectionSection {
     /// Whether a weight beyond the limits is cut to `max_weight`
-    /// (`*_truncate`, TIS) or becomes 0 (`*_mask`, IcePop), and whether it is
+    /// (`*_truncate`, TIS) or becomes 0 (`*_mask`, `IcePop`), and whether it is
     /// the ratio of a token or of all decoded tokens of an agent.
     pub mode: CorrectionMode,
     /// Largest weight. Default 2.
