@@ -14,6 +14,7 @@ use crate::saving::GrpoMetric;
 /// `[grpo]`: stage 2, organizer-worker policy optimisation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a key")]
 pub struct GrpoSection {
     /// Steps, each one rollout and its updates.
     #[schemars(range(min = 1, max = MAX_COUNT))]
