@@ -26,6 +26,7 @@ const FREE_KEYS: [&str; 12] = [
     "share_prefixes",
     "save_merged",
     "init_from_unfinished",
+    "final_dtype",
 ];
 
 /// The recipe's keys that a resumed `stage` must share with its checkpoint, with their values as TOML.

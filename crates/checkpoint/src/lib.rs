@@ -31,6 +31,6 @@ pub use lock::StageLock;
 pub use manifest::model_identity;
 pub use readme::{Contents, Readme};
 pub use retention::Retention;
-pub use state::{TrainerState, new_run_id};
+pub use state::{BestEvaluation, TrainerState, new_run_id};
 pub use store::{Checkpoint, CheckpointStore, Found, PartialCheckpoint, newest_model};
 pub use written::{Part, wait_for_parts};

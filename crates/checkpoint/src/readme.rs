@@ -276,6 +276,8 @@ mod tests {
                 .into(),
             figures: std::collections::BTreeMap::new(),
             chosen: std::collections::BTreeMap::new(),
+            best: None,
+            stopped_early: false,
             run: String::new(),
         }
     }

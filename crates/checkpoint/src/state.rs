@@ -37,10 +37,25 @@ pub struct TrainerState {
     /// Values that the recipe leaves to the program, as they were chosen when the run began.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub chosen: BTreeMap<String, String>,
+    /// The best evaluation so far, where the recipe has a run end early by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best: Option<BestEvaluation>,
+    /// Whether evaluations ended the run before its last step.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stopped_early: bool,
     /// Id of the run that the checkpoint is of, the same from its first step to its last; empty in checkpoints of earlier
     /// versions. Retention removes nothing of other runs.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub run: String,
+}
+
+/// The best evaluation of a run, and how long ago it was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BestEvaluation {
+    /// Its figure; `None` while none was measured.
+    pub value: Option<f64>,
+    /// Evaluations since.
+    pub evaluations_since: u64,
 }
 
 /// An id for a run that begins.
@@ -64,6 +79,7 @@ impl TrainerState {
         self.metrics_bytes = checkpoint.metrics_bytes;
         self.figures.clone_from(&checkpoint.figures);
         self.chosen.clone_from(&checkpoint.chosen);
+        self.best = checkpoint.best;
         self.run.clone_from(&checkpoint.run);
         if self.initial_model.is_none() {
             self.initial_model.clone_from(&checkpoint.initial_model);
@@ -179,6 +195,8 @@ mod tests {
             .into(),
             figures: BTreeMap::new(),
             chosen: BTreeMap::new(),
+            best: None,
+            stopped_early: false,
             run: String::new(),
         }
     }

@@ -12,6 +12,8 @@ pub(super) fn state(step: u64) -> TrainerState {
         recipe: std::collections::BTreeMap::new(),
         figures: std::collections::BTreeMap::new(),
         chosen: std::collections::BTreeMap::new(),
+        best: None,
+        stopped_early: false,
         run: "r".into(),
     }
 }

@@ -145,6 +145,7 @@ impl Observer for Progress {
             Phase::Score => "comparing",
             Phase::Train => "training",
             Phase::Optimizer => "updating",
+            Phase::Eval => "evaluating",
             Phase::Save => "saving",
         };
         let phase = if total > 0 {

@@ -12,6 +12,7 @@ mod batches;
 mod chat;
 mod companions;
 mod error;
+mod evaluation_sample;
 mod folder;
 mod pack;
 pub mod parquet;
@@ -27,6 +28,7 @@ pub use crate::atomic::{remove_stale_temporaries, write_atomic, write_bytes_atom
 pub use crate::batches::{Batch, Batches};
 pub use crate::chat::{ChatMessage, ChatOptions, ChatSettings, ChatTemplate};
 pub use crate::error::Error;
+pub use crate::evaluation_sample::evaluation_sample;
 pub use crate::folder::SynthFolder;
 pub use crate::pack::{
     MIN_SHARED_TOKENS, PackedRows, Packer, Prefixes, RowCosts, RowSize, costs_of_workers, pack,

@@ -24,6 +24,8 @@ pub enum Phase {
     Train,
     /// Clipping and the optimizer's update.
     Optimizer,
+    /// Evaluation on validation problems.
+    Eval,
     /// Writing checkpoints and episode files.
     Save,
 }
@@ -48,6 +50,14 @@ pub struct Timing {
     pub tokens_per_second: BTreeMap<Phase, f64>,
     /// Bytes that this rank put into operations between ranks, by kind; kinds without any are left out.
     pub exchanged_bytes: ByteCounts,
+}
+
+impl Timing {
+    /// Adds what the step did after its clock was read.
+    pub fn add(&mut self, phase: Phase, seconds: f64) {
+        *self.phase_seconds.entry(phase).or_default() += seconds;
+        self.step_seconds += seconds;
+    }
 }
 
 impl Default for StepClock {

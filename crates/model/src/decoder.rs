@@ -129,14 +129,32 @@ impl Decoder {
             weights::save_generation_config(dir, &self.config)?;
             return adapters.save(dir);
         }
-        let dtype = match self.kind {
+        self.save_whole(dir, None, max_shard_bytes)
+    }
+
+    /// Writes the whole model with its weights as `kind`; those of adapters are added to them.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn save_as(&self, dir: &Path, kind: Kind) -> Result<()> {
+        let kind = Some(kind);
+        if self.adapters.is_some() {
+            return self
+                .merged()?
+                .save_whole(dir, kind, weights::MAX_SHARD_BYTES);
+        }
+        self.save_whole(dir, kind, weights::MAX_SHARD_BYTES)
+    }
+
+    fn save_whole(&self, dir: &Path, kind: Option<Kind>, max_shard_bytes: usize) -> Result<()> {
+        let dtype = match kind.unwrap_or(self.kind) {
             Kind::BFloat16 => "bfloat16",
             Kind::Half => "float16",
             _ => "float32",
         };
         self.config.save(dir, dtype)?;
         weights::save_generation_config(dir, &self.config)?;
-        weights::save(dir, &self.parameters, max_shard_bytes)
+        weights::save(dir, &self.parameters, kind, max_shard_bytes)
     }
 
     fn assemble(

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use asyncthink_data::Tokenizer;
-use tch::Device;
+use tch::{Device, Kind};
 
 use crate::adapter_file::base_of;
 use crate::adapters::Adapters;
@@ -86,6 +86,15 @@ impl PretrainedModel {
     /// When a file cannot be written.
     pub fn save(&self, dir: &Path) -> Result<()> {
         self.decoder.save(dir)?;
+        Ok(self.tokenizer.save(dir)?)
+    }
+
+    /// Writes the whole model with its weights as `kind`, those of adapters added to them.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn save_as(&self, dir: &Path, kind: Kind) -> Result<()> {
+        self.decoder.save_as(dir, kind)?;
         Ok(self.tokenizer.save(dir)?)
     }
 

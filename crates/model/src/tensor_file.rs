@@ -192,6 +192,11 @@ fn dtype_of(kind: Kind) -> Option<Dtype> {
     }
 }
 
+/// Bytes that a tensor takes in a file, in its own type or as `kind`.
+pub(crate) fn num_bytes_as(tensor: &Tensor, kind: Option<Kind>) -> usize {
+    tensor.numel() * kind.unwrap_or_else(|| tensor.kind()).elt_size_in_bytes()
+}
+
 /// Bytes that a tensor takes in a file.
 pub(crate) fn num_bytes(tensor: &Tensor) -> usize {
     tensor.numel() * tensor.kind().elt_size_in_bytes()
@@ -199,6 +204,16 @@ pub(crate) fn num_bytes(tensor: &Tensor) -> usize {
 
 /// Writes tensors, each in the type that it has and a chunk at a time.
 pub(crate) fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    write_as(path, tensors, None)
+}
+
+/// Writes tensors a chunk at a time, each in the type that it has or all as `kind`.
+pub(crate) fn write_as(
+    path: &Path,
+    tensors: &[(String, Tensor)],
+    kind: Option<Kind>,
+) -> Result<()> {
+    let as_kind = kind;
     let refuse = |reason: String| Error::Weights {
         path: path.to_owned(),
         reason,
@@ -206,10 +221,10 @@ pub(crate) fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     let mut infos = Vec::with_capacity(tensors.len());
     let mut offset = 0;
     for (name, tensor) in tensors {
-        let kind = tensor.kind();
+        let kind = as_kind.unwrap_or_else(|| tensor.kind());
         let dtype = dtype_of(kind)
             .ok_or_else(|| refuse(format!("`{name}` has type {kind:?}, which is not written")))?;
-        let end = offset + num_bytes(tensor);
+        let end = offset + num_bytes_as(tensor, as_kind);
         infos.push((
             name.clone(),
             TensorInfo {
@@ -235,13 +250,18 @@ pub(crate) fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     file.write_all(&header)?;
     let mut buffer = Vec::new();
     for (_, tensor) in tensors {
-        write_values(tensor, &mut buffer, &mut file)?;
+        write_values(tensor, as_kind, &mut buffer, &mut file)?;
     }
     file.flush()?;
     Ok(())
 }
 
-fn write_values(tensor: &Tensor, buffer: &mut Vec<u8>, out: &mut impl Write) -> Result<()> {
+fn write_values(
+    tensor: &Tensor,
+    kind: Option<Kind>,
+    buffer: &mut Vec<u8>,
+    out: &mut impl Write,
+) -> Result<()> {
     let _no_grad = tch::no_grad_guard();
     let flat = tensor.f_detach()?.f_contiguous()?.f_view([-1])?;
     let chunk_elements = signed(CHUNK_BYTES / tensor.kind().elt_size_in_bytes());
@@ -249,7 +269,11 @@ fn write_values(tensor: &Tensor, buffer: &mut Vec<u8>, out: &mut impl Write) -> 
     let mut first = 0;
     while first < num_elements {
         let count = chunk_elements.min(num_elements - first);
-        let chunk = flat.f_narrow(0, first, count)?.f_to_device(Device::Cpu)?;
+        let mut chunk = flat.f_narrow(0, first, count)?;
+        if let Some(kind) = kind {
+            chunk = chunk.f_to_kind(kind)?;
+        }
+        let chunk = chunk.f_to_device(Device::Cpu)?;
         buffer.resize(num_bytes(&chunk), 0);
         chunk.f_copy_data_u8(buffer, chunk.numel())?;
         out.write_all(buffer)?;

@@ -154,26 +154,28 @@ pub(crate) fn first_of(mut problems: Vec<String>) -> String {
     problems.join(", ") + &suffix
 }
 
-/// Writes the parameters into one file, or, where they are more than `max_shard_bytes`, into shards with an index.
+/// Writes the parameters into one file, or, where they are more than `max_shard_bytes`, into shards with an index; each in the
+/// type that it has, or all as `kind`.
 pub(crate) fn save(
     dir: &Path,
     parameters: &[(String, Tensor)],
+    kind: Option<Kind>,
     max_shard_bytes: usize,
 ) -> Result<()> {
-    let shards = shards(parameters, max_shard_bytes);
+    let shards = shards(parameters, kind, max_shard_bytes);
     if let [all] = shards.as_slice() {
-        tensor_file::write(&dir.join(SINGLE_FILE), all)?;
+        tensor_file::write_as(&dir.join(SINGLE_FILE), all, kind)?;
         return remove_stale(&dir.join(INDEX_FILE));
     }
     let mut weight_map = BTreeMap::new();
     for (index, shard) in shards.iter().enumerate() {
         let file = format!("model-{:05}-of-{:05}.safetensors", index + 1, shards.len());
-        tensor_file::write(&dir.join(&file), shard)?;
+        tensor_file::write_as(&dir.join(&file), shard, kind)?;
         weight_map.extend(shard.iter().map(|(name, _)| (name.clone(), file.clone())));
     }
     let total_size: usize = parameters
         .iter()
-        .map(|(_, tensor)| tensor_file::num_bytes(tensor))
+        .map(|(_, tensor)| tensor_file::num_bytes_as(tensor, kind))
         .sum();
     let index =
         serde_json::json!({"metadata": {"total_size": total_size}, "weight_map": weight_map});
@@ -190,11 +192,15 @@ fn remove_stale(path: &Path) -> Result<()> {
 }
 
 /// Runs of parameters that fit into a file each; at least one run.
-fn shards(parameters: &[(String, Tensor)], max_shard_bytes: usize) -> Vec<&[(String, Tensor)]> {
+fn shards(
+    parameters: &[(String, Tensor)],
+    kind: Option<Kind>,
+    max_shard_bytes: usize,
+) -> Vec<&[(String, Tensor)]> {
     let mut shards = Vec::new();
     let (mut start, mut bytes) = (0, 0);
     for (index, (_, tensor)) in parameters.iter().enumerate() {
-        let more = tensor_file::num_bytes(tensor);
+        let more = tensor_file::num_bytes_as(tensor, kind);
         if index > start && bytes + more > max_shard_bytes {
             shards.push(&parameters[start..index]);
             (start, bytes) = (index, 0);

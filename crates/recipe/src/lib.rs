@@ -54,7 +54,7 @@ pub use error::{ErrorKind, RecipeError, RecipeErrors};
 pub use memory::MemoryBudget;
 pub use recipe::{Recipe, RecipeData};
 pub use registry::Registry;
-pub use saving::{CHANGEABLE_INPUTS, GrpoMetric, SaveInBackground, SftMetric};
+pub use saving::{CHANGEABLE_INPUTS, FinalDtype, GrpoMetric, SaveInBackground, SftMetric};
 pub use schema::schema;
 pub use sections::{
     Advantage, AdvantageGroup, BenchRolloutSection, BenchSection, BenchStepSection,

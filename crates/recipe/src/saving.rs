@@ -60,12 +60,25 @@ pub enum GrpoMetric {
     AllCorrect,
     /// Mean concurrency of valid episodes.
     EtaRatio,
+    /// Mean reward on validation problems, under the final weight of
+    /// concurrency.
+    ValidationReward,
+    /// Mean accuracy on validation problems.
+    ValidationAccuracy,
+    /// Share of validation episodes with everything right.
+    ValidationAllCorrect,
+    /// Mean concurrency of valid validation episodes.
+    ValidationEtaRatio,
 }
 
 impl GrpoMetric {
-    /// Its key in `metrics.jsonl`.
+    /// Its name, a key of `metrics.jsonl` but for those of `validation`.
     pub fn name(self) -> &'static str {
         match self {
+            Self::ValidationReward => "validation_reward",
+            Self::ValidationAccuracy => "validation_accuracy",
+            Self::ValidationAllCorrect => "validation_all_correct",
+            Self::ValidationEtaRatio => "validation_eta_ratio",
             Self::Reward => "reward",
             Self::RewardAccuracy => "reward_accuracy",
             Self::AllCorrect => "all_correct",
@@ -76,7 +89,31 @@ impl GrpoMetric {
     /// Whether the smallest figure is the best one.
     pub fn less_is_better(self) -> bool {
         match self {
-            Self::Reward | Self::RewardAccuracy | Self::AllCorrect | Self::EtaRatio => false,
+            Self::Reward
+            | Self::RewardAccuracy
+            | Self::AllCorrect
+            | Self::EtaRatio
+            | Self::ValidationReward
+            | Self::ValidationAccuracy
+            | Self::ValidationAllCorrect
+            | Self::ValidationEtaRatio => false,
+        }
+    }
+}
+
+/// Format of a copy of the finished model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FinalDtype {
+    /// bfloat16.
+    Bf16,
+}
+
+impl FinalDtype {
+    /// Name in recipes, and of the folder.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
         }
     }
 }

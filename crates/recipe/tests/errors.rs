@@ -201,10 +201,47 @@ fn each_kind_of_error_has_a_place_a_reason_and_a_remedy() {
         ),
     ];
     let mut report = String::new();
-    for (name, text) in cases.into_iter().chain(bench_cases()) {
+    for (name, text) in cases
+        .into_iter()
+        .chain(evaluation_cases())
+        .chain(bench_cases())
+    {
         writeln!(report, "===== {name}\n{}\n", refused(&text, &[])).expect("a string");
     }
     insta::assert_snapshot!("each_kind", report);
+}
+
+/// Evaluations during a run that cannot be.
+fn evaluation_cases() -> Vec<(&'static str, String)> {
+    vec![
+        (
+            "evaluated_on_nothing",
+            with("[grpo]", "[grpo]\neval_every_steps = 2"),
+        ),
+        (
+            "never_evaluated",
+            with(
+                "[grpo]",
+                "[grpo]\neval_num_problems = 2\nbest_metric = \"validation_accuracy\"\nkeep_best_checkpoints = 1\n\
+                 early_stopping_patience = 2",
+            ),
+        ),
+        (
+            "stopped_by_what_is_not_evaluated",
+            with(
+                "[sft]",
+                "[sft]\neval_every_steps = 1\nearly_stopping_patience = 2\nbest_metric = \"loss\"",
+            ),
+        ),
+        (
+            "best_of_unevaluated_checkpoints",
+            with(
+                "[grpo]",
+                "[grpo]\neval_every_steps = 3\nsave_every_steps = 4\nkeep_best_checkpoints = 1\n\
+                 best_metric = \"validation_reward\"\nearly_stopping_threshold = 0.1",
+            ),
+        ),
+    ]
 }
 
 /// Workloads that cannot be.

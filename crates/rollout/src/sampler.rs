@@ -141,12 +141,42 @@ impl EpisodeSampler {
         queries: &[Query],
         progress: &mut dyn FnMut(RolloutProgress) -> bool,
     ) -> Result<Vec<Episode>> {
+        self.run_by(&self.settings, decoder, tokenizer, queries, progress)
+    }
+
+    /// As [`Self::run`], at another temperature over the same engine.
+    ///
+    /// # Errors
+    /// As [`Self::run`], and when the temperature is out of range.
+    pub fn run_at(
+        &self,
+        temperature: f64,
+        decoder: &Decoder,
+        tokenizer: &Tokenizer,
+        queries: &[Query],
+        progress: &mut dyn FnMut(RolloutProgress) -> bool,
+    ) -> Result<Vec<Episode>> {
+        let settings = RolloutSettings {
+            sampling: SamplingParams::new(Temperature::new(temperature)?),
+            ..self.settings.clone()
+        };
+        self.run_by(&settings, decoder, tokenizer, queries, progress)
+    }
+
+    fn run_by(
+        &self,
+        settings: &RolloutSettings,
+        decoder: &Decoder,
+        tokenizer: &Tokenizer,
+        queries: &[Query],
+        progress: &mut dyn FnMut(RolloutProgress) -> bool,
+    ) -> Result<Vec<Episode>> {
         let mut engine = self.engine_for(decoder, queries)?;
         let mut expected = *lock(&self.expected);
         let _threads = AllThreads::begin();
         let episodes = run_episodes(
             &mut EngineBackend::new(&mut engine, decoder),
-            (tokenizer, &self.templates, &self.settings),
+            (tokenizer, &self.templates, settings),
             queries,
             &mut ProgressOnly(progress),
             &mut expected,

@@ -29,5 +29,7 @@ pub use observer::{MemoryReport, Observer, RunStart, StepReport, StopFlag};
 pub use problems::{test_problems, train_problems, validation_problems};
 pub use rank_folder::RankFolder;
 pub use run::{Attempt, Resume, RunOptions, RunOutcome, new_optimizer};
-pub use settings::{GrpoSettings, Registries, RunSettings, SaveSettings, SftGoal, SftSettings};
+pub use settings::{
+    EarlyStopping, GrpoSettings, Registries, RunSettings, SaveSettings, SftGoal, SftSettings,
+};
 pub use sft::run_sft;

@@ -16,9 +16,9 @@ use asyncthink_gradient::{BatchSettings, PolicySettings};
 use asyncthink_metrics::{OpenSink, sinks};
 use asyncthink_model::{LoraConfig, LoraTarget, Parallelism, Precision};
 use asyncthink_recipe::{
-    ComputeFormat, DistributedSection, EngineSection, GrpoSection, LoraSection, MemoryBudget,
-    ModelSection, NumberFormat, Offload, OldPolicy, OptimizerSection, PrecisionSection, Recipe,
-    Registry, SaveInBackground, SftSection, Stage,
+    ComputeFormat, DistributedSection, EngineSection, FinalDtype, GrpoSection, LoraSection,
+    MemoryBudget, ModelSection, NumberFormat, Offload, OldPolicy, OptimizerSection,
+    PrecisionSection, Recipe, Registry, SaveInBackground, SftSection, Stage,
 };
 use asyncthink_rollout::{Episode, ModelCard};
 use asyncthink_tasks::TaskConfig;
@@ -59,8 +59,19 @@ pub struct SaveSettings {
     pub in_background: SaveInBackground,
     /// Whether a finished run with adapters also writes the merged model.
     pub merged: bool,
+    /// Format of a copy of the finished model.
+    pub final_dtype: Option<FinalDtype>,
     /// Whether nothing is saved at all, as benchmarks have it.
     pub is_off: bool,
+}
+
+/// When a run ends before its last step.
+#[derive(Clone, Copy, Debug)]
+pub struct EarlyStopping {
+    /// Evaluations in a row without a better figure.
+    pub patience: u64,
+    /// Figures differ by more than this.
+    pub threshold: f64,
 }
 
 /// Settings that both training stages share.
@@ -94,6 +105,8 @@ pub struct RunSettings {
     pub optimizer: OptimizerSection,
     /// Checkpoints.
     pub save: SaveSettings,
+    /// Early stopping by the metric that checkpoints are compared by.
+    pub early_stopping: Option<EarlyStopping>,
     /// Steps between lines of the metrics.
     pub log_every_steps: u64,
     /// Recipe keys that may differ from the resumed checkpoint.
@@ -145,8 +158,15 @@ impl RunSettings {
                 retention: section.retention,
                 in_background: recipe.save_in_background,
                 merged: recipe.lora.as_ref().is_some_and(|lora| lora.save_merged),
+                final_dtype: section.final_dtype,
                 is_off: false,
             },
+            early_stopping: section
+                .early_stopping_patience
+                .map(|patience| EarlyStopping {
+                    patience: patience as u64,
+                    threshold: section.early_stopping_threshold.unwrap_or_default(),
+                }),
             log_every_steps: section.log_every_steps as u64,
             allow_changed: recipe.allow_changed.clone(),
             sinks: open_sinks(&recipe.metrics, registries)?,
@@ -204,6 +224,9 @@ struct StageSection<'a> {
     save_every_steps: usize,
     log_every_steps: usize,
     retention: Retention,
+    early_stopping_patience: Option<usize>,
+    early_stopping_threshold: Option<f64>,
+    final_dtype: Option<FinalDtype>,
     optimizer: &'a OptimizerSection,
 }
 
@@ -256,6 +279,9 @@ impl SftSettings {
                 metric: section.best_metric.name(),
                 less_is_better: section.best_metric.less_is_better(),
             },
+            early_stopping_patience: section.early_stopping_patience,
+            early_stopping_threshold: section.early_stopping_threshold,
+            final_dtype: section.final_dtype,
             optimizer: &section.optimizer,
         };
         Ok(Self {
@@ -347,6 +373,9 @@ impl GrpoSettings {
                 metric: section.best_metric.name(),
                 less_is_better: section.best_metric.less_is_better(),
             },
+            early_stopping_patience: section.early_stopping_patience,
+            early_stopping_threshold: section.early_stopping_threshold,
+            final_dtype: section.final_dtype,
             optimizer: &section.optimizer,
         };
         let run = RunSettings::of(recipe, Stage::Grpo, &shared, registries)?;

@@ -53,6 +53,7 @@ fn adapters_are_trained_saved_resumed_and_merged_in_both_stages() {
         "sft.num_steps=8",
         "grpo.kl_beta=0.01",
         "model.lora.save_merged=true",
+        "grpo.final_dtype=bf16",
     ];
     let straight = adapted(&dir.path().join("straight"), &base, &sets);
     let sft = finish(&straight, Stage::Sft);
@@ -106,6 +107,18 @@ fn adapters_are_trained_saved_resumed_and_merged_in_both_stages() {
     };
     let used = logits(&grpo);
     assert_eq!(used, logits(&grpo.join("merged")));
+    // The copy in bf16 has the adapters added too, and one rounding more.
+    let values = |dir: &Path| {
+        let decoder = Decoder::load(dir, Device::Cpu, Kind::Float).unwrap();
+        let values = decoder.named_parameters().iter();
+        values.map(|(_, tensor)| tensor.copy()).collect::<Vec<_>>()
+    };
+    for (exact, rounded) in values(&grpo.join("merged"))
+        .iter()
+        .zip(values(&grpo.join("bf16")))
+    {
+        assert_eq!(exact.to_kind(Kind::BFloat16).to_kind(Kind::Float), rounded);
+    }
     assert_ne!(used, logits(&base));
     let files = PretrainedModel::load(&grpo, Device::Cpu, Precision::F32).unwrap();
     let expected = PretrainedModel::load(&base, Device::Cpu, Precision::F32).unwrap();

@@ -7,11 +7,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use asyncthink_checkpoint::RunLayout;
+use asyncthink_model::Decoder;
 use asyncthink_recipe::{Recipe, Stage};
 use asyncthink_trainer::{Error, Resume, RunOutcome};
 use common::{Watcher, alone, finish, metrics, recipe, run, weights};
 use fs_err as fs;
 use serde_json::Value;
+use tch::{Device, Kind};
 
 fn checkpoint(recipe: &Recipe, step: u64) -> PathBuf {
     let folder = RunLayout::new(&recipe.run_dir).checkpoints(Stage::Sft);
@@ -217,4 +219,63 @@ fn weights_that_are_no_numbers_replace_no_checkpoint() {
     let mut watcher = Watcher::default();
     run(&good, Stage::Sft, Resume::Auto, &mut watcher).unwrap();
     assert_eq!(watcher.steps, [3, 4, 5, 6]);
+}
+
+/// Types and shapes of the tensors of a model folder, by name, from the header of its file.
+fn header(model: &Path) -> BTreeMap<String, (String, Value)> {
+    let bytes = weights(model);
+    let len = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    let text = &bytes[8..8 + usize::try_from(len).unwrap()];
+    let header: BTreeMap<String, Value> = serde_json::from_slice(text).unwrap();
+    let tensors = header
+        .into_iter()
+        .filter(|(name, _)| name != "__metadata__");
+    tensors
+        .map(|(name, info)| {
+            let dtype = info["dtype"].as_str().unwrap().to_owned();
+            (name, (dtype, info["shape"].clone()))
+        })
+        .collect()
+}
+
+#[test]
+fn the_finished_model_gets_a_copy_in_half_the_bytes() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let sets = ["sft.final_dtype=bf16", "sft.keep_checkpoints=9"];
+    let recipe = recipe(dir.path(), &sets);
+    let model = finish(&recipe, Stage::Sft);
+    let copy = model.join("bf16");
+    let (exact, rounded) = (header(&model), header(&copy));
+    assert_eq!(exact.len(), rounded.len());
+    for (name, (dtype, shape)) in exact {
+        assert_eq!(dtype, "F32");
+        assert_eq!(rounded[&name], ("BF16".to_owned(), shape), "{name}");
+    }
+    let config = fs::read(copy.join("config.json")).unwrap();
+    let config: Value = serde_json::from_slice(&config).unwrap();
+    let dtype = config.get("dtype").or_else(|| config.get("torch_dtype"));
+    assert_eq!(dtype, Some(&"bfloat16".into()), "{config}");
+    let values = |dir: &Path| {
+        let decoder = Decoder::load(dir, Device::Cpu, Kind::Float).unwrap();
+        let values = decoder.named_parameters().iter();
+        values.map(|(_, tensor)| tensor.copy()).collect::<Vec<_>>()
+    };
+    for (exact, rounded) in values(&model).iter().zip(values(&copy)) {
+        assert_eq!(exact.to_kind(Kind::BFloat16).to_kind(Kind::Float), rounded);
+    }
+    for file in ["tokenizer.json", "asyncthink.json", "README.md"] {
+        assert!(copy.join(file).is_file(), "{file}");
+    }
+    // Earlier checkpoints have none, and the copy is not in the way of going on.
+    assert!(!checkpoint(&recipe, 4).join("bf16").exists());
+    let mut watcher = Watcher::default();
+    run(
+        &recipe,
+        Stage::Sft,
+        Resume::From(checkpoint(&recipe, 8)),
+        &mut watcher,
+    )
+    .unwrap();
+    assert_eq!(watcher.steps, [9, 10, 11, 12]);
 }

@@ -3,6 +3,7 @@
 //! whose keys are absent or ill-formed says nothing.
 
 mod bench;
+mod evaluation;
 mod losses;
 mod model;
 mod prompts;

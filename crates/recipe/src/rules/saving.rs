@@ -1,5 +1,6 @@
 //! Rules for checkpoints: which stay, and what may differ from them.
 
+use super::evaluation;
 use super::view::Rules;
 use crate::check::all_paths;
 use crate::document::{Node, Value};
@@ -9,6 +10,9 @@ use crate::saving::CHANGEABLE_INPUTS;
 
 pub(super) fn saving(rules: &mut Rules<'_>) {
     best_metric(rules);
+    evaluation::early_stopping(rules);
+    evaluation::best_of_grpo(rules);
+    evaluation::without_effect(rules);
     allow_changed(rules);
 }
 

@@ -40,7 +40,17 @@ pub(super) fn grpo(rules: &mut Rules<'_>) {
         "grpo.temperature",
         "set `temperature = 1.0`, the default; training needs episodes that differ",
     );
+    temperature(
+        rules,
+        "grpo.eval_temperature",
+        "set `eval_temperature = 0` to take the likeliest token",
+    );
     episodes(rules, "grpo.group_size", "grpo.prompts_per_step");
+    episodes(
+        rules,
+        "grpo.eval_samples_per_problem",
+        "grpo.eval_num_problems",
+    );
     if rules.text("grpo.loss_aggregation") == Some("constant_length")
         && !rules.has("grpo.constant_length_tokens")
     {

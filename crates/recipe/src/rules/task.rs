@@ -41,6 +41,23 @@ pub(super) fn task(rules: &mut Rules<'_>, task: &dyn Task) {
         "training",
         &section,
     );
+    if rules.has("grpo.eval_every_steps") {
+        if let Some(none) = counts.validation.filter(|offered| offered.count == 0.0) {
+            rules.conflict(
+                "grpo.eval_every_steps",
+                "there are no validation problems",
+                &format!("add `{section}.{}`, and run `synth` again", none.key),
+            );
+        } else {
+            offered(
+                rules,
+                "grpo.eval_num_problems",
+                counts.validation,
+                "validation",
+                &section,
+            );
+        }
+    }
     if rules.text("eval.split") == Some("validation") {
         if let Some(none) = counts.validation.filter(|offered| offered.count == 0.0) {
             rules.conflict(

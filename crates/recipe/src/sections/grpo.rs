@@ -8,8 +8,8 @@ use super::optimizer::OptimizerSection;
 use super::or_auto::OrAuto;
 use super::reward::RewardSection;
 use super::sampler_correction::SamplerCorrectionSection;
-use crate::defaults::{MAX_COUNT, count, is_default, is_one, one, yes, zero};
-use crate::saving::GrpoMetric;
+use crate::defaults::{MAX_COUNT, MAX_ITEMS, count, is_default, is_one, one, yes, zero};
+use crate::saving::{FinalDtype, GrpoMetric};
 
 /// `[grpo]`: stage 2, organizer-worker policy optimisation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -182,9 +182,45 @@ pub struct GrpoSection {
     /// equals the later one is the better. Default `reward`, what is trained
     /// for; where `reward.lambda_final` moves the weight of concurrency, the
     /// rewards of all steps are compared under that final weight. A step has
-    /// few episodes, so its figures are partly chance.
+    /// few episodes, so its figures are partly chance: those that begin with
+    /// `validation_` are of the last evaluation, and need `eval_every_steps`.
     #[serde(default)]
     pub best_metric: GrpoMetric,
+    /// Steps between evaluations on validation problems, and one after the
+    /// last step; absent means none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
+    pub eval_every_steps: Option<usize>,
+    /// Validation problems to use, a sample by the recipe's `seed`, the same
+    /// one each time; absent means all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MAX_ITEMS))]
+    pub eval_num_problems: Option<usize>,
+    /// Episodes per validation problem; absent means 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub eval_samples_per_problem: Option<usize>,
+    /// Sampling temperature of evaluations; 0 takes the likeliest token.
+    /// Absent means `temperature`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0))]
+    pub eval_temperature: Option<f64>,
+    /// Evaluations in a row without a better `best_metric` after which the
+    /// stage ends, as if its steps were done; absent means never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
+    pub early_stopping_patience: Option<usize>,
+    /// A figure is better than the best one before it where it differs by
+    /// more than this, for `early_stopping_patience`; absent means 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0))]
+    pub early_stopping_threshold: Option<f64>,
+    /// Format of a copy of the finished model, a whole model even where
+    /// adapters are trained, which the last checkpoint gets in a folder of
+    /// this name: `bf16` for half the size, rounded once. The checkpoint
+    /// itself stays exact. Absent means no copy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub final_dtype: Option<FinalDtype>,
     /// Steps between lines of `metrics.jsonl`. Default 1.
     #[serde(default = "count::<1>")]
     #[schemars(range(min = 1, max = MAX_COUNT))]

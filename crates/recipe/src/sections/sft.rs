@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::optimizer::OptimizerSection;
 use super::or_auto::OrAuto;
 use crate::defaults::{MAX_COUNT, count, yes};
-use crate::saving::SftMetric;
+use crate::saving::{FinalDtype, SftMetric};
 
 /// `[sft]`: stage 1, cold-start format fine-tuning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -71,6 +71,22 @@ pub struct SftSection {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = MAX_COUNT))]
     pub eval_every_steps: Option<usize>,
+    /// Evaluations in a row without a better `best_metric` after which the
+    /// stage ends, as if its steps were done; absent means never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MAX_COUNT))]
+    pub early_stopping_patience: Option<usize>,
+    /// A figure is better than the best one before it where it differs by
+    /// more than this, for `early_stopping_patience`; absent means 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0))]
+    pub early_stopping_threshold: Option<f64>,
+    /// Format of a copy of the finished model, a whole model even where
+    /// adapters are trained, which the last checkpoint gets in a folder of
+    /// this name: `bf16` for half the size, rounded once. The checkpoint
+    /// itself stays exact. Absent means no copy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub final_dtype: Option<FinalDtype>,
     /// AdamW and its schedule.
     pub optimizer: OptimizerSection,
 }

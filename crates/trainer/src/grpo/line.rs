@@ -28,6 +28,9 @@ pub(super) struct GrpoLine {
     pub(super) learning_rate: f64,
     #[serde(flatten)]
     pub(super) update: UpdateMetrics,
+    /// Metrics of validation problems, at steps that were evaluated; absent from the other lines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) validation: Option<EpisodeMetrics>,
     pub(super) timing: Timing,
 }
 
@@ -209,6 +212,10 @@ pub(super) fn report(observer: &mut dyn Observer, line: &GrpoLine, num_steps: u6
         ("latency_tokens", episodes.latency_tokens),
         ("forks_per_query", episodes.forks_per_query),
         ("format_errors", Some(1.0 - episodes.valid)),
+        (
+            "validation_accuracy",
+            line.validation.as_ref().map(|of| of.reward_accuracy),
+        ),
         ("kl_reference", update.kl_reference),
         ("entropy", update.entropy),
         ("clip_share", update.clip_share),

@@ -16,19 +16,23 @@ mod start;
 mod step;
 mod step_context;
 mod update;
+mod validation;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use asyncthink_algorithms::LambdaSchedule;
 use asyncthink_checkpoint::{Checkpoint, fingerprint, model_identity};
 use asyncthink_data::Tokenizer;
+use asyncthink_metrics::Phase;
 use asyncthink_model::ModelConfig;
-use asyncthink_recipe::Stage;
+use asyncthink_recipe::{GrpoSection, Stage};
 use asyncthink_tasks::Problem;
 
-use line::report;
+use line::{GrpoLine, report};
 use start::{check_finished, warn_of_estimators};
 use step::Trainer;
+use validation::{Validation, metrics_of_checkpoint};
 
 use crate::error::{Error, Result};
 use crate::models::initial_model;
@@ -71,8 +75,12 @@ pub fn run_grpo(
     };
     ranks.agree(checked)?;
     let num_steps = run_settings.num_steps;
+    let final_lambda = LambdaSchedule::of(&section.reward, num_steps).at_end();
+    let validation = Validation::of(settings, final_lambda, &ranks)?;
+    let mut all_problems: Vec<&Problem> = problems.iter().collect();
+    all_problems.extend(validation.iter().flat_map(Validation::problems));
     let origin = Origin {
-        dataset: fingerprint::of_items(&problems)?,
+        dataset: fingerprint::of_items(&all_problems)?,
         initial_model: match &initial {
             Ok(dir) => Some(model_identity(run_settings.policy.folder(dir))?),
             Err(_) => None,
@@ -151,15 +159,15 @@ pub fn run_grpo(
         );
         let result =
             result.map_err(|error| run.fail(error, &model, &optimizer, num_updates, observer))?;
-        let Some(line) = result else {
+        let Some(mut line) = result else {
             return run.stop(stop, &model, &optimizer, observer);
         };
-        run.write_metrics(line.step, false, &line)?;
+        evaluate(&validation, &trainer, &mut model, &mut line, observer)
+            .map_err(|error| run.fail(error, &model, &optimizer, num_updates, observer))?;
+        run.write_metrics(line.step, line.validation.is_some(), &line)?;
         report(observer, &line, num_steps);
         memory.measure(run_settings, &options.ranks, observer)?;
-        for (metric, value) in line.metrics_of_checkpoint(trainer.final_lambda()) {
-            run.note(metric.name(), value);
-        }
+        note_metrics(&mut run, &line, section, trainer.final_lambda(), observer);
         run.finish_step(&model, &optimizer, observer)?;
         if !run.is_finished() && run.stop_requested(stop)?.is_some() {
             return run.stop(stop, &model, &optimizer, observer);
@@ -186,6 +194,43 @@ fn longest_prompt(settings: &GrpoSettings, model: &Path, problems: &[Problem]) -
         longest = longest.max(templates.organizer_ids(&tokenizer, query)?.len());
     }
     Ok(longest)
+}
+
+/// Evaluates the model on validation problems where that is due after the step of `line`.
+fn evaluate(
+    validation: &Option<Validation>,
+    trainer: &Trainer<'_>,
+    model: &mut PolicyModel,
+    line: &mut GrpoLine,
+    observer: &mut dyn Observer,
+) -> Result<()> {
+    let Some(due) = validation.as_ref().filter(|it| it.is_due(line.step)) else {
+        return Ok(());
+    };
+    let done = due.run(line.step, &trainer.sampler, model, observer)?;
+    trainer.yield_cache(model)?;
+    line.timing.add(Phase::Eval, done.seconds);
+    line.validation = Some(done.metrics);
+    Ok(())
+}
+
+/// Notes what checkpoints are compared by, and what may end the run.
+fn note_metrics(
+    run: &mut StageRun,
+    line: &GrpoLine,
+    section: &GrpoSection,
+    final_lambda: f64,
+    observer: &mut dyn Observer,
+) {
+    for (metric, value) in line.metrics_of_checkpoint(final_lambda) {
+        run.note(metric.name(), value);
+    }
+    for (metric, value) in line.validation.iter().flat_map(metrics_of_checkpoint) {
+        run.note(metric.name(), value);
+        if metric == section.best_metric {
+            run.note_evaluation(value, observer);
+        }
+    }
 }
 
 /// The folders of the model to begin with and of the reference. A run that goes on needs the model that it began with for the KL

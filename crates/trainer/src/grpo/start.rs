@@ -29,7 +29,7 @@ pub(super) fn check_finished(
     let own_goal = || state.recipe.get(SFT_STEPS)?.parse().ok();
     let num_steps = goal.num_steps.or_else(own_goal).unwrap_or(state.step);
     let is_running = StageLock::is_held(&settings.run.layout, Stage::Sft);
-    if state.step >= num_steps && !is_running {
+    if (state.step >= num_steps || state.stopped_early) && !is_running {
         return Ok(());
     }
     let error = Error::UnfinishedStage {

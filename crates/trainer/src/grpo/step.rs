@@ -99,6 +99,15 @@ impl<'a> Trainer<'a> {
         })
     }
 
+    /// Gives the memory of the KV cache to training, where the two take turns.
+    pub(super) fn yield_cache(&self, model: &PolicyModel) -> Result<()> {
+        if self.cache_takes_turns {
+            self.sampler.release_memory();
+            empty_cache(model.device())?;
+        }
+        Ok(())
+    }
+
     /// Weight of the concurrency reward at the last step of the run.
     pub(super) fn final_lambda(&self) -> f64 {
         self.lambda.at_end()
@@ -138,10 +147,7 @@ impl<'a> Trainer<'a> {
         context.clock.book(Phase::Reward, started);
         let skipped = self.skipped(&rows, model, &mut context)?;
         model.end_sampling();
-        if self.cache_takes_turns {
-            self.sampler.release_memory();
-            empty_cache(model.device())?;
-        }
+        self.yield_cache(model)?;
         let learning_rate = self.learning_rate.at(done);
         let update = self.update(
             &rows.mini_batches,
@@ -183,6 +189,7 @@ impl<'a> Trainer<'a> {
             lambda,
             learning_rate,
             update,
+            validation: None,
             timing,
         }))
     }

@@ -9,6 +9,7 @@ use asyncthink_checkpoint::{
 };
 use asyncthink_data::write_bytes_atomic;
 use asyncthink_model::PretrainedModel;
+use asyncthink_recipe::FinalDtype;
 use asyncthink_rollout::ModelCard;
 use fs_err as fs;
 use serde::Serialize;
@@ -31,6 +32,7 @@ pub(super) struct StageFolder {
     card: ModelCard,
     readme: Readme,
     save_merged: bool,
+    final_dtype: Option<FinalDtype>,
     _lock: StageLock,
 }
 
@@ -116,6 +118,7 @@ impl StageFolder {
             card: settings.card.clone(),
             readme: settings.readme.clone(),
             save_merged: settings.save.merged,
+            final_dtype: settings.save.final_dtype,
             _lock: lock,
         };
         Ok((opened, checkpoint))
@@ -150,6 +153,7 @@ impl StageFolder {
             state: state.clone(),
             latest: self.metrics.last_line()?,
             saves_merged: self.save_merged && is_finished,
+            final_dtype: self.final_dtype.filter(|_| is_finished),
         })
     }
 

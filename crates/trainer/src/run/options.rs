@@ -62,11 +62,11 @@ impl Attempt {
 /// Outcome of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RunOutcome {
-    /// All steps are done.
+    /// All steps are done, or evaluations ended the run.
     Finished {
         /// The trained model: the last checkpoint.
         model: PathBuf,
-        /// Steps of the run.
+        /// Steps that were done.
         num_steps: u64,
     },
     /// The stop flag was raised.

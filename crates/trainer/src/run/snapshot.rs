@@ -6,9 +6,11 @@ use std::sync::{Arc, OnceLock};
 use asyncthink_checkpoint::{Contents, Part, PartialCheckpoint, Readme, Task, TrainerState};
 use asyncthink_distributed::optimizer_files;
 use asyncthink_model::PretrainedModel;
+use asyncthink_recipe::FinalDtype;
 use asyncthink_rollout::ModelCard;
 use fs_err as fs;
 use serde_json::Value;
+use tch::Kind;
 
 use crate::error::{Error, Result};
 
@@ -27,6 +29,8 @@ pub(super) struct ModelSnapshot {
     pub(super) latest: Option<Value>,
     /// Whether a model with adapters is written as a whole too.
     pub(super) saves_merged: bool,
+    /// Format of a copy of the whole model.
+    pub(super) final_dtype: Option<FinalDtype>,
 }
 
 impl ModelSnapshot {
@@ -43,6 +47,15 @@ impl ModelSnapshot {
             fs::create_dir_all(&merged)?;
             self.model.save_merged(&merged)?;
             self.write_cards(&merged, Contents::Model)?;
+        }
+        if let Some(dtype) = self.final_dtype {
+            let copy = dir.join(dtype.name());
+            fs::create_dir_all(&copy)?;
+            let kind = match dtype {
+                FinalDtype::Bf16 => Kind::BFloat16,
+            };
+            self.model.save_as(&copy, kind)?;
+            self.write_cards(&copy, Contents::Model)?;
         }
         Ok(())
     }

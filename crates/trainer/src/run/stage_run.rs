@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use asyncthink_checkpoint::{Checkpoint, CheckpointStore, TrainerState, new_run_id};
+use asyncthink_checkpoint::{
+    BestEvaluation, Checkpoint, CheckpointStore, TrainerState, new_run_id,
+};
 use asyncthink_distributed::{AdamW, Ranks};
 use serde::Serialize;
 
@@ -14,7 +16,7 @@ use super::options::{RunOptions, RunOutcome};
 use super::snapshot::PendingSave;
 use crate::error::{Error, Result};
 use crate::observer::{Observer, StopFlag};
-use crate::settings::{RunSettings, SaveSettings};
+use crate::settings::{EarlyStopping, RunSettings, SaveSettings};
 use asyncthink_gradient::PolicyModel;
 use asyncthink_metrics::{ByteCounts, StepClock};
 
@@ -37,6 +39,7 @@ pub(crate) struct StageRun {
     pub(super) save_seconds: f64,
     /// What this rank had put in when the last step's line was written; none before the first.
     pub(super) exchanged_at_line: Option<ByteCounts>,
+    early_stopping: Option<EarlyStopping>,
 }
 
 /// What a run is made from, besides its recipe.
@@ -81,6 +84,8 @@ impl StageRun {
             recipe: settings.recipe_keys.clone(),
             figures: BTreeMap::new(),
             chosen: BTreeMap::new(),
+            best: None,
+            stopped_early: false,
             run: String::new(),
         };
         ranks.check_same("recipe, data and initial model", &to_json(&state)?)?;
@@ -102,7 +107,7 @@ impl StageRun {
         let saved = checkpoint
             .as_ref()
             .map(|checkpoint| (state.step, store.dir_of(checkpoint.state.step)));
-        let run = Self {
+        let mut run = Self {
             pending: None,
             ranks,
             folder,
@@ -114,7 +119,9 @@ impl StageRun {
             saved,
             save_seconds: 0.0,
             exchanged_at_line: None,
+            early_stopping: settings.early_stopping,
         };
+        run.state.stopped_early = run.is_out_of_patience();
         Ok((run, checkpoint))
     }
 
@@ -171,9 +178,52 @@ impl StageRun {
         self.state.step
     }
 
-    /// Whether the run is complete.
+    /// Whether the run is complete: it did all steps, or its evaluations ended it.
     pub(crate) fn is_finished(&self) -> bool {
-        self.state.step >= self.num_steps
+        self.state.step >= self.num_steps || self.state.stopped_early
+    }
+
+    /// Takes the figure that an evaluation measured, of the metric that checkpoints are compared by, and ends the run where
+    /// that has not been better for long enough. An evaluation without a figure is not better. All ranks call it with the
+    /// same figure.
+    pub(crate) fn note_evaluation(&mut self, value: Option<f64>, observer: &mut dyn Observer) {
+        let Some(EarlyStopping {
+            patience,
+            threshold,
+        }) = self.early_stopping
+        else {
+            return;
+        };
+        let less_is_better = self.save.retention.less_is_better;
+        let best = self.state.best.get_or_insert_default();
+        let is_better = match (value, best.value) {
+            (None, _) => false,
+            (Some(_), None) => true,
+            (Some(value), Some(best)) if less_is_better => value < best - threshold,
+            (Some(value), Some(best)) => value > best + threshold,
+        };
+        if is_better {
+            *best = BestEvaluation {
+                value,
+                evaluations_since: 0,
+            };
+            return;
+        }
+        best.evaluations_since += 1;
+        if self.is_out_of_patience() && self.state.step + 1 < self.num_steps {
+            self.state.stopped_early = true;
+            observer.warning(&format!(
+                "early stopping after step {}: `{}` has not been better for {patience} evaluations",
+                self.state.step + 1,
+                self.save.retention.metric,
+            ));
+        }
+    }
+
+    fn is_out_of_patience(&self) -> bool {
+        let since = self.state.best.map_or(0, |best| best.evaluations_since);
+        let patience = self.early_stopping.map(|stopping| stopping.patience);
+        patience.is_some_and(|patience| since >= patience)
     }
 
     /// Notes a figure of the step under way, for its checkpoint to be compared by.
@@ -188,7 +238,7 @@ impl StageRun {
     pub(crate) fn finished(&self) -> RunOutcome {
         RunOutcome::Finished {
             model: self.store.dir_of(self.state.step),
-            num_steps: self.num_steps,
+            num_steps: self.state.step,
         }
     }
 

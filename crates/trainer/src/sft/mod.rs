@@ -167,6 +167,7 @@ pub fn run_sft(
         run.note(SftMetric::Loss.name(), Some(line.loss));
         if is_measured {
             run.note(SftMetric::HeldOutLoss.name(), held_out_loss);
+            run.note_evaluation(held_out_loss, observer);
         }
         run.finish_step(&model, &optimizer, observer)?;
         if !run.is_finished() && run.stop_requested(stop)?.is_some() {

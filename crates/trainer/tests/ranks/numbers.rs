@@ -104,6 +104,10 @@ fn grpo_is_the_same_with_any_number_of_ranks() {
         "grpo.prompts_per_step=5",
         "grpo.num_updates_per_rollout=2",
         "grpo.optimizer.learning_rate=1e-4",
+        // Fewer than ranks, so that one has none.
+        "task.mcd.num_validation_problems=3",
+        "task.mcd.validation_target_fraction=0.2",
+        "grpo.eval_every_steps=2",
     ];
     let single = recipe(&dir.path().join("1"), &sets);
     run_ranks(&single, Stage::Sft, 1, None);
@@ -142,6 +146,16 @@ fn grpo_is_the_same_with_any_number_of_ranks() {
         let got = metrics(&many, Stage::Grpo);
         assert_close(&expected, &got, &keys, 1e-5, &what);
         assert_eq!(episodes(&many), episodes(&single), "{what}");
+        let of_validation = [
+            "reward",
+            "reward_accuracy",
+            "decoded_tokens",
+            "num_episodes",
+        ];
+        let (expected, got) = (validations(&expected), validations(&got));
+        assert_eq!(expected.len(), 2);
+        assert_eq!(expected[0]["num_episodes"], 3);
+        assert_close(&expected, &got, &of_validation, 1e-5, &what);
     }
 }
 
@@ -208,6 +222,12 @@ fn estimators_are_the_same_with_any_number_of_ranks() {
             assert!(difference.abs() < 1e-5, "{what}: {a} {b}");
         }
     }
+}
+
+/// What the evaluations during a run measured.
+fn validations(lines: &[Value]) -> Vec<Value> {
+    let lines = lines.iter().map(|line| line["validation"].clone());
+    lines.filter(Value::is_object).collect()
 }
 
 /// Keeps what `sft` left, for other runs to begin with.
