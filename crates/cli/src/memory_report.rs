@@ -170,6 +170,7 @@ fn table(memory: &StageMemory<'_>, settled: &SettledMemory, place: &str) -> Vec<
             When::Always => "",
             When::Training => ", while training",
             When::Sampling => ", while sampling",
+            When::Saving => ", while saving",
         };
         lines.push(format!("  {:<24} {}{when}", part.name, places.join(", ")));
     }

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use asyncthink_model::{
-    Decoder, DecoderEnds, DecoderLayer, ModelConfig, ModelFolder, Positions, draw_parameters,
-    read_parameters,
+    Adapters, Decoder, DecoderEnds, DecoderLayer, LoraConfig, ModelConfig, ModelFolder, Positions,
+    draw_parameters, read_adapters, read_parameters,
 };
 use asyncthink_torch::{Work, set_grad};
 use tch::{Device, Kind, Tensor};
@@ -34,6 +34,8 @@ pub struct ShardedDecoder {
     own_gradients: Tensor,
     ranks: Arc<Ranks>,
     micro_batches_per_gather: usize,
+    /// What is trained in place of the weights; every rank has all of them.
+    adapters: Option<Adapters>,
     /// What ranks compare, because none of them sees what the others hold.
     digest: String,
 }
@@ -76,6 +78,25 @@ impl ShardedDecoder {
         Self::fill(config, sharding, purpose, &mut |visit| {
             read_parameters(folder, device, kind, visit)
         })
+    }
+
+    /// Reads this rank's part of the base model of a folder, to train adapters on it: those of the folder, or new ones.
+    ///
+    /// # Errors
+    /// When a folder cannot be read, its adapters are not `lora`, or the memory cannot be had.
+    pub fn load_with_adapters<'a>(
+        folder: impl Into<ModelFolder<'a>>,
+        sharding: Sharding,
+        lora: LoraConfig,
+        seed: u64,
+    ) -> Result<Self> {
+        let (adapters, base) = read_adapters(folder, sharding.device, lora, seed)?;
+        let mut decoder = Self::load(&base, sharding, Purpose::Reference)?;
+        for (name, tensor) in adapters.named_parameters() {
+            add_sum(&mut decoder.digest, name, tensor)?;
+        }
+        decoder.adapters = Some(adapters);
+        Ok(decoder)
     }
 
     /// Draws this rank's part of a new model, the same that [`Decoder::init`] draws.
@@ -127,6 +148,7 @@ impl ShardedDecoder {
             own_gradients,
             ranks,
             micro_batches_per_gather,
+            adapters: None,
             digest,
         })
     }
@@ -144,6 +166,11 @@ impl ShardedDecoder {
     /// Bytes of weights that this rank holds while it computes nothing.
     pub fn held_bytes(&self) -> usize {
         self.own_values.numel() * self.own_values.kind().elt_size_in_bytes()
+    }
+
+    /// Adapters that are trained in place of the weights, if there are some.
+    pub fn adapters(&self) -> Option<&Adapters> {
+        self.adapters.as_ref()
     }
 
     /// Type of the weights.
@@ -238,9 +265,12 @@ impl ShardedDecoder {
         gradients: Option<&Tensor>,
     ) -> Result<DecoderLayer> {
         let parameters = self.parameters(unit_of_layer(index), values, gradients)?;
-        Ok(DecoderLayer::new(&self.config, index, None, &|name| {
-            find(&parameters, name)
-        })?)
+        Ok(DecoderLayer::new(
+            &self.config,
+            index,
+            self.adapters.as_ref(),
+            &|name| find(&parameters, name),
+        )?)
     }
 
     /// Embedding, norm and head over what was gathered.
@@ -270,7 +300,12 @@ impl ShardedDecoder {
         for work in pending {
             self.ranks.finish(work)?;
         }
-        Ok(Decoder::from_parameters(&self.config, parameters)?)
+        let decoder = Decoder::from_parameters(&self.config, parameters)?;
+        match &self.adapters {
+            // Into what was gathered, which is a copy.
+            Some(adapters) => Ok(decoder.merged_with(adapters)?),
+            None => Ok(decoder),
+        }
     }
 
     /// The whole model in the first rank's host memory, as it computes: to be written.
@@ -302,7 +337,12 @@ impl ShardedDecoder {
         if !self.ranks.is_first() {
             return Ok(None);
         }
-        Ok(Some(Decoder::from_parameters(&self.config, parameters)?))
+        let decoder = Decoder::from_parameters(&self.config, parameters)?;
+        Ok(Some(match &self.adapters {
+            // A copy, which training does not change while it is written.
+            Some(adapters) => decoder.with_adapters(adapters)?.host_copy()?,
+            None => decoder,
+        }))
     }
 
     /// Name of the first parameter of which this rank holds a value that is not finite. No collective.
@@ -310,6 +350,13 @@ impl ShardedDecoder {
     /// # Errors
     /// When libtorch refuses an operation.
     pub fn first_non_finite(&self) -> Result<Option<String>> {
+        if let Some(adapters) = &self.adapters {
+            for (name, tensor) in adapters.named_parameters() {
+                if tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+                    return Ok(Some(name.clone()));
+                }
+            }
+        }
         let pieces = self.cuts.pieces(self.ranks.rank());
         Ok(first_non_finite(&self.own_values, &pieces, &self.layout)?)
     }

@@ -14,7 +14,7 @@ use asyncthink_model::{
     VisitParameter, draw_parameters, fitting_tokenizer, read_parameters,
 };
 use asyncthink_recipe::Shard;
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::weights::Weights;
@@ -157,7 +157,13 @@ impl PolicyModel {
         let folder = settings.folder(dir);
         if let Some(sharding) = settings.sharding(ranks, device) {
             let tokenizer = fitting_tokenizer(folder)?;
-            let decoder = ShardedDecoder::load(folder, sharding, Purpose::Training)?;
+            let decoder = match &settings.lora {
+                Some(lora) => {
+                    let (lora, seed) = (lora.clone(), settings.seed);
+                    ShardedDecoder::load_with_adapters(folder, sharding, lora, seed)?
+                }
+                None => ShardedDecoder::load(folder, sharding, Purpose::Training)?,
+            };
             return Ok(Self::sharded(
                 decoder,
                 tokenizer,
@@ -261,6 +267,16 @@ impl PolicyModel {
                 )?)
             }
             Weights::Sharded(decoder) => {
+                if let Some(adapters) = decoder.adapters() {
+                    let parameters = adapters.named_parameters();
+                    return Ok(AdamW::with_state(
+                        parameters,
+                        settings,
+                        ranks,
+                        bucket_bytes,
+                        state,
+                    )?);
+                }
                 if decoder.kind() != Kind::Float {
                     state.read = Some(&mut read);
                 }
@@ -282,13 +298,11 @@ impl PolicyModel {
     /// How many values training changes.
     pub fn num_trained(&self) -> i64 {
         match &self.weights {
-            Weights::Whole(decoder) => {
-                let trained = decoder.trained_parameters().iter();
-                trained
-                    .map(|(_, tensor)| tensor.size().iter().product::<i64>())
-                    .sum()
-            }
-            Weights::Sharded(decoder) => decoder.config().num_parameters(),
+            Weights::Whole(decoder) => num_values(decoder.trained_parameters()),
+            Weights::Sharded(decoder) => match decoder.adapters() {
+                Some(adapters) => num_values(adapters.named_parameters()),
+                None => decoder.config().num_parameters(),
+            },
         }
     }
 
@@ -328,7 +342,10 @@ impl PolicyModel {
         match (&self.weights, &mut self.sampler) {
             (Weights::Sharded(decoder), sampler) => *sampler = Some(decoder.gather()?),
             (Weights::Whole(decoder), Some(merged)) => decoder.refresh_merged(merged)?,
-            (Weights::Whole(decoder), None) if decoder.adapters().is_some() => {
+            // Sampling on a GPU reads base and adapters where they are: a second copy of the base may not fit.
+            (Weights::Whole(decoder), None)
+                if decoder.adapters().is_some() && decoder.device() == Device::Cpu =>
+            {
                 self.sampler = Some(decoder.merged()?);
             }
             (Weights::Whole(_), None) => {}
@@ -419,4 +436,9 @@ impl PolicyModel {
             Weights::Sharded(decoder) => decoder.device(),
         }
     }
+}
+
+fn num_values(parameters: &[(String, Tensor)]) -> i64 {
+    let sizes = parameters.iter().map(|(_, tensor)| tensor.size());
+    sizes.map(|size| size.iter().product::<i64>()).sum()
 }

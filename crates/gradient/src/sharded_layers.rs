@@ -177,8 +177,8 @@ impl LayerSource for ShardedLayers<'_> {
         }
         decoder.ranks().finish(work)?;
         let gradients = match round {
-            Round::Train { .. } => Some(buffer(Kind::Float)?),
-            Round::Score => None,
+            Round::Train { .. } if self.gradients.is_some() => Some(buffer(Kind::Float)?),
+            _ => None,
         };
         let ends = decoder.ends(&values, gradients.as_ref())?;
         self.root = Some((values, gradients));

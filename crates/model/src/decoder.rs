@@ -257,6 +257,14 @@ impl Decoder {
         &self.parameters
     }
 
+    /// A parameter by its Hugging Face name, without a graph.
+    pub(crate) fn parameter(&self, name: &str) -> Option<Tensor> {
+        let found = self
+            .parameters
+            .binary_search_by(|(other, _)| other.as_str().cmp(name));
+        found.ok().map(|index| self.parameters[index].1.detach())
+    }
+
     /// The adapters, if the model has some.
     pub fn adapters(&self) -> Option<&Adapters> {
         self.adapters.as_ref()

@@ -61,7 +61,7 @@ pub use model_folder::ModelFolder;
 pub use packed_decoder::PackedDecoder;
 pub use positions::{Packing, Positions};
 pub use precision::Precision;
-pub use pretrained::{PretrainedModel, fitting_tokenizer};
+pub use pretrained::{PretrainedModel, fitting_tokenizer, read_adapters};
 pub use replicas::{Parallelism, run_on_replicas, run_workers};
 pub use rope::{Rope, RopeScaling};
 pub use segments::{Segment, Segments};

@@ -1,6 +1,6 @@
 //! A Hugging Face folder: decoder and tokenizer together.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use asyncthink_data::Tokenizer;
 use tch::{Device, Kind};
@@ -10,6 +10,7 @@ use crate::adapters::Adapters;
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
+use crate::generator::seeded;
 use crate::lora_config::LoraConfig;
 use crate::model_folder::ModelFolder;
 use crate::precision::Precision;
@@ -54,7 +55,7 @@ impl PretrainedModel {
         let tokenizer = fitting_tokenizer(folder)?;
         let decoder = if base_of(folder)?.is_some() {
             let decoder = Decoder::load_adapted(folder, device, precision.compute())?;
-            check_adapters(folder.dir(), &decoder, &wanted)?;
+            check_adapters(folder.dir(), decoder.adapters(), &wanted)?;
             decoder
         } else {
             // Checkpoints refer to it, from wherever they are used.
@@ -128,8 +129,34 @@ pub fn fitting_tokenizer<'a>(folder: impl Into<ModelFolder<'a>>) -> Result<Token
     Ok(tokenizer)
 }
 
-fn check_adapters(dir: &Path, decoder: &Decoder, wanted: &LoraConfig) -> Result<()> {
-    let found = decoder.adapters().map(Adapters::config);
+/// Adapters to train on a base model that is held elsewhere: those of a PEFT folder, or new ones drawn with `seed`. Also gives
+/// the folder of the base.
+///
+/// # Errors
+/// As [`PretrainedModel::load_with_adapters`].
+pub fn read_adapters<'a>(
+    folder: impl Into<ModelFolder<'a>>,
+    device: Device,
+    wanted: LoraConfig,
+    seed: u64,
+) -> Result<(Adapters, PathBuf)> {
+    let folder = folder.into();
+    let (mut adapters, base) = if let Some(base) = base_of(folder)? {
+        let adapters = Adapters::load(folder, &ModelConfig::from_dir(&base)?, device)?;
+        check_adapters(folder.dir(), Some(&adapters), &wanted)?;
+        (adapters, base)
+    } else {
+        let base = fs_err::canonicalize(folder.dir())?;
+        let config = ModelConfig::from_dir(&base)?;
+        let draw = || Adapters::draw(wanted, base.clone(), &config, device);
+        (seeded(seed, draw)?, base)
+    };
+    adapters.set_requires_grad(true);
+    Ok((adapters, base))
+}
+
+fn check_adapters(dir: &Path, adapters: Option<&Adapters>, wanted: &LoraConfig) -> Result<()> {
+    let found = adapters.map(Adapters::config);
     if found.is_none_or(|found| found == wanted) {
         return Ok(());
     }

@@ -70,6 +70,8 @@ pub(crate) struct RawCache {
 
 unsafe extern "C" {
     fn asyncthink_free(message: *mut c_char);
+    /// glibc's.
+    pub(crate) fn malloc_trim(pad: usize) -> c_int;
     pub(crate) fn asyncthink_keep_freed_memory();
     pub(crate) fn asyncthink_set_tf32(is_allowed: bool) -> *mut c_char;
     pub(crate) fn asyncthink_fused_adamw(

@@ -38,6 +38,29 @@ impl Decoder {
         Self::assemble(config, device, kind, parameters, Some(adapters))
     }
 
+    /// The model with adapters apart, which it shares.
+    ///
+    /// # Errors
+    /// When a parameter is missing.
+    pub fn with_adapters(self, adapters: &Adapters) -> Result<Self> {
+        let Self {
+            config,
+            device,
+            kind,
+            parameters,
+            ..
+        } = self;
+        Self::assemble(config, device, kind, parameters, Some(adapters.replica()))
+    }
+
+    /// The model with adapters added to its own tensors.
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation.
+    pub fn merged_with(self, adapters: &Adapters) -> Result<Self> {
+        self.with_adapters(adapters)?.into_merged()
+    }
+
     /// Puts new adapters on a model that lies in the folder `base`; only they are trained from then on. The model computes
     /// what it did until they are.
     ///
@@ -127,7 +150,7 @@ impl Decoder {
         Self::assemble(config, device, kind, parameters, None)
     }
 
-    fn adapter_of(&self, parameter: &str) -> Option<LowRank> {
+    pub(crate) fn adapter_of(&self, parameter: &str) -> Option<LowRank> {
         let module = parameter.strip_suffix(".weight")?;
         self.adapters.as_ref()?.of_module(module)
     }

@@ -39,7 +39,8 @@ const MAX_SPLITS: i64 = 32;
 /// Room for partial results of a step that is not recorded, in numbers: 64 MiB.
 const MAX_PARTIAL: i64 = 1 << 24;
 
-/// A decoder for [`StepBatch`]es on a GPU, with copies of the weights in f32 or bf16, adapters merged, and a cache.
+/// A decoder for [`StepBatch`]es on a GPU, in f32 or bf16, with a cache. It reads the weights of the decoder that it is lent where
+/// that computes in the same kind, and keeps copies, adapters merged, where not.
 ///
 /// In bf16 the operands of products, the residual stream and the cache are bf16; sums, norms, rotations, attention
 /// scores and logits are f32.
@@ -64,7 +65,10 @@ struct Model {
     config: ModelConfig,
     kind: Kind,
     block_size: usize,
-    weights: Weights,
+    /// `None` before the first step.
+    weights: Option<Weights>,
+    /// Whether the weights are the decoder's own.
+    shares_weights: bool,
     frequencies: Tensor,
     attention_factor: f64,
     has_matrix_attention: bool,
@@ -99,6 +103,32 @@ enum Shape {
     Mixed,
 }
 
+impl Model {
+    fn weights(&self) -> Result<&Weights> {
+        let missing = || Error::StepBatch("there are no weights yet".to_owned());
+        self.weights.as_ref().ok_or_else(missing)
+    }
+
+    /// Takes over the weights of a decoder as they are now. Says whether they lie elsewhere than before, so that what was
+    /// recorded reads what is gone.
+    fn take_weights(&mut self, decoder: &Decoder) -> Result<bool> {
+        let before = self.weights.as_ref().map(Weights::addresses);
+        let device = self.kernels.device();
+        if decoder.kind() == self.kind && decoder.device() == device {
+            self.weights = Some(Weights::shared(decoder)?);
+        } else {
+            let mut copies = match self.weights.take() {
+                Some(weights) if before.is_some() && !self.shares_weights => weights,
+                _ => Weights::new(&self.config, self.kind, device)?,
+            };
+            copies.load(decoder)?;
+            self.weights = Some(copies);
+        }
+        self.shares_weights = decoder.kind() == self.kind && decoder.device() == device;
+        Ok(self.weights.as_ref().map(Weights::addresses) != before)
+    }
+}
+
 impl FusedDecoder {
     /// Whether there are kernels for a model of this configuration, computing in `kind`, with blocks of this size.
     pub fn supports(config: &ModelConfig, kind: Kind, block_size: usize) -> bool {
@@ -126,7 +156,8 @@ impl FusedDecoder {
             kernels,
             kind,
             block_size,
-            weights: Weights::new(config, kind, device)?,
+            weights: None,
+            shares_weights: false,
             frequencies: config
                 .rope
                 .frequencies(config.head_dim)?
@@ -183,7 +214,8 @@ impl FusedDecoder {
         Ok(())
     }
 
-    /// Copies the weights anew before the next step. What was recorded goes on: the copies stay where they are.
+    /// Looks at the decoder's weights anew before the next step. What was recorded goes on where they, or the copies of them,
+    /// lie where they lay.
     pub fn weights_changed(&mut self) {
         self.weights_are_current = false;
     }
@@ -200,7 +232,9 @@ impl FusedDecoder {
     ) -> Result<Vec<SampledRow>> {
         let _no_grad = tch::no_grad_guard();
         if !self.weights_are_current {
-            self.model.weights.load(decoder)?;
+            if self.model.take_weights(decoder)? {
+                self.decoding.clear();
+            }
             self.weights_are_current = true;
         }
         if batch.num_rows() == 0 {
@@ -418,16 +452,17 @@ impl Model {
         let kernels = &self.kernels;
         let eps = self.config.rms_norm_eps;
         if views.copies.size()[0] > 0 {
-            for layer in 0..self.weights.layers.len() {
+            for layer in 0..self.config.num_hidden_layers {
                 let layer = cache.layer(layer);
                 for tensor in [layer.keys, layer.values] {
                     kernels.copy_blocks_(&tensor.f_unsqueeze(0)?, &views.copies)?;
                 }
             }
         }
-        let residual = Tensor::f_embedding(&self.weights.embedding, &views.ids, -1, false, false)?;
+        let weights = self.weights()?;
+        let residual = Tensor::f_embedding(&weights.embedding, &views.ids, -1, false, false)?;
         let mut added: Option<Tensor> = None;
-        for (index, layer) in self.weights.layers.iter().enumerate() {
+        for (index, layer) in weights.layers.iter().enumerate() {
             let normed =
                 kernels.add_rms_norm_(added.as_ref(), &residual, &layer.input_norm, eps)?;
             let attended = self.attend(shape, layer, index, &normed, views, partial, cache)?;
@@ -439,7 +474,7 @@ impl Model {
         if views.sample_rows.size()[0] == 0 {
             return Ok(None);
         }
-        let hidden = kernels.add_rms_norm_(added.as_ref(), &residual, &self.weights.norm, eps)?;
+        let hidden = kernels.add_rms_norm_(added.as_ref(), &residual, &weights.norm, eps)?;
         let wanted = match shape {
             Shape::Decoding => hidden,
             Shape::Mixed => hidden.f_index_select(0, &views.sample_rows)?,
@@ -512,7 +547,7 @@ impl Model {
 
     /// Logits in f32: a product of bf16 keeps the precision of its sums.
     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let head = &self.weights.head;
+        let head = &self.weights()?.head;
         if self.has_wide_products {
             return Ok(hidden.f_mm_dtype(&head.f_transpose(0, 1)?, Kind::Float)?);
         }

@@ -1,22 +1,42 @@
-//! Weights of a decoder as the fused step uses them: copies in the kind that it computes in, joined where one product
-//! serves several projections.
+//! Weights of a decoder as the fused step uses them: those of the decoder itself where it computes in the same kind, with its
+//! adapters apart; else copies, joined where one product serves several projections, with adapters merged.
 
 use tch::{Device, Kind, Tensor};
 
+use crate::adapters::LowRank;
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
 
-/// A projection `[out, in]` with or without a bias.
+/// A projection `[out, in]`, or several of one input whose outputs lie side by side.
 #[derive(Debug)]
-pub(super) struct Projection {
+pub(super) struct Projection(Vec<Part>);
+
+/// A projection with or without a bias and an adapter.
+#[derive(Debug)]
+struct Part {
     weight: Tensor,
     bias: Option<Tensor>,
+    adapter: Option<LowRank>,
+}
+
+impl Part {
+    fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        let output = x.f_linear(&self.weight, self.bias.as_ref())?;
+        Ok(match &self.adapter {
+            Some(adapter) => output.f_add(&adapter.forward(x)?)?,
+            None => output,
+        })
+    }
 }
 
 impl Projection {
     pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.f_linear(&self.weight, self.bias.as_ref())?)
+        if let [part] = self.0.as_slice() {
+            return part.apply(x);
+        }
+        let outputs = self.0.iter().map(|part| part.apply(x));
+        Ok(Tensor::f_cat(&outputs.collect::<Result<Vec<_>>>()?, -1)?)
     }
 }
 
@@ -71,10 +91,11 @@ impl Weights {
                 };
                 let weight = of_kind("weight").ok_or_else(|| missing(names[0]))?;
                 let bias = of_kind("bias").map(|shape| empty(&shape)).transpose()?;
-                Ok(Projection {
+                Ok(Projection(vec![Part {
                     weight: empty(&weight)?,
                     bias,
-                })
+                    adapter: None,
+                }]))
             };
             let query_key_norm = if config.has_query_key_norm {
                 Some([norm(QUERY_NORM)?, norm(KEY_NORM)?])
@@ -99,6 +120,64 @@ impl Weights {
         })
     }
 
+    /// The tensors of a decoder: what is written into them is seen at once.
+    pub(super) fn shared(decoder: &Decoder) -> Result<Self> {
+        let config = decoder.config();
+        let need = |name: &str| decoder.parameter(name).ok_or_else(|| missing(name));
+        let embedding = need("model.embed_tokens.weight")?;
+        let layers = (0..config.num_hidden_layers).map(|layer| {
+            let norm = |name: &str| need(&path(layer, name, "weight"));
+            let several = |names: &[&str]| -> Result<Projection> {
+                let parts = names.iter().map(|name| {
+                    let weight = path(layer, name, "weight");
+                    Ok(Part {
+                        weight: need(&weight)?,
+                        bias: decoder.parameter(&path(layer, name, "bias")),
+                        adapter: decoder.adapter_of(&weight),
+                    })
+                });
+                Ok(Projection(parts.collect::<Result<_>>()?))
+            };
+            let query_key_norm = if config.has_query_key_norm {
+                Some([norm(QUERY_NORM)?, norm(KEY_NORM)?])
+            } else {
+                None
+            };
+            Ok(LayerWeights {
+                input_norm: norm(INPUT_NORM)?,
+                qkv: several(&QKV)?,
+                query_key_norm,
+                output: several(&OUTPUT)?,
+                post_norm: norm(POST_NORM)?,
+                gate_up: several(&GATE_UP)?,
+                down: several(&DOWN)?,
+            })
+        });
+        Ok(Self {
+            layers: layers.collect::<Result<_>>()?,
+            norm: need("model.norm.weight")?,
+            head: match decoder.parameter("lm_head.weight") {
+                Some(head) => head,
+                None => embedding.shallow_clone(),
+            },
+            embedding,
+        })
+    }
+
+    /// Where the tensors lie that a recorded step reads. Adapters move with their matrices, which are trained in place.
+    pub(super) fn addresses(&self) -> Vec<usize> {
+        let mut all = vec![&self.embedding, &self.norm, &self.head];
+        for layer in &self.layers {
+            all.extend([&layer.input_norm, &layer.post_norm]);
+            for projection in [&layer.qkv, &layer.output, &layer.gate_up, &layer.down] {
+                all.extend(projection.0.iter().map(|part| &part.weight));
+            }
+        }
+        all.iter()
+            .map(|tensor| tensor.data_ptr() as usize)
+            .collect()
+    }
+
     /// Copies the weights of a decoder as they are now, in place: what was recorded with these tensors stays valid.
     pub(super) fn load(&mut self, decoder: &Decoder) -> Result<()> {
         if decoder.adapters().is_some() {
@@ -116,6 +195,9 @@ impl Weights {
             Ok(target.shallow_clone().f_copy_(&source)?)
         };
         let join = |target: &Projection, layer: usize, names: &[&str]| -> Result<()> {
+            let Some(target) = target.0.first() else {
+                return Ok(());
+            };
             for (tensor, kind) in [
                 (Some(&target.weight), "weight"),
                 (target.bias.as_ref(), "bias"),

@@ -45,7 +45,6 @@ pub(crate) fn check(root: &Node, schema: &Json, tasks: &Registry) -> Vec<RecipeE
     stages::reward(&mut rules);
     stages::eval(&mut rules);
     runtime::engine(&mut rules);
-    runtime::distributed(&mut rules);
     stages::synth(&mut rules);
     bench::rollout(&mut rules);
     bench::train(&mut rules);

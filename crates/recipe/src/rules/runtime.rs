@@ -19,16 +19,6 @@ pub(super) fn protocol(rules: &mut Rules<'_>) {
     }
 }
 
-pub(super) fn distributed(rules: &mut Rules<'_>) {
-    if rules.text("distributed.shard") == Some("full") && rules.has("model.lora") {
-        rules.conflict(
-            "distributed.shard",
-            "adapters are small, and the model that they stand on is not shared out",
-            "use `shard = \"optimizer\"` with `[model.lora]`",
-        );
-    }
-}
-
 pub(super) fn engine(rules: &mut Rules<'_>) {
     let capacity = rules.number("protocol.capacity");
     for (key, what) in [

@@ -28,11 +28,13 @@ pub struct EngineSection {
     #[schemars(range(min = 16, max = 1_024))]
     pub block_size: Option<usize>,
     /// Most memory for the KV cache: bytes as `24GiB` or `512MiB`, a share of
-    /// the free memory as `70%`, or `auto`, the default: half of the free
-    /// memory on a CPU; on a GPU the free memory less a tenth and 1 GiB, or no
-    /// limit where that cannot be told. The cache grows as it is needed and is
-    /// kept while the weights are updated. Agents that find no room wait; a
-    /// cache that can never hold one episode is refused.
+    /// the free memory as `70%`, or `auto`, the default: what training is
+    /// predicted to leave of `memory.budget`, on a CPU at most half of what
+    /// is free; in `eval` half of the free memory on a CPU, and on a GPU the
+    /// free memory less a tenth and 1 GiB. No limit where the memory cannot be
+    /// told. The cache grows as it is needed; on a GPU that cannot hold it
+    /// beside the activations it is given back before each update. Agents that
+    /// find no room wait; a cache that can never hold one episode is refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub cache_memory: Option<MemoryBudget>,

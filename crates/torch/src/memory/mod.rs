@@ -71,14 +71,18 @@ pub fn reset_peak_memory(device: Device) {
     }
 }
 
-/// Gives memory that no tensor uses back to the system, so that another phase or process can have it. Nothing to do
-/// on the CPU.
+/// Gives memory that no tensor uses back to the system, so that another phase or process can have it.
 ///
 /// # Errors
 /// A failure of CUDA, which may be one of an earlier kernel.
 pub fn empty_cache(device: Device) -> Result<()> {
     match (device, cuda::statistics()) {
         (Device::Cuda(_), Some(statistics)) => statistics.empty_cache(),
+        (Device::Cpu, _) => {
+            // SAFETY: takes a number of bytes to keep, and may be called at any time.
+            let _ = unsafe { ffi::malloc_trim(0) };
+            Ok(())
+        }
         _ => Ok(()),
     }
 }

@@ -48,7 +48,7 @@ impl TokenBytes {
         let (kept, working) = if settings.is_fused() {
             fused(&widths, element)
         } else {
-            graph(&widths, element)
+            graph(&widths, element, settings.is_cpu)
         };
         Self {
             input: widths.hidden * element,
@@ -61,7 +61,7 @@ impl TokenBytes {
 }
 
 /// A graph of libtorch's operations.
-fn graph(widths: &Widths, element: u64) -> (u64, u64) {
+fn graph(widths: &Widths, element: u64, is_cpu: bool) -> (u64, u64) {
     let &Widths {
         hidden,
         heads,
@@ -70,14 +70,17 @@ fn graph(widths: &Widths, element: u64) -> (u64, u64) {
         num_heads,
         norms_heads,
     } = widths;
-    // A norm computes in f32: of bf16 it keeps the input once more in f32, and what is normed in f32 and in bf16.
-    let norm = |width: u64| match element {
-        4 => 2 * width * 4,
-        _ => 2 * width * 4 + 2 * width * 2,
+    // Besides its input a norm keeps what it gives, which a product needs; on a CPU also what is normed before the gain, and
+    // of bf16 both this and the input in f32.
+    let inner_of_norm = |width: u64| match (is_cpu, element) {
+        (false, _) => 0,
+        (true, 4) => width * 4,
+        (true, _) => 2 * width * 4,
     };
+    let norm = |width: u64| width * element + inner_of_norm(width);
     let of_heads = if norms_heads {
-        // Before the norm too; after it a rotation keeps nothing.
-        (heads + kv_heads) * element + norm(heads) + norm(kv_heads) - (heads + kv_heads) * element
+        // After the norm a rotation keeps nothing.
+        (heads + kv_heads) * element + inner_of_norm(heads) + inner_of_norm(kv_heads)
     } else {
         0
     };

@@ -21,21 +21,22 @@ pub struct Chosen {
     pub activation_checkpointing: bool,
 }
 
-/// Chooses what is not given, so that at most `budget_bytes` are taken on the device: no checkpointing where 4096 tokens fit
-/// without, else the largest micro-batch with it. What takes least, where nothing fits or the budget is not known.
+/// Chooses what is not given, so that at most the first of `budgets` in which anything fits is taken on the device: no
+/// checkpointing where 4096 tokens fit without, else the largest micro-batch with it. What takes least, where nothing fits; the
+/// largest micro-batch and no checkpointing, where there is no budget.
 pub fn choose(
     config: &ModelConfig,
     settings: &MemorySettings,
     micro_batch_tokens: Option<u64>,
     activation_checkpointing: Option<bool>,
-    budget_bytes: Option<u64>,
+    budgets: &[u64],
 ) -> Chosen {
-    let Some(budget_bytes) = budget_bytes else {
+    if budgets.is_empty() {
         return Chosen {
             micro_batch_tokens: micro_batch_tokens.unwrap_or(CANDIDATE_TOKENS[0]),
             activation_checkpointing: activation_checkpointing.unwrap_or(false),
         };
-    };
+    }
     let tokens = match micro_batch_tokens {
         Some(given) => vec![given],
         None => CANDIDATE_TOKENS.to_vec(),
@@ -61,12 +62,12 @@ pub fn choose(
             .collect(),
         None => with(false).chain(with(true)).collect(),
     };
-    let fits = |chosen: &&Chosen| {
-        let settings = chosen.applied_to(settings);
-        predict(config, &settings).device_bytes() <= budget_bytes
-    };
-    let found = candidates.iter().find(fits).or(candidates.last());
-    found.copied().unwrap_or(Chosen {
+    let needed = |chosen: &Chosen| predict(config, &chosen.applied_to(settings)).device_bytes();
+    let mut found = None;
+    for &budget in budgets {
+        found = found.or(candidates.iter().find(|chosen| needed(chosen) <= budget));
+    }
+    found.or(candidates.last()).copied().unwrap_or(Chosen {
         micro_batch_tokens: CANDIDATE_TOKENS[0],
         activation_checkpointing: false,
     })

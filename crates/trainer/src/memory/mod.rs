@@ -10,6 +10,8 @@ mod prediction;
 mod remedies;
 mod settings;
 mod settled;
+#[cfg(test)]
+mod tests;
 
 pub use choose::{CANDIDATE_TOKENS, Chosen, choose};
 pub use of_stage::Machine;

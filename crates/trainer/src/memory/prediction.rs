@@ -16,6 +16,15 @@ const MAX_CHUNK_TOKENS: u64 = 4096;
 /// Bytes of f32.
 const F32: u64 = 4;
 
+/// One part of so many is lost to holes between tensors.
+const OVERHEAD_SHARE: u64 = 25;
+
+/// Buffers of libraries and stacks of threads on a CPU.
+const CPU_OVERHEAD_BYTES: u64 = 24 << 20;
+
+/// Workspaces of cuBLAS and recorded steps on a GPU; an estimate.
+const GPU_OVERHEAD_BYTES: u64 = 768 << 20;
+
 /// When a part is in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -26,6 +35,8 @@ pub enum When {
     Training,
     /// While episodes are sampled.
     Sampling,
+    /// While a checkpoint is written.
+    Saving,
 }
 
 /// A part of the memory of a rank.
@@ -80,14 +91,40 @@ impl MemoryPrediction {
 
     /// Most bytes on the device at a time.
     pub fn device_bytes(&self) -> u64 {
-        let during = |phase| self.during(phase, |part| part.device_bytes);
-        during(When::Training).max(during(When::Sampling))
+        self.step_bytes().max(self.during_bytes(When::Saving))
+    }
+
+    /// Most bytes on the device in a step, checkpoints left out.
+    pub fn step_bytes(&self) -> u64 {
+        let training = self.during_bytes(When::Training);
+        training.max(self.during_bytes(When::Sampling))
     }
 
     /// Most bytes in host memory at a time, where this is another one than the device's.
     pub fn host_bytes(&self) -> u64 {
+        let phases = [When::Training, When::Sampling, When::Saving];
         let during = |phase| self.during(phase, |part| part.host_bytes);
-        during(When::Training).max(during(When::Sampling))
+        phases.into_iter().map(during).max().unwrap_or(0)
+    }
+
+    /// Adds what allocators, libraries and threads take, as measured beside the rest.
+    fn with_overhead(mut self, settings: &MemorySettings) -> Self {
+        let (fixed, shared) = if settings.is_cpu {
+            (CPU_OVERHEAD_BYTES, self.step_bytes())
+        } else {
+            // What stays is allocated once, in one piece.
+            let stays = self.during_bytes(When::Saving);
+            let passing = self.step_bytes().saturating_sub(stays);
+            (GPU_OVERHEAD_BYTES, passing)
+        };
+        let share = shared / OVERHEAD_SHARE;
+        self.parts.push(MemoryPart {
+            name: "allocator and libraries",
+            device_bytes: fixed + share,
+            host_bytes: 0,
+            when: When::Always,
+        });
+        self
     }
 
     /// Bytes of a part on the device; 0 where there is none.
@@ -118,7 +155,7 @@ pub fn predict(config: &ModelConfig, settings: &MemorySettings) -> MemoryPredict
     } else {
         (1, 0)
     };
-    let is_full = settings.shard == Shard::Full;
+    let is_full = settings.shard == Shard::Full && settings.trained == Trained::All;
     let mut parts = Vec::new();
     let mut add = |name, device_bytes, host_bytes, when| {
         parts.push(MemoryPart {
@@ -197,6 +234,19 @@ pub fn predict(config: &ModelConfig, settings: &MemorySettings) -> MemoryPredict
         let step = sampling.batch_tokens * widest + 96 * sizes.vocab * F32;
         add("sampling step", step, 0, When::Sampling);
     }
+    // Moments are copied, and the weights as f32.
+    let saved = moments
+        + if settings.is_cpu {
+            0
+        } else {
+            sizes.trained * F32
+        };
+    let (on_device, on_host) = if settings.is_cpu {
+        (saved, 0)
+    } else {
+        (0, saved)
+    };
+    add("copies for a checkpoint", on_device, on_host, When::Saving);
     if settings.offloads_optimizer {
         // Gradients and weights on their way.
         add(
@@ -206,7 +256,8 @@ pub fn predict(config: &ModelConfig, settings: &MemorySettings) -> MemoryPredict
             When::Always,
         );
     }
-    MemoryPrediction { parts }
+    let prediction = MemoryPrediction { parts };
+    prediction.with_overhead(settings)
 }
 
 /// Counts of values.
@@ -319,8 +370,8 @@ fn sampling_weights(sizes: &Sizes, settings: &MemorySettings) -> u64 {
         return 0;
     };
     let has_adapters = settings.trained != Trained::All;
-    // Adapters are added to a copy; parts are gathered into one.
-    let whole = if has_adapters || settings.shard == Shard::Full {
+    // Parts are gathered into one; on a CPU adapters are added to a copy.
+    let whole = if (has_adapters && settings.is_cpu) || settings.shard == Shard::Full {
         sizes.all * settings.element_bytes
     } else {
         0
@@ -334,7 +385,7 @@ fn sampling_weights(sizes: &Sizes, settings: &MemorySettings) -> u64 {
         };
         return whole + (sizes.all + head) * sampling.element_bytes;
     }
-    let shares = settings.element_bytes == sampling.element_bytes && settings.shard != Shard::Full;
+    let shares = settings.element_bytes == sampling.element_bytes;
     whole
         + if shares {
             0

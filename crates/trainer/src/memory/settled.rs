@@ -1,7 +1,7 @@
 //! Memory of a stage, settled: what is chosen, what the cache may take, and whether it fits.
 
 use asyncthink_model::ModelConfig;
-use asyncthink_recipe::MemoryBudget;
+use asyncthink_recipe::{MemoryBudget, Shard};
 use asyncthink_torch::free_bytes;
 use tch::Device;
 
@@ -46,10 +46,19 @@ impl SettledMemory {
             &beside_cache,
             micro_batch_tokens,
             activation_checkpointing,
-            target,
+            &[target, machine.limit_bytes(budget)]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<_>>(),
         );
         let beside_cache = chosen.applied_to(&beside_cache);
-        let cache_bytes = cache_limit(config, &beside_cache, machine, target);
+        let cache_bytes = cache_limit(
+            config,
+            &beside_cache,
+            machine,
+            target,
+            machine.limit_bytes(budget),
+        );
         let mut settings = chosen.applied_to(settings);
         if let (Some(sampling), Some(limit)) = (&mut settings.sampling, cache_bytes) {
             sampling.cache_bytes = sampling.cache_bytes.min(limit);
@@ -59,8 +68,10 @@ impl SettledMemory {
         Self {
             chosen,
             cache_bytes,
+            // The engine would also keep the weights that were gathered for it.
             cache_takes_turns: machine.device != Device::Cpu
-                && target.is_some_and(|target| training + cache > target),
+                && (settings.shard == Shard::Full
+                    || target.is_some_and(|target| training + cache > target)),
             prediction: predict(config, &settings),
             limit_bytes: machine.limit_bytes(budget),
             settings,
@@ -121,6 +132,7 @@ fn cache_limit(
     beside_cache: &MemorySettings,
     machine: &Machine,
     target: Option<u64>,
+    limit: Option<u64>,
 ) -> Option<u64> {
     beside_cache.sampling?;
     let prediction = predict(config, beside_cache);
@@ -129,5 +141,7 @@ fn cache_limit(
         let left = target?.saturating_sub(prediction.device_bytes());
         return Some(left.min(machine.free_bytes? / 2));
     }
-    Some(target?.saturating_sub(prediction.during_bytes(When::Sampling)))
+    // Of sampling nothing is uncertain but what the allocator loses.
+    let all = limit.map(|limit| limit - limit / 32)?;
+    Some(all.saturating_sub(prediction.during_bytes(When::Sampling)))
 }

@@ -154,7 +154,7 @@ impl MemoryPlan {
             return Ok(());
         };
         let peak_bytes = memory.peak_bytes.saturating_sub(baseline);
-        let predicted_bytes = self.prediction.device_bytes();
+        let predicted_bytes = self.prediction.step_bytes();
         observer.memory(&MemoryReport {
             predicted_bytes,
             peak_bytes,

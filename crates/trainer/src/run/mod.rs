@@ -13,6 +13,7 @@ mod stage_run;
 use asyncthink_checkpoint::Checkpoint;
 use asyncthink_distributed::{AdamW, Ranks, optimizer_files};
 use asyncthink_metrics::ByteCounts;
+use asyncthink_torch::empty_cache;
 
 pub(crate) use memory_plan::{Asked, MemoryPlan, machine_of};
 pub use options::{Attempt, Resume, RunOptions, RunOutcome};
@@ -45,6 +46,8 @@ pub fn new_optimizer(
         let num_updates = checkpoint.state.num_updates;
         optimizer_files::restore(&mut optimizer, ranks, &checkpoint.dir, num_updates)?;
     }
+    // What the weights took while they were loaded one by one.
+    empty_cache(model.device())?;
     Ok(optimizer)
 }
 

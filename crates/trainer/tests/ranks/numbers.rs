@@ -274,3 +274,67 @@ fn a_run_goes_on_with_another_number_of_ranks() {
         );
     }
 }
+
+/// Adapters on a base that is whole on every rank, or shared out, in f32 and in bf16.
+#[test]
+fn adapters_are_the_same_with_any_number_of_ranks() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let base = recipe(
+        &dir.path().join("base"),
+        &["sft.num_steps=40", "sft.save_every_steps=40"],
+    );
+    run_ranks(&base, Stage::Sft, 1, None);
+    let model = model_of(&base, Stage::Sft);
+    let model = format!(
+        "model={{ path = {:?}, lora = {{ rank = 4, alpha = 8 }} }}",
+        model.to_str().unwrap()
+    );
+    let sets = [
+        model.as_str(),
+        "sft.num_steps=6",
+        "sft.optimizer.learning_rate=1e-3",
+    ];
+    let single = recipe(&dir.path().join("1"), &sets);
+    run_ranks(&single, Stage::Sft, 1, None);
+    let expected = metrics(&single, Stage::Sft);
+    let keys = ["loss", "grad_norm", "held_out_loss", "num_trained_tokens"];
+    for (world_size, shard) in [(2, WHOLE), (1, PARTS), (2, PARTS)] {
+        let what = format!("adapters, {world_size} ranks, {shard}");
+        let many = recipe(&dir.path().join(&what), &[&sets[..], &[shard]].concat());
+        run_ranks(&many, Stage::Sft, world_size, None);
+        assert_close(&expected, &metrics(&many, Stage::Sft), &keys, 1e-5, &what);
+    }
+    // Stopped and not, with shares and a base in bf16: to the bit.
+    let bf16 = "precision={ compute = \"bf16\", allow_slow_bf16 = true }";
+    let sets = [&sets[..], &[PARTS, bf16, "sft.save_every_steps=2"]].concat();
+    let unbroken = recipe(&dir.path().join("unbroken"), &sets);
+    run_ranks(&unbroken, Stage::Sft, 2, None);
+    let broken = recipe(&dir.path().join("broken"), &sets);
+    run_ranks(&broken, Stage::Sft, 2, Some(3));
+    run_ranks(&broken, Stage::Sft, 2, None);
+    assert_eq!(metrics(&broken, Stage::Sft), metrics(&unbroken, Stage::Sft));
+}
+
+/// bf16 rounds each micro-batch's gradient of a layer; what is cut the same way is the same whatever the number of ranks.
+#[test]
+fn bf16_is_the_same_with_any_number_of_ranks_up_to_its_rounding() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let sets = [
+        "precision={ compute = \"bf16\", allow_slow_bf16 = true }",
+        "sft.optimizer.learning_rate=1e-4",
+        "sft.num_steps=5",
+    ];
+    let single = recipe(&dir.path().join("1"), &sets);
+    run_ranks(&single, Stage::Sft, 1, None);
+    let expected = metrics(&single, Stage::Sft);
+    for (world_size, shard) in [(2, WHOLE), (4, WHOLE), (2, PARTS), (4, PARTS)] {
+        let what = format!("bf16, {world_size} ranks, {shard}");
+        let many = recipe(&dir.path().join(&what), &[&sets[..], &[shard]].concat());
+        run_ranks(&many, Stage::Sft, world_size, None);
+        let got = metrics(&many, Stage::Sft);
+        assert_close(&expected, &got, &["loss", "held_out_loss"], 2e-3, &what);
+        assert_close(&expected, &got, &["grad_norm"], 2e-2, &what);
+    }
+}
