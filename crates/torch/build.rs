@@ -8,7 +8,7 @@ mod nvcc;
 use std::path::{Path, PathBuf};
 
 /// C++ that is linked into every program.
-const SOURCES: [&str; 17] = [
+const SOURCES: [&str; 19] = [
     "cpp/cpu_decoder/choose.cpp",
     "cpp/cpu_decoder/decoder.cpp",
     "cpp/cpu_decoder/ffi.cpp",
@@ -20,8 +20,10 @@ const SOURCES: [&str; 17] = [
     "cpp/number_formats.cpp",
     "cpp/training/attention.cpp",
     "cpp/training/ends.cpp",
+    "cpp/training/flash.cpp",
     "cpp/training/layer.cpp",
     "cpp/training/optimizer.cpp",
+    "cpp/training/row_kernels.cpp",
     "cpp/training/rows.cpp",
     "cpp/memory_file.cpp",
     "cpp/store.cpp",

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
 /// The kernels.
-const SOURCES: [&str; 4] = [
+const SOURCES: [&str; 5] = [
     "cuda/attention.cu",
     "cuda/attention_mma.cu",
     "cuda/layer.cu",
     "cuda/sampler.cu",
+    "cuda/training.cu",
 ];
 
 /// Files that the kernels include.

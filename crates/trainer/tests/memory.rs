@@ -23,12 +23,25 @@ fn a_run_that_cannot_fit_is_refused_with_what_to_change() {
     let dir = tempfile::tempdir().unwrap();
     let recipe = recipe(dir.path(), &["memory.budget=2MiB"]);
     let error = run(&recipe, Stage::Sft, Resume::Auto, &mut Watcher::default()).unwrap_err();
-    assert!(matches!(error, Error::Memory { .. }) && error.is_input(), "{error}");
+    assert!(
+        matches!(error, Error::Memory { .. }) && error.is_input(),
+        "{error}"
+    );
     let text = error.to_string();
-    assert!(text.contains("2.00 MiB") && text.contains("activations"), "{text}");
+    assert!(
+        text.contains("2.00 MiB") && text.contains("activations"),
+        "{text}"
+    );
     let hint = error.hint().unwrap();
-    assert!(hint.contains("sft.activation_checkpointing = true"), "{hint}");
-    assert!(!RunLayout::new(&recipe.run_dir).latest_model(Stage::Sft).exists());
+    assert!(
+        hint.contains("sft.activation_checkpointing = true"),
+        "{hint}"
+    );
+    assert!(
+        !RunLayout::new(&recipe.run_dir)
+            .latest_model(Stage::Sft)
+            .exists()
+    );
 }
 
 #[test]
@@ -46,11 +59,17 @@ fn what_is_chosen_when_a_run_begins_stays_when_it_goes_on() {
     let tokens = first["micro_batch_tokens"].as_u64().unwrap();
     assert!((512..16_384).contains(&tokens), "{first}");
     let parts = first["predicted"]["parts"].as_array().unwrap();
-    assert!(parts.iter().any(|part| part["name"] == "moments"), "{first}");
+    assert!(
+        parts.iter().any(|part| part["name"] == "moments"),
+        "{first}"
+    );
     assert!(first["peak_bytes"].as_u64() > Some(0), "{first}");
 
     // With more memory it would be more.
-    let goes_on = recipe(&dir.path().join("goes on"), &[section, "memory.budget=4GiB"]);
+    let goes_on = recipe(
+        &dir.path().join("goes on"),
+        &[section, "memory.budget=4GiB"],
+    );
     copy_folder(&begun.run_dir.join("sft"), &goes_on.run_dir.join("sft"));
     finish(&goes_on, Stage::Sft);
     assert_eq!(memory(&goes_on)["micro_batch_tokens"], tokens);

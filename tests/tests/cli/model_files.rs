@@ -151,7 +151,8 @@ fn write_model_for(tokenizer: Tokenizer, dir: &Path, max_position_embeddings: i6
         eos_token_id: 0,
     });
     let config = config.expect("a configuration");
-    let model = PretrainedModel::init(&config, tokenizer, Device::Cpu, Precision::F32, 1).expect("a model");
+    let model =
+        PretrainedModel::init(&config, tokenizer, Device::Cpu, Precision::F32, 1).expect("a model");
     fs_err::create_dir_all(dir).expect("a folder");
     model.save(dir).expect("files");
 }

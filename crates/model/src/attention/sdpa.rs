@@ -1,6 +1,7 @@
-//! Attention by libtorch's `scaled_dot_product_attention` over packed segments, and by plain operations over the pages of a
-//! cache.
+//! Attention over packed segments by the kernels of crate `torch`, or where these do not serve by libtorch's
+//! `scaled_dot_product_attention`; by plain operations over the pages of a cache.
 
+use asyncthink_torch::{LayerTensors, segment_attention};
 use tch::{Kind, TchError, Tensor};
 
 use super::paged::paged_attention;
@@ -24,6 +25,10 @@ impl Attention for Sdpa {
         value: &Tensor,
         segments: &Segments,
     ) -> Result<Tensor> {
+        if LayerTensors::serves(query.device(), query.kind(), query.size()[2]) {
+            let (lens, prefixes) = (segments.lens(), segments.prefixes());
+            return Ok(segment_attention(query, key, value, lens, prefixes)?);
+        }
         Ok(segmented_attention(query, key, value, segments)?)
     }
 

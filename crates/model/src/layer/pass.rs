@@ -98,7 +98,11 @@ impl DecoderLayer {
         let has_adapter = |linear: &Linear| linear.adapter.is_some();
         if linears.iter().any(|(linear, ..)| has_adapter(linear))
             || self.attention.name() != default_backend().name()
-            || !LayerTensors::serves(self.input_norm.device(), self.input_norm.kind())
+            || !LayerTensors::serves(
+                self.input_norm.device(),
+                self.input_norm.kind(),
+                self.head_dim,
+            )
         {
             return None;
         }

@@ -1,4 +1,4 @@
-// Attention over segments on the CPU: items of work, and the differentiable operation.
+// Attention over segments: items of work on the CPU, and the differentiable operation.
 #include "attention.h"
 
 #include <ATen/ops/empty.h>
@@ -49,7 +49,8 @@ float* scratch_of(const AttentionArgs& args, int64_t segment) {
 
 }  // namespace
 
-std::pair<at::Tensor, at::Tensor> attention_forward(const Attended& in, const Segments& segments) {
+AttentionOutput attention_forward(const Attended& in, const Segments& segments) {
+  if (in.query.is_cuda()) return flash_forward(in, segments);
   const int64_t tokens = in.query.size(0);
   const at::Tensor out = at::empty({tokens, in.num_heads * in.head_dim}, in.query.options().requires_grad(false));
   const at::Tensor log_sums = at::empty({in.num_heads, tokens}, out.options().dtype(at::kFloat));
@@ -59,12 +60,13 @@ std::pair<at::Tensor, at::Tensor> attention_forward(const Attended& in, const Se
     const int64_t segment = task / in.num_kv_heads;
     kernels->attention_forward(args, segment, task % in.num_kv_heads, scratch_of(args, segment));
   });
-  return {out, log_sums};
+  return AttentionOutput{out, log_sums, {}, {}};
 }
 
-void attention_backward(const Attended& in, const at::Tensor& out, const at::Tensor& log_sums, const at::Tensor& dout,
-                        const Segments& segments, at::Tensor& dqkv) {
-  AttentionArgs args = arguments(in, out, log_sums, segments);
+void attention_backward(const Attended& in, const AttentionOutput& attended, const at::Tensor& dout, const Segments& segments,
+                        at::Tensor& dqkv) {
+  if (in.query.is_cuda()) return flash_backward(in, attended, dout, segments, dqkv);
+  AttentionArgs args = arguments(in, attended.out, attended.log_sums, segments);
   args.dout = dout.const_data_ptr();
   args.dquery = dqkv.data_ptr<float>();
   args.dkey = args.dquery + in.num_heads * in.head_dim;
@@ -90,12 +92,12 @@ struct SegmentAttention : torch::autograd::Function<SegmentAttention> {
                             const at::Tensor& value, std::vector<int64_t> lens, std::vector<int64_t> prefixes) {
     const Attended in{rows_of(query), rows_of(key), rows_of(value), query.size(1), key.size(1), query.size(2)};
     const Segments segments(lens.data(), prefixes.data(), static_cast<int64_t>(lens.size()), query.size(0));
-    auto [out, log_sums] = attention_forward(in, segments);
-    context->save_for_backward({in.query, in.key, in.value, out, log_sums});
+    const AttentionOutput attended = attention_forward(in, segments);
+    context->save_for_backward({in.query, in.key, in.value, attended.out, attended.log_sums, attended.random_state, attended.unused});
     context->saved_data["lens"] = lens;
     context->saved_data["prefixes"] = prefixes;
     context->saved_data["head_dim"] = in.head_dim;
-    return out.view({query.size(0), query.size(1), query.size(2)});
+    return attended.out.view({query.size(0), query.size(1), query.size(2)});
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context, torch::autograd::variable_list grads) {
@@ -105,9 +107,9 @@ struct SegmentAttention : torch::autograd::Function<SegmentAttention> {
     const int64_t tokens = saved[0].size(0), heads = saved[0].size(1) / head_dim, kv_heads = saved[1].size(1) / head_dim;
     const Attended in{saved[0], saved[1], saved[2], heads, kv_heads, head_dim};
     const Segments segments(lens.data(), prefixes.data(), static_cast<int64_t>(lens.size()), tokens);
-    at::Tensor dqkv = at::zeros({tokens, heads + 2 * kv_heads, head_dim}, saved[4].options());
+    at::Tensor dqkv = at::zeros({tokens, heads + 2 * kv_heads, head_dim}, saved[0].options().dtype(at::kFloat));
     at::Tensor rows = dqkv.flatten(1, 2);
-    attention_backward(in, saved[3], saved[4], rows_of(grads[0]), segments, rows);
+    attention_backward(in, AttentionOutput{saved[3], saved[4], saved[5], saved[6]}, rows_of(grads[0]), segments, rows);
     const auto part = [&](int64_t first, int64_t count) { return dqkv.narrow(1, first, count).to(saved[0].scalar_type()); };
     return {part(0, heads), part(heads, kv_heads), part(heads + kv_heads, kv_heads), at::Tensor(), at::Tensor()};
   }

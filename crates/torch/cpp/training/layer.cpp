@@ -1,4 +1,4 @@
-// A decoder layer on the CPU, forward and backward, without a graph: fused kernels between libtorch's matrix products, gradients
+// A decoder layer, forward and backward, without a graph: fused kernels between libtorch's matrix products, gradients
 // added where the optimizer keeps them.
 #include "layer.h"
 
@@ -13,6 +13,7 @@
 
 #include "../shim.h"
 #include "attention.h"
+#include "row_kernels.h"
 #include "rows.h"
 
 namespace asyncthink::training {
@@ -25,17 +26,20 @@ class Layer {
   // Checks what the kernels rely on: they read and write by address.
   Layer(const RawLayer& raw, const at::Tensor& input) : raw_(raw) {
     const auto type = input.scalar_type();
-    TORCH_CHECK(type == at::kFloat || type == at::kBFloat16, "hidden states must be f32 or bf16");
-    TORCH_CHECK(input.is_cpu() && input.dim() == 2 && input.is_contiguous(), "hidden states must be contiguous `[tokens, hidden]` on the CPU");
+    const bool is_on_gpu = input.is_cuda() && type == at::kBFloat16 && row_kernels(input) != nullptr;
+    TORCH_CHECK(is_on_gpu || (input.is_cpu() && (type == at::kFloat || type == at::kBFloat16)),
+                "hidden states must be f32 or bf16 on the CPU, or bf16 on a GPU whose kernels are open");
+    TORCH_CHECK(input.dim() == 2 && input.is_contiguous(), "hidden states must be contiguous `[tokens, hidden]`");
     const auto check = [&](const at::Tensor& tensor, const char* name) {
-      TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == type && tensor.is_contiguous(), name, " must be contiguous, of the type of the hidden states, on the CPU");
+      TORCH_CHECK(tensor.device() == input.device() && tensor.scalar_type() == type && tensor.is_contiguous(), name,
+                  " must be contiguous, of the type of the hidden states, on their device");
     };
     for (int which = 0; which < kNumParameters; ++which) {
       if (raw.parameters[which] == nullptr) continue;
       check(*raw.parameters[which], "a parameter");
       if (raw.gradients[which] == nullptr) continue;
       const at::Tensor& gradient = *raw.gradients[which];
-      TORCH_CHECK(gradient.is_cpu() && gradient.sizes() == raw.parameters[which]->sizes(), "a gradient must be like its parameter");
+      TORCH_CHECK(gradient.device() == input.device() && gradient.sizes() == raw.parameters[which]->sizes(), "a gradient must be like its parameter");
     }
     const int64_t hidden = input.size(1), dim = raw.head_dim, tokens = input.size(0);
     const auto is = [&](Parameter which, c10::IntArrayRef sizes) {
@@ -120,7 +124,7 @@ int64_t tile_rows(const Layer& layer, int64_t tokens) {
   constexpr int64_t kWeightBytes = 2 << 20, kRows = 512;
   const at::Tensor& gate = layer.at(kGate);
   const int64_t bytes = 3 * gate.numel() * static_cast<int64_t>(gate.element_size());
-  return bytes > kWeightBytes || at::get_num_threads() > 1 ? std::max<int64_t>(tokens, 1) : kRows;
+  return !gate.is_cpu() || bytes > kWeightBytes || at::get_num_threads() > 1 ? std::max<int64_t>(tokens, 1) : kRows;
 }
 
 // Calls `with` for one tile of rows after the other.
@@ -152,13 +156,13 @@ at::Tensor forward(const Layer& layer, const at::Tensor& input, SavedLayer* save
     rotary_forward(layer.rotation(tile), rows, tile(rotated));
   });
   const Segments segments = layer.segments(tokens);
-  auto [attended, log_sums] = attention_forward(layer.attended(rotated, projected), segments);
+  const AttentionOutput attended = attention_forward(layer.attended(rotated, projected), segments);
   const at::Tensor middle = empty(hidden), output = empty(hidden);
   // Without a backward pass a tile's gate is not kept.
   const at::Tensor gate_up = saved == nullptr ? at::Tensor() : empty(2 * width);
   for_tiles(layer, tokens, [&](const auto& tile) {
     at::Tensor rows = tile(middle), result = tile(output);
-    at::addmm_out(rows, tile(input), tile(attended), layer.at(kOutput).t());
+    at::addmm_out(rows, tile(input), tile(attended.out), layer.at(kOutput).t());
     add_bias(rows, layer, kOutputBias);
     const at::Tensor normed = norm_forward(rows, layer.at(kPostNorm), layer.eps(), tile(middle_rstd));
     const at::Tensor both = saved == nullptr ? at::empty({rows.size(0), 2 * width}, options) : tile(gate_up);
@@ -171,7 +175,7 @@ at::Tensor forward(const Layer& layer, const at::Tensor& input, SavedLayer* save
     add_bias(result, layer, kDownBias);
   });
   if (saved != nullptr) {
-    *saved = SavedLayer{input, input_rstd, projected, rotated, attended, log_sums, middle, middle_rstd, gate_up};
+    *saved = SavedLayer{input, input_rstd, projected, rotated, attended, middle, middle_rstd, gate_up};
   }
   return output;
 }
@@ -182,7 +186,7 @@ at::Tensor backward(const Layer& layer, SavedLayer& saved, const at::Tensor& dou
   const int64_t heads = layer.at(kQuery).size(0), kv_heads = layer.at(kKey).size(0);
   // Feed-forward block, down to what attention gave.
   at::Tensor dmiddle = doutput.clone();
-  at::Tensor dattended = at::empty_like(saved.attended);
+  at::Tensor dattended = at::empty_like(saved.attended.out);
   for_tiles(layer, tokens, [&](const auto& tile) {
     const at::Tensor drows = tile(doutput), rows = tile(saved.middle), dgate_up = tile(saved.gate_up), d = tile(dmiddle);
     const at::Tensor act = gate_backward(dgate_up, at::mm(drows, layer.at(kDown)));
@@ -198,7 +202,7 @@ at::Tensor backward(const Layer& layer, SavedLayer& saved, const at::Tensor& dou
       add_bias_gradient(layer.gradient(kUpBias), dup);
     }
     norm_backward(rows, layer.at(kPostNorm), tile(saved.middle_rstd), dnormed, d, layer.gradient(kPostNorm));
-    add_weight_gradient(layer.gradient(kOutput), d, tile(saved.attended));
+    add_weight_gradient(layer.gradient(kOutput), d, tile(saved.attended.out));
     add_bias_gradient(layer.gradient(kOutputBias), d);
     at::Tensor result = tile(dattended);
     at::mm_out(result, d, layer.at(kOutput));
@@ -206,11 +210,10 @@ at::Tensor backward(const Layer& layer, SavedLayer& saved, const at::Tensor& dou
   saved.gate_up.reset();
   saved.middle.reset();
   // Attention block.
-  at::Tensor dqkv = at::zeros({tokens, heads + 2 * kv_heads}, saved.log_sums.options());
-  attention_backward(layer.attended(saved.rotated, saved.projected), saved.attended, saved.log_sums, dattended, layer.segments(tokens),
-                     dqkv);
+  at::Tensor dqkv = at::zeros({tokens, heads + 2 * kv_heads}, saved.input_rstd.options());
+  attention_backward(layer.attended(saved.rotated, saved.projected), saved.attended, dattended, layer.segments(tokens), dqkv);
   dattended.reset();
-  saved.attended.reset();
+  saved.attended = AttentionOutput{};
   const bool is_trained = layer.gradient(kQuery).defined() || layer.gradient(kKey).defined() || layer.gradient(kValue).defined();
   const bool wants_norm = wants_input || layer.gradient(kInputNorm).defined();
   const at::Tensor query_key_value = layer.query_key_value();

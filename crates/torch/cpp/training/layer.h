@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "attention.h"
+
 namespace asyncthink::training {
 
 // Order of a layer's parameters; a null pointer stands for one that the layer does not have.
@@ -44,7 +46,9 @@ struct RawLayer {
 
 // Activations that the backward pass reads.
 struct SavedLayer {
-  at::Tensor input, input_rstd, projected, rotated, attended, log_sums, middle, middle_rstd, gate_up;
+  at::Tensor input, input_rstd, projected, rotated;
+  AttentionOutput attended;
+  at::Tensor middle, middle_rstd, gate_up;
 };
 
 }  // namespace asyncthink::training

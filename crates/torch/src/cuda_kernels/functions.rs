@@ -26,7 +26,7 @@ macro_rules! functions {
             /// Whether the matrix units have a kernel for a kind, a head dimension and a group.
             pub(super) attention_has_mma: Symbol<unsafe extern "C" fn(i32, i64, i64) -> i32>,
             pub(super) unpin: Symbol<unsafe extern "C" fn(*mut c_void)>,
-            free: Symbol<FreeFn>,
+            pub(super) free: Symbol<FreeFn>,
             _library: Library,
         }
 
@@ -86,6 +86,35 @@ functions! {
         *const c_void, *const c_void, *const c_void, *const c_void, *const c_void, *const c_void, *const c_void,
         *mut c_void, *mut c_void, *mut c_void,
         i64, i64, i64, i64, i64, i64, i64, i64, i64, i64,
+        *mut c_void,
+    );
+    /// Kind; x, weight, out, reciprocal deviations; rows, width, eps; stream.
+    training_norm_forward: "training_norm_forward", fn(
+        i32,
+        *const c_void, *const c_void, *mut c_void, *mut f32,
+        i64, i64, f32,
+        *mut c_void,
+    );
+    /// Kind; x, weight, reciprocal deviations, gradients of out and x, partial sums or null; parts, rows, width; stream.
+    training_norm_backward: "training_norm_backward", fn(
+        i32,
+        *const c_void, *const c_void, *const f32, *const c_void, *mut c_void, *mut f32,
+        i64, i64, i64,
+        *mut c_void,
+    );
+    /// Kind; x, out, gradient or null, cosines, sines, norms of queries and keys or null, partial sums or null; parts, rows,
+    /// strides of x, out and gradient, heads, key-value heads, size of a head, eps; stream.
+    training_rotary: "training_rotary", fn(
+        i32,
+        *const c_void, *mut c_void, *const f32, *const c_void, *const c_void, *const c_void, *const c_void, *mut f32,
+        i64, i64, i64, i64, i64, i64, i64, i64, f32,
+        *mut c_void,
+    );
+    /// Kind; gate and up, gradient or null, out; rows, width; stream.
+    training_gate: "training_gate", fn(
+        i32,
+        *mut c_void, *const c_void, *mut c_void,
+        i64, i64,
         *mut c_void,
     );
     /// Kind; logits, rows, number of banned ids before each, banned ids; out; samples, vocab, banned; stream.

@@ -17,6 +17,7 @@ mod pinned;
 mod reference;
 mod sampling;
 mod self_test;
+mod training;
 
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ pub use self_test::{KernelCheck, self_test};
 use crate::error::OpContext;
 use crate::error::{Error, Result};
 use functions::Functions;
+pub(crate) use training::RawRowKernels;
 
 /// Head dimensions that the kernels are compiled for.
 pub const KERNEL_HEAD_DIMS: [i64; 4] = [16, 32, 64, 128];

@@ -1,4 +1,4 @@
-//! A decoder layer on the CPU.
+//! A decoder layer.
 #![expect(unsafe_code, reason = "calls the C++ side")]
 
 use std::ptr::{null, null_mut};
@@ -7,6 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::pointer;
 use crate::autograd::gradient_of;
+use crate::cuda_kernels::Kernels;
 use crate::error::{Error, Result};
 use crate::ffi::{self, NUM_LAYER_PARAMETERS, RawLayer, RawSavedLayer};
 
@@ -108,9 +109,16 @@ impl<'a> LayerTensors<'a> {
         }
     }
 
-    /// Whether tensors of this kind on this device are computed by these passes.
-    pub fn serves(device: Device, kind: Kind) -> bool {
-        device == Device::Cpu && matches!(kind, Kind::Float | Kind::BFloat16)
+    /// Whether layers of this kind, with heads of `head_dim` values, on this device are computed by these passes: f32 and bf16 on the
+    /// CPU; bf16 on a GPU whose kernels can be opened, which they are.
+    pub fn serves(device: Device, kind: Kind, head_dim: i64) -> bool {
+        match (device, kind) {
+            (Device::Cpu, Kind::Float | Kind::BFloat16) => head_dim % 2 == 0,
+            (Device::Cuda(_), Kind::BFloat16) if Kernels::supports(kind, head_dim) => {
+                Kernels::open(device).map(Kernels::serve_training).is_ok()
+            }
+            _ => false,
+        }
     }
 
     /// Adds a parameter that the layer has.
@@ -246,7 +254,7 @@ impl<'a> LayerTensors<'a> {
     }
 }
 
-/// Causal attention inside each segment of a packed batch on the CPU, in f32 or bf16 with f32 sums; differentiable. A segment with a
+/// Causal attention inside each segment of a packed batch, where [`LayerTensors::serves`] them, with f32 sums; differentiable. A segment with a
 /// prefix sees all tokens of that segment, and of its prefixes, before its own.
 ///
 /// # Shapes
@@ -272,15 +280,15 @@ pub fn segment_attention(
         && key_sizes[1] > 0
         && sizes[1] % key_sizes[1] == 0;
     let kind = query.kind();
-    let is_served = [query, key, value]
-        .iter()
-        .all(|tensor| tensor.kind() == kind && LayerTensors::serves(tensor.device(), kind));
+    let is_served = is_like
+        && [query, key, value].iter().all(|tensor| {
+            tensor.kind() == kind && LayerTensors::serves(tensor.device(), kind, sizes[2])
+        });
     if !is_like || !is_served || !(prefixes.is_empty() || prefixes.len() == lens.len()) {
         return Err(Error::Argument {
             op: OP,
             argument: "key",
-            expected: "f32 or bf16 on the CPU, `[tokens, kv_heads, head_dim]` like the queries"
-                .to_owned(),
+            expected: "f32 or bf16, `[tokens, kv_heads, head_dim]` like the queries".to_owned(),
             got: format!("{key_sizes:?} for queries {sizes:?}"),
         });
     }

@@ -1,7 +1,8 @@
 //! Forward and backward passes of training without a graph: fused kernels between libtorch's matrix products, gradients added where
 //! the optimizer keeps them.
 //!
-//! A layer runs on the CPU in f32 or bf16 ([`LayerTensors`]); norm, embedding and output head on any device ([`Head`], [`Normed`]).
+//! A layer runs on the CPU in f32 or bf16, and on a GPU in bf16 with libtorch's flash attention ([`LayerTensors`]); norm, embedding
+//! and output head run on any device ([`Head`], [`Normed`]).
 
 mod ends;
 mod layer;

@@ -5,6 +5,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::*;
 use crate::autograd::backward_with_grad;
+use crate::cuda_kernels::Kernels;
 use crate::ffi;
 
 /// Numbers that look random and are not: other tests share libtorch's generator.
@@ -300,6 +301,21 @@ fn a_layer_in_bf16_is_within_its_rounding() {
     for case in cases() {
         check_layer(&case, Kind::BFloat16, 3e-2);
     }
+}
+
+/// Norm, rotation and gate by the CUDA kernels, emulated; attention stays that of the CPU.
+#[test]
+fn a_layer_by_emulated_cuda_kernels_equals_the_graph() {
+    Kernels::emulated().unwrap().serve_training();
+    for mut case in cases() {
+        // Heads that the kernels are compiled for, and fewer tokens: fibers are slow.
+        let dim = [16, 32, 64].into_iter().find(|dim| *dim >= case.head_dim);
+        case.head_dim = dim.unwrap();
+        case.lens.iter_mut().for_each(|len| *len = (*len + 3) / 4);
+        check_layer(&case, Kind::Float, 2e-6);
+        check_layer(&case, Kind::BFloat16, 3e-2);
+    }
+    Kernels::end_emulated_training();
 }
 
 #[test]
