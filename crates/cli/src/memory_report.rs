@@ -74,11 +74,21 @@ impl<'a> StageMemory<'a> {
 
     /// What a rank takes on a device with so much free memory.
     pub(crate) fn on(&self, device: Device, free_bytes: Option<u64>) -> SettledMemory {
+        self.beside(device, free_bytes, None)
+    }
+
+    fn beside(
+        &self,
+        device: Device,
+        free_bytes: Option<u64>,
+        free_host_bytes: Option<u64>,
+    ) -> SettledMemory {
         let machine = Machine {
             device,
             num_threads: self.num_threads,
             world_size: self.world_size,
             free_bytes,
+            free_host_bytes,
         };
         let settings = match &self.settings {
             Settings::Sft(sft) => sft.memory(self.config, &machine, None),
@@ -113,7 +123,7 @@ pub(crate) fn lines(
     let found = open_device(&spec).ok();
     let here = found.filter(|device| device.is_cuda() || !wants_gpu);
     if let Some(device) = here {
-        let settled = memory.on(device, free_bytes(device));
+        let settled = memory.beside(device, free_bytes(device), free_bytes(Device::Cpu));
         let lines = table(&memory, &settled, "");
         if let Some(error) = settled.refusal(config, stage.name())
             && !settled.is_guess()

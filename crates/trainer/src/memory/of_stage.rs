@@ -21,6 +21,8 @@ pub struct Machine {
     pub world_size: usize,
     /// Bytes that are free for this rank before it loads anything; `None` where that cannot be told.
     pub free_bytes: Option<u64>,
+    /// Bytes of host memory that are free; `None` where that cannot be told, or the machine is not at hand.
+    pub free_host_bytes: Option<u64>,
 }
 
 impl Machine {

@@ -127,6 +127,13 @@ impl MemoryPrediction {
         self
     }
 
+    /// Bytes in host memory that are there all the time.
+    pub fn resident_host_bytes(&self) -> u64 {
+        let stay = |part: &&MemoryPart| part.when == When::Always;
+        let parts = self.parts.iter().filter(stay);
+        parts.map(|part| part.host_bytes).sum()
+    }
+
     /// Bytes of a part on the device; 0 where there is none.
     pub fn of(&self, name: &str) -> u64 {
         let found = self.parts.iter().find(|part| part.name == name);

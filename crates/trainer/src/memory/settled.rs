@@ -2,7 +2,6 @@
 
 use asyncthink_model::ModelConfig;
 use asyncthink_recipe::{MemoryBudget, Shard};
-use asyncthink_torch::free_bytes;
 use tch::Device;
 
 use super::choose::{Chosen, choose};
@@ -25,6 +24,7 @@ pub struct SettledMemory {
     /// Bytes of the device that the run may take; `None` where that is not known.
     pub limit_bytes: Option<u64>,
     settings: MemorySettings,
+    free_host_bytes: Option<u64>,
     is_budget_given: bool,
 }
 
@@ -70,10 +70,12 @@ impl SettledMemory {
             cache_bytes,
             // The engine would also keep the weights that were gathered for it.
             cache_takes_turns: machine.device != Device::Cpu
+                && settings.sampling.is_some()
                 && (settings.shard == Shard::Full
                     || target.is_some_and(|target| training + cache > target)),
             prediction: predict(config, &settings),
             limit_bytes: machine.limit_bytes(budget),
+            free_host_bytes: machine.free_host_bytes,
             settings,
             is_budget_given: !matches!(budget, None | Some(MemoryBudget::Auto)),
         }
@@ -96,8 +98,9 @@ impl SettledMemory {
                 remedies: MemoryPrediction::remedies(config, &self.settings, stage),
             });
         }
-        let on_host = self.prediction.host_bytes();
-        let free = free_bytes(Device::Cpu)?;
+        // Copies for a checkpoint come and go, and were never counted.
+        let on_host = self.prediction.resident_host_bytes();
+        let free = self.free_host_bytes?;
         (on_host > free).then(|| Error::Memory {
             place: "memory of the host",
             needed_bytes: on_host,

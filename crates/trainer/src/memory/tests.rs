@@ -73,6 +73,7 @@ fn gpu_of(gb: u64) -> Machine {
         num_threads: 16,
         world_size: 1,
         free_bytes: Some(gb * GB),
+        free_host_bytes: None,
     }
 }
 

@@ -77,12 +77,13 @@ pub(crate) fn machine_of(ranks: &Ranks, device: Device) -> Result<Machine> {
         clippy::cast_sign_loss,
         reason = "a count of bytes"
     )]
-    let free_bytes = (least >= 0.0).then_some(least as u64);
+    let free_here = (least >= 0.0).then_some(least as u64);
     Ok(Machine {
         device,
         num_threads: asyncthink_torch::thread_budget().unwrap_or(1),
         world_size: ranks.world_size(),
-        free_bytes,
+        free_bytes: free_here,
+        free_host_bytes: free_bytes(Device::Cpu),
     })
 }
 
