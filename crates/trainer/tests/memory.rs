@@ -21,7 +21,8 @@ fn memory(recipe: &Recipe) -> Value {
 fn a_run_that_cannot_fit_is_refused_with_what_to_change() {
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
-    let recipe = recipe(dir.path(), &["memory.budget=2MiB"]);
+    let sets = ["memory.budget=2MiB", "sft.activation_checkpointing=false"];
+    let recipe = recipe(dir.path(), &sets);
     let error = run(&recipe, Stage::Sft, Resume::Auto, &mut Watcher::default()).unwrap_err();
     assert!(
         matches!(error, Error::Memory { .. }) && error.is_input(),
