@@ -13,7 +13,7 @@ const SHARED_SECTIONS: [&str; 4] = ["seed", "task", "protocol", "prompts"];
 
 /// Keys of the stages that may change between a stop and a resume: how often something is written, what is checked, what may be
 /// started from, and how work is cut. (Cutting changes the rounding of sums and nothing else.)
-const FREE_KEYS: [&str; 12] = [
+const FREE_KEYS: [&str; 13] = [
     "save_every_steps",
     "keep_checkpoints",
     "keep_best_checkpoints",
