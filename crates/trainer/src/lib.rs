@@ -28,7 +28,7 @@ pub use models::{new_config, sft_tokenizer};
 pub use observer::{MemoryReport, Observer, RunStart, StepReport, StopFlag};
 pub use problems::{test_problems, train_problems, validation_problems};
 pub use rank_folder::RankFolder;
-pub use run::{Attempt, Resume, RunOptions, RunOutcome, new_optimizer};
+pub use run::{Attempt, Resume, RunOptions, RunOutcome, new_optimizer, settle};
 pub use settings::{
     EarlyStopping, GrpoSettings, Registries, RunSettings, SaveSettings, SftGoal, SftSettings,
 };

@@ -9,12 +9,15 @@ use std::path::{Path, PathBuf};
 
 use asyncthink_checkpoint::RunLayout;
 use asyncthink_data::parquet::write_problems;
+use asyncthink_distributed::Ranks;
 use asyncthink_model::{Decoder, ModelConfig};
 use asyncthink_recipe::{BenchStepSection, Catalogue, ModelSection, Recipe, Stage};
 use asyncthink_rollout::Episode;
 use asyncthink_tasks::Registry;
 use asyncthink_torch::{peak_bytes, reset_peak_memory};
-use asyncthink_trainer::{GrpoSettings, Observer, RunOptions, StepReport, StopFlag, run_grpo};
+use asyncthink_trainer::{
+    GrpoSettings, Observer, RunOptions, StepReport, StopFlag, run_grpo, settle,
+};
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -28,6 +31,7 @@ use super::model;
 use super::random_text::{self, RandomText, tokenizer_json};
 use crate::catalogue::catalogue;
 use crate::failure::Failure;
+use crate::preflight;
 
 /// Files that say where a sequence ends, or how text becomes ids: the bench brings its own.
 const LEFT_OUT: [&str; 8] = [
@@ -67,7 +71,9 @@ pub(crate) fn run(file: &Path, sets: &[String], out: &mut dyn Write) -> Result<(
     settings.given_reward = Some(alternating);
     settings.run.save.is_off = true;
 
-    let kind = settings.run.policy.precision.compute();
+    // The run says what the machine cannot do.
+    let settled = settle(&settings.run, &Ranks::single(), device, &mut ())?;
+    let kind = settled.policy.precision.compute();
     let ceilings = Ceilings::measure(device, kind)?;
     let mut watcher = Watcher {
         device,
@@ -274,6 +280,10 @@ impl Observer for Watcher {
         } else {
             self.peak_bytes = peak_bytes(self.device);
         }
+    }
+
+    fn warning(&mut self, message: &str) {
+        preflight::warn(&[message.to_owned()]);
     }
 }
 

@@ -12,7 +12,7 @@ use asyncthink_model::ModelConfig;
 use asyncthink_recipe::{BenchTrainSection, ModelSection, Recipe};
 use asyncthink_torch::{keep_freed_memory, peak_bytes, reset_peak_memory};
 use asyncthink_trainer::memory::Chosen;
-use asyncthink_trainer::{SftSettings, new_optimizer};
+use asyncthink_trainer::{Observer, SftSettings, new_optimizer, settle};
 use serde::Serialize;
 use tch::Device;
 
@@ -23,6 +23,7 @@ use super::model;
 use super::rows::{random_rows, work};
 use crate::catalogue::catalogue;
 use crate::failure::Failure;
+use crate::preflight;
 
 pub(crate) fn run(file: &Path, sets: &[String], out: &mut dyn Write) -> Result<(), Failure> {
     let recipe = Recipe::load_with(file, sets, &catalogue())?;
@@ -31,9 +32,10 @@ pub(crate) fn run(file: &Path, sets: &[String], out: &mut dyn Write) -> Result<(
     check_context(&bench, &config)?;
     let sets = [sft_keys(&bench).as_slice(), sets].concat();
     let recipe = Recipe::load_with(file, &sets, &catalogue())?;
-    let settings = SftSettings::from_recipe(&recipe)?;
+    let mut settings = SftSettings::from_recipe(&recipe)?;
 
     let device = machine::open(&recipe)?;
+    settings.run = settle(&settings.run, &Ranks::single(), device, &mut Warnings)?;
     let kind = settings.run.policy.precision.compute();
     let ceilings = Ceilings::measure(device, kind)?;
     // After the buffers of that are given back.
@@ -95,6 +97,15 @@ pub(crate) fn run(file: &Path, sets: &[String], out: &mut dyn Write) -> Result<(
         machine: Machine::here(),
     };
     line.print(out)
+}
+
+/// Says what the machine cannot do.
+struct Warnings;
+
+impl Observer for Warnings {
+    fn warning(&mut self, message: &str) {
+        preflight::warn(&[message.to_owned()]);
+    }
 }
 
 /// The context of a folder's model is known only now.

@@ -17,7 +17,7 @@ use asyncthink_torch::empty_cache;
 
 pub(crate) use memory_plan::{Asked, MemoryPlan, machine_of};
 pub use options::{Attempt, Resume, RunOptions, RunOutcome};
-pub(crate) use settle::settle;
+pub use settle::settle;
 pub(crate) use shared_folder::check_shared_folder;
 pub(crate) use stage_run::{Origin, StageRun};
 

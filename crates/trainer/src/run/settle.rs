@@ -18,7 +18,10 @@ const NO_OFFLOAD: &str =
     "`memory.offload = \"optimizer\"` changes nothing on a CPU: its memory is the host's";
 
 /// The settings as this machine, and those of the other ranks, can obey them; what they cannot is said.
-pub(crate) fn settle(
+///
+/// # Errors
+/// When a GPU refuses a mode of computing, or a rank is lost.
+pub fn settle(
     settings: &RunSettings,
     ranks: &Ranks,
     device: Device,
