@@ -95,9 +95,9 @@ fn drop_short_parts(shared: &mut [usize]) {
             depth
         };
         let mut start = first;
-        for place in first + 1..end {
-            if shared[place] == branch {
-                shared[place] = kept;
+        for (place, tokens) in (first + 1..).zip(&mut shared[first + 1..end]) {
+            if *tokens == branch {
+                *tokens = kept;
                 open.push((start, place, kept));
                 start = place;
             }
