@@ -433,6 +433,13 @@ fn a_penalty_moves_the_advantage_and_not_the_reward() {
     let figures = EpisodeMetrics::of(&episodes).unwrap();
     assert!((figures.reward - rewards.iter().sum::<f64>() / 3.0).abs() < 1e-12);
     assert!((figures.reward_penalty - 0.1).abs() < 1e-12);
+
+    // A group of equal rewards has no signal, however far its episodes are from the reference.
+    let mut equal = vec![episodes[2].clone(), episodes[2].clone()];
+    equal[0].kl_penalty = 0.2;
+    let rule = AdvantageRule::shared(&MeanCentred);
+    assert_eq!(assign_advantages(&mut equal, 2, rule), [true]);
+    assert!((equal[0].advantage + 0.1).abs() < 1e-12);
 }
 
 #[test]

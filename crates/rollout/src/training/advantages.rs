@@ -30,8 +30,8 @@ impl<'a> AdvantageRule<'a> {
 
 /// Gives every episode the advantages of its reward in its group: `episodes` holds group after group of `group_size`.
 ///
-/// Episodes with a format error stay in their group. Tells of each group whether it earned one reward throughout, from which
-/// there is nothing to learn.
+/// Episodes with a format error stay in their group. Tells of each group whether it earned one reward throughout, but for the distance
+/// to the reference: from such a group there is nothing to learn.
 ///
 /// # Panics
 /// If `group_size` is below 2 or does not divide the number of episodes; the recipe's checks rule that out.
@@ -47,9 +47,16 @@ pub fn assign_advantages(
     episodes
         .chunks_exact_mut(group_size)
         .map(|group| {
-            let rewards: Vec<f64> = group.iter().map(RewardedEpisode::shaped_reward).collect();
-            let rewards = Group::new(&rewards).expect("a group has at least two episodes");
-            let shared = rewards.advantages(rule.estimator);
+            let of = |reward: fn(&RewardedEpisode) -> f64| -> Vec<f64> {
+                group.iter().map(reward).collect()
+            };
+            let (shaped, of_task) = (
+                of(RewardedEpisode::shaped_reward),
+                of(RewardedEpisode::task_reward),
+            );
+            let whole = |rewards| Group::new(rewards).expect("a group has at least two episodes");
+            let shared = whole(&shaped).advantages(rule.estimator);
+            let is_constant = whole(&of_task).is_constant();
             let of_workers = match rule.group {
                 AdvantageGroup::Episode => shared.clone(),
                 AdvantageGroup::Role => worker_advantages(group, rule.estimator),
@@ -59,7 +66,7 @@ pub fn assign_advantages(
                 episode.advantage = *own;
                 episode.worker_advantage = rule.worker_weight * of_workers;
             }
-            rewards.is_constant()
+            is_constant
         })
         .collect()
 }

@@ -204,7 +204,7 @@ impl EpisodeSummary {
             num_completed_agents: episode.num_completed_agents() as f64,
             num_missing_eos: episode.num_missing_eos() as f64,
             num_truncated: episode.num_truncated_agents() as f64,
-            penalty: rewarded.penalty,
+            penalty: rewarded.penalty + rewarded.kl_penalty,
             decoded_tokens: episode.decoded_tokens(),
             sum_of_logprobs: sum_of_logprobs(episode),
         }

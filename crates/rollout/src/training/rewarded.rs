@@ -18,9 +18,10 @@ pub struct RewardedEpisode {
     pub rewarded_eta_ratio: Option<f64>,
     /// The reward.
     pub reward: RewardParts,
-    /// What is taken off the reward before it is compared with those of the group: for overlong agents, for the distance to the
-    /// reference.
+    /// Penalty for overlong agents, taken off the reward before it is compared with those of the group.
     pub penalty: f64,
+    /// Penalty for the distance to the reference model, taken off likewise.
+    pub kl_penalty: f64,
     /// The advantage of the organizer; by default that of all workers too.
     pub advantage: f64,
     /// The advantage of the workers.
@@ -28,9 +29,14 @@ pub struct RewardedEpisode {
 }
 
 impl RewardedEpisode {
+    /// The reward that tells whether a group has a signal: no two episodes are equally far from the reference, which says little.
+    pub fn task_reward(&self) -> f64 {
+        self.reward.total - self.penalty
+    }
+
     /// The reward that advantages are made from.
     pub fn shaped_reward(&self) -> f64 {
-        self.reward.total - self.penalty
+        self.task_reward() - self.kl_penalty
     }
 }
 
@@ -102,6 +108,7 @@ pub fn reward_episode(
         rewarded_eta_ratio,
         reward: rule.reward(score),
         penalty: 0.0,
+        kl_penalty: 0.0,
         advantage: 0.0,
         worker_advantage: 0.0,
         graded,

@@ -226,7 +226,7 @@ impl Trainer<'_> {
             let tokens = sampled.map(|(logp, _)| f64::from(*logp)).zip(scores);
             let rewarded = &mut episodes[row.episode().0 as usize];
             for (logp, logp_ref) in tokens {
-                rewarded.penalty += beta * kl_of_token(estimator, logp, logp_ref);
+                rewarded.kl_penalty += beta * kl_of_token(estimator, logp, logp_ref);
                 kl[0] += kl_of_token(KlEstimator::K3, logp, logp_ref);
                 kl[1] += 1.0;
             }
