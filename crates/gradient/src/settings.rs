@@ -12,6 +12,10 @@ use crate::layerwise::Keep;
 
 /// Micro-batching, loss and loss aggregation of a batch.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent switches of the recipe"
+)]
 pub struct BatchSettings {
     /// The loss.
     pub loss: Arc<dyn TokenLoss>,

@@ -1,5 +1,12 @@
 //! The gradient of a batch equals a plain reference, row by row in one graph, for every combination of packing, shared prefixes,
 //! activation checkpointing, threads, ranks and sharding.
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_wrap,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a test"
+)]
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -194,7 +201,7 @@ fn plain(task: &Task) -> (f64, Vec<Tensor>) {
         } else {
             (-logp_of(&decoder, row, 1.0), all.map(num_trained).sum())
         };
-        total = total + losses.sum(Kind::Double) / weight;
+        total += losses.sum(Kind::Double) / weight;
     }
     total.backward();
     let parameters = decoder.named_parameters().iter();

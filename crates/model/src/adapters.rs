@@ -206,6 +206,13 @@ impl LowRank {
     }
 }
 
+/// Number of values of all adapters on a model.
+pub fn num_adapter_parameters(config: &LoraConfig, model: &ModelConfig) -> u64 {
+    let shapes = shapes(config, model);
+    let values = shapes.iter().map(|(_, [rows, columns])| rows * columns);
+    u64::try_from(values.sum::<i64>()).unwrap_or(0)
+}
+
 /// Name and shape of every matrix, sorted by name.
 pub(crate) fn shapes(config: &LoraConfig, model: &ModelConfig) -> Vec<(String, [i64; 2])> {
     let rank = i64::from(config.rank);

@@ -43,7 +43,7 @@ mod weight_header;
 mod weights;
 
 pub use adapter_file::base_of;
-pub use adapters::Adapters;
+pub use adapters::{Adapters, num_adapter_parameters};
 pub use architecture::registry::Architectures;
 pub use architecture::{Architecture, Biases, Sizes, Variant};
 pub use attention::registry::AttentionBackends;

@@ -4,8 +4,6 @@
 
 use std::collections::BTreeSet;
 
-use crate::config::ModelConfig;
-
 /// A projection that can have an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LoraTarget {
@@ -103,13 +101,6 @@ impl LoraConfig {
                 targets.map(move |&target| Place { layer, target })
             })
             .filter(|place| !self.without.contains(place))
-    }
-
-    /// Values of all adapters on a model.
-    pub fn num_parameters(&self, model: &ModelConfig) -> u64 {
-        let shapes = crate::adapters::shapes(self, model);
-        let values = shapes.iter().map(|(_, [rows, columns])| rows * columns);
-        u64::try_from(values.sum::<i64>()).unwrap_or(0)
     }
 
     /// What `B A` is multiplied with.

@@ -18,6 +18,7 @@ pub struct Segment {
 ///
 /// Sequences that begin alike share their beginning as one segment, which is computed once.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_field_names, reason = "segments are what it is made of")]
 pub struct Segments {
     segments: Vec<Segment>,
     lens: Vec<i64>,

@@ -17,7 +17,8 @@ fn decoder() -> Decoder {
         tie_word_embeddings: true,
         eos_token_id: 0,
     });
-    let mut decoder = Decoder::init(&config.unwrap(), Device::Cpu, 11).unwrap();
+    let mut decoder =
+        Decoder::init(&config.expect("a configuration"), Device::Cpu, 11).expect("a decoder");
     decoder.set_requires_grad(true);
     decoder
 }
@@ -84,7 +85,7 @@ fn a_tree_of_segments_equals_its_sequences_apart() {
             .max()
             .double_value(&[]);
         assert!(difference < 1e-5, "segment {index}: {difference}");
-        loss = loss + (alone * part(&weights, index)).sum(Kind::Float);
+        loss += (alone * part(&weights, index)).sum(Kind::Float);
     }
     let apart = gradients(&mut decoder, &loss);
     for ((shared, apart), (name, _)) in shared.iter().zip(&apart).zip(decoder.named_parameters()) {

@@ -107,10 +107,7 @@ unsafe extern "C" {
         count: usize,
         retain_graph: bool,
     ) -> *mut c_char;
-    pub(crate) fn asyncthink_set_row_kernels(
-        kernels: *const crate::cuda_kernels::RawRowKernels,
-        is_emulated: bool,
-    );
+    pub(crate) fn asyncthink_set_row_kernels(kernels: *const c_void, is_emulated: bool);
     #[cfg(test)]
     pub(crate) fn asyncthink_limit_training_kernels(most: c_int);
     pub(crate) fn asyncthink_segment_attention(

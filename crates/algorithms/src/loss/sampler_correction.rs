@@ -1,4 +1,4 @@
-//! Importance weights against a mismatch of sampler and trainer: truncated (TIS) or masked (IcePop).
+//! Importance weights against a mismatch of sampler and trainer: truncated (TIS) or masked (`IcePop`).
 
 use asyncthink_recipe::{CorrectionMode, SamplerCorrectionSection};
 use tch::{Kind, TchError, Tensor};
@@ -24,7 +24,7 @@ const MEAN_WEIGHT: &str = "sampler_weight";
 /// ```
 ///
 /// # Paper
-/// Truncated importance sampling: "Your efficient RL framework secretly brings you off-policy RL training" (2025). IcePop: arXiv:2510.18855,
+/// Truncated importance sampling: "Your efficient RL framework secretly brings you off-policy RL training" (2025). `IcePop`: arXiv:2510.18855,
 /// section 3.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplerCorrection {

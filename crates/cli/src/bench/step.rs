@@ -120,7 +120,7 @@ pub(crate) fn run(file: &Path, sets: &[String], out: &mut dyn Write) -> Result<(
             workload: Workload {
                 bench: bench.clone(),
                 rows: median.num_rows,
-                computed_tokens: median.num_tokens,
+                computed_tokens: median.num_computed_tokens,
                 trained_tokens: median.num_trained_tokens,
                 micro_batches: median.num_micro_batches,
                 decoded_tokens: median.decoded_tokens,
@@ -291,7 +291,7 @@ impl Observer for Watcher {
 #[derive(Debug, Deserialize)]
 struct Step {
     num_rows: usize,
-    num_tokens: usize,
+    num_computed_tokens: usize,
     num_trained_tokens: usize,
     num_micro_batches: usize,
     decoded_tokens: usize,
@@ -343,18 +343,21 @@ impl Work<'_> {
         }
     }
 
-    /// All tokens of all rows.
+    /// The tokens that are computed: prompts that rows share, once.
     fn training(&self, step: &Step) -> Rows {
         let (prompt, new) = (
             self.bench.prompt_tokens as f64,
             self.bench.new_tokens as f64,
         );
         let (rows, len) = (step.num_rows as f64, prompt + new);
+        let computed = step.num_computed_tokens as f64;
+        // Each prompt that is left out would have attended to itself.
+        let left_out = (rows * len - computed).max(0.0) * f64::midpoint(prompt, 1.0);
         Rows {
             steps: step.num_micro_batches as f64,
-            computed: rows * len,
+            computed,
             sampled: rows * new,
-            attended: rows * len * (len + 1.0) / 2.0,
+            attended: rows * len * (len + 1.0) / 2.0 - left_out,
             cached: 0.0,
         }
     }

@@ -228,7 +228,7 @@ impl Updates<'_> {
             micro_batch_tokens: self.batch.micro_batch_tokens,
             activation_checkpointing: self.batch.activation_checkpointing,
             micro_batches: median.metrics.num_micro_batches,
-            computed_tokens: median.metrics.num_tokens,
+            computed_tokens: median.metrics.num_computed_tokens,
             trained_tokens: median.metrics.num_trained,
             trained_parameters: num_trained,
             workers: self.batch.parallelism.workers_for(num_rows),

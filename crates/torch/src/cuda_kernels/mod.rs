@@ -37,7 +37,6 @@ pub use self_test::{KernelCheck, self_test};
 use crate::error::OpContext;
 use crate::error::{Error, Result};
 use functions::Functions;
-pub(crate) use training::RawRowKernels;
 
 /// Head dimensions that the kernels are compiled for.
 pub const KERNEL_HEAD_DIMS: [i64; 4] = [16, 32, 64, 128];

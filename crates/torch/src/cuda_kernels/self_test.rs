@@ -11,6 +11,7 @@ mod check;
 pub(super) mod layer;
 mod numbers;
 pub(super) mod sampling;
+pub(super) mod training;
 
 use tch::{Device, Kind};
 
@@ -24,7 +25,9 @@ use crate::error::Result;
 /// # Errors
 /// When the device is no GPU, or the kernels cannot be opened or started.
 pub fn self_test(device: Device) -> Result<Vec<KernelCheck>> {
-    run(Kernels::open(device)?)
+    let mut checks = run(Kernels::open(device)?)?;
+    checks.extend(training::run(device)?);
+    Ok(checks)
 }
 
 /// The comparison with kernels that are open.

@@ -33,6 +33,15 @@ fn sampling_agrees_with_its_reference() {
     compare(self_test::sampling::run, Kind::BFloat16);
 }
 
+/// On the CPU: bf16 beside f32, by the kernels of the CPU.
+#[test]
+fn a_layer_of_training_agrees_with_its_reference() {
+    let checks = self_test::training::run(Device::Cpu).unwrap();
+    let failed: Vec<_> = checks.iter().filter(|check| !check.has_passed()).collect();
+    assert!(checks.len() == 2 && failed.is_empty(), "{failed:#?}");
+    assert!(checks.iter().all(|check| check.difference > 1e-4));
+}
+
 /// The library for GPUs opens where there is none: it needs the CUDA run time, which comes with libtorch, and no driver.
 #[test]
 fn library_of_kernels_opens_without_a_gpu() {

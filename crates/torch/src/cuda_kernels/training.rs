@@ -12,7 +12,7 @@ use crate::library::FreeFn;
 /// The table as the C++ side reads it.
 #[repr(C)]
 #[derive(Debug)]
-pub(crate) struct RawRowKernels {
+struct RawRowKernels {
     stream: unsafe extern "C" fn(c_int, *mut *mut c_void) -> *mut c_char,
     norm_forward: NormForward,
     norm_backward: NormBackward,
@@ -100,7 +100,7 @@ impl Kernels {
         let table =
             TABLES[usize::from(is_emulated)].get_or_init(|| RawRowKernels::of(self.functions));
         // SAFETY: the table and the library, which is never closed, live as long as the program.
-        unsafe { ffi::asyncthink_set_row_kernels(table, is_emulated) };
+        unsafe { ffi::asyncthink_set_row_kernels(std::ptr::from_ref(table).cast(), is_emulated) };
     }
 
     /// Takes emulated kernels away again.

@@ -178,6 +178,10 @@ impl<'a> LayerTensors<'a> {
     ///
     /// # Errors
     /// For tensors of other shapes, kinds or devices.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "the C++ side uses up what was saved"
+    )]
     pub fn backward(
         &self,
         saved: SavedLayer,

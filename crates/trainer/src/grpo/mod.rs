@@ -50,6 +50,7 @@ use asyncthink_gradient::{PolicyModel, load_reference};
 /// # Errors
 /// When an input is missing or damaged, a metric stops being finite, trainer and sampler disagree by more than the recipe
 /// allows, or the disk refuses.
+#[expect(clippy::too_many_lines, reason = "the loop, read from top to bottom")]
 pub fn run_grpo(
     settings: &GrpoSettings,
     options: &RunOptions,
@@ -162,8 +163,14 @@ pub fn run_grpo(
         let Some(mut line) = result else {
             return run.stop(stop, &model, &optimizer, observer);
         };
-        evaluate(&validation, &trainer, &mut model, &mut line, observer)
-            .map_err(|error| run.fail(error, &model, &optimizer, num_updates, observer))?;
+        evaluate(
+            validation.as_ref(),
+            &trainer,
+            &mut model,
+            &mut line,
+            observer,
+        )
+        .map_err(|error| run.fail(error, &model, &optimizer, num_updates, observer))?;
         run.write_metrics(line.step, line.validation.is_some(), &line)?;
         report(observer, &line, num_steps);
         memory.measure(run_settings, &options.ranks, observer)?;
@@ -198,13 +205,13 @@ fn longest_prompt(settings: &GrpoSettings, model: &Path, problems: &[Problem]) -
 
 /// Evaluates the model on validation problems where that is due after the step of `line`.
 fn evaluate(
-    validation: &Option<Validation>,
+    validation: Option<&Validation>,
     trainer: &Trainer<'_>,
     model: &mut PolicyModel,
     line: &mut GrpoLine,
     observer: &mut dyn Observer,
 ) -> Result<()> {
-    let Some(due) = validation.as_ref().filter(|it| it.is_due(line.step)) else {
+    let Some(due) = validation.filter(|it| it.is_due(line.step)) else {
         return Ok(());
     };
     let done = due.run(line.step, &trainer.sampler, model, observer)?;

@@ -1,7 +1,7 @@
 //! Memory settings of a stage on a machine.
 
 use asyncthink_engine::DEFAULT_BLOCK_SIZE;
-use asyncthink_model::{ModelConfig, Parallelism, Precision};
+use asyncthink_model::{ModelConfig, Parallelism, Precision, num_adapter_parameters};
 use asyncthink_recipe::{EngineDtype, MemoryBudget, Shard};
 use asyncthink_rollout::{EpisodeTokens, engine_settings};
 use asyncthink_torch::cpu_has_bf16_products;
@@ -78,7 +78,7 @@ fn of_run(
         element_bytes: bytes_of(precision.compute()),
         trained: match &policy.lora {
             None => Trained::All,
-            Some(lora) => Trained::Adapters(lora.num_parameters(config)),
+            Some(lora) => Trained::Adapters(num_adapter_parameters(lora, config)),
         },
         offloads_optimizer: policy.offloads_optimizer && !is_cpu,
         shard: policy.shard,

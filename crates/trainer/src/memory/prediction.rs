@@ -155,6 +155,7 @@ pub fn bytes_text(bytes: u64) -> String {
 }
 
 /// Memory that a rank takes in a step of training.
+#[expect(clippy::too_many_lines, reason = "a list of parts")]
 pub fn predict(config: &ModelConfig, settings: &MemorySettings) -> MemoryPrediction {
     let sizes = Sizes::of(config, settings);
     let (on_device, on_host) = if settings.offloads_optimizer {

@@ -24,6 +24,10 @@ pub struct SamplingMemory {
 
 /// Settings of one rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent switches of the recipe"
+)]
 pub struct MemorySettings {
     /// Whether the model is on a CPU, whose memory is the host's.
     pub is_cpu: bool,
@@ -82,11 +86,9 @@ impl MemorySettings {
         self.activation_checkpointing || self.shard == Shard::Full
     }
 
-    /// Whether fused kernels compute the layers of training: they keep less than a graph of libtorch's operations.
+    /// Whether fused kernels compute the layers of training, which keep less than a graph of libtorch's operations: without adapters, on
+    /// the CPU, and on GPUs in bf16.
     pub(crate) fn is_fused(&self) -> bool {
-        FUSED_TRAINING && self.is_cpu && self.trained == Trained::All
+        self.trained == Trained::All && (self.is_cpu || self.element_bytes == 2)
     }
 }
-
-/// Whether this build trains with fused kernels on the CPU.
-const FUSED_TRAINING: bool = true;

@@ -59,6 +59,7 @@ struct SftLine {
 ///
 /// # Errors
 /// When an input is missing or damaged, the loss stops being finite, or the disk refuses.
+#[expect(clippy::too_many_lines, reason = "the loop, read from top to bottom")]
 pub fn run_sft(
     settings: &SftSettings,
     options: &RunOptions,
