@@ -14,6 +14,7 @@ transformers==5.23.0 trl==1.16.0 safetensors`.
 """
 
 import argparse
+import contextlib
 import json
 import random
 import statistics
@@ -86,8 +87,10 @@ def theirs(arguments, folder, generator):
         )
         clock = Clock(arguments.device)
         alternating.lengths = set()
-        GRPOTrainer(model=model, reward_funcs=alternating, args=config, train_dataset=data, processing_class=tokenizer,
-                    callbacks=[clock]).train()
+        # It prints its metrics to standard output, which is for the result.
+        with contextlib.redirect_stdout(sys.stderr):
+            GRPOTrainer(model=model, reward_funcs=alternating, args=config, train_dataset=data, processing_class=tokenizer,
+                        callbacks=[clock]).train()
     if alternating.lengths != {arguments.new_tokens}:
         raise SystemExit(f"completions have {sorted(alternating.lengths)} tokens, not {arguments.new_tokens}")
     return clock.seconds()[-1]

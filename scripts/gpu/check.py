@@ -151,11 +151,11 @@ def score(check):
     return facts
 
 
-def training(check, launcher=()):
+def training(check, launcher=(), keys=(), name="trained"):
     """A few steps of the quickstart's SFT and GRPO."""
-    run = check.scratch / ("launched" if launcher else "trained")
+    run = check.scratch / ("launched" if launcher else name)
     steps, grpo_steps, prompts = (4, 1, 2) if check.cpu else (30, 3, 8)
-    sets = [*QUICKSTART, f"run_dir={run}", f"device={check.device}", f"sft.num_steps={steps}", f"sft.save_every_steps={steps}",
+    sets = [*QUICKSTART, *keys, f"run_dir={run}", f"device={check.device}", f"sft.num_steps={steps}", f"sft.save_every_steps={steps}",
             "sft.log_every_steps=1", f"grpo.num_steps={grpo_steps}", f"grpo.prompts_per_step={prompts}", "grpo.group_size=4"]
     options = [argument for one in sets for argument in ("--set", one)]
     stages = ["synth", "sft"] if launcher else ["synth", "sft", "grpo"]
@@ -172,15 +172,26 @@ def training(check, launcher=()):
     return facts
 
 
+def training_bf16(check):
+    """The same in bf16 with f32 master weights; on a GPU by the fused kernels and flash attention."""
+    if not check.has_key("precision.tf32"):
+        raise Skipped("this build trains in f32 only")
+    # Sampler and trainer round in different places.
+    keys = ["precision.compute=bf16", "engine.dtype=bf16", "grpo.max_logprob_mismatch=5.0"]
+    if check.cpu:
+        keys.append("precision.allow_slow_bf16=true")
+    return training(check, keys=keys, name="trained_bf16")
+
+
 def launch(check):
     """The launcher with one rank. NCCL of one rank is part of `doctor --self-test`."""
     return training(check, ("launch", "--nproc-per-node", "1", "--"))
 
 
-def bench(recipe, dtype="f32", shape=None, graphs=True, **rollout):
-    """`bench rollout` of a recipe with other numbers, on a folder of random weights if a shape is given."""
+def bench(recipe, dtype="f32", shape=None, graphs=True, kind="rollout", **numbers):
+    """A bench of a recipe with other numbers, on a folder of random weights if a shape is given."""
     def part(check):
-        sets = [f"bench.rollout.{key}={json.dumps(value)}" for key, value in rollout.items()] + [f"device={check.device}"]
+        sets = [f"bench.{kind}.{key}={json.dumps(value)}" for key, value in numbers.items()] + [f"device={check.device}"]
         if check.cpu:
             # Whatever else runs there must not hold it up.
             sets.append("num_threads=1")
@@ -188,6 +199,12 @@ def bench(recipe, dtype="f32", shape=None, graphs=True, **rollout):
             if not check.has_key("engine.dtype"):
                 raise Skipped("this build has no `engine.dtype`")
             sets.append(f"engine.dtype={dtype}")
+            if kind != "rollout":
+                if not check.has_key("precision.tf32"):
+                    raise Skipped("this build trains in f32 only")
+                sets.append(f"precision.compute={dtype}")
+                if check.cpu:
+                    sets.append("precision.allow_slow_bf16=true")
         if not graphs:
             if not check.has_key("engine.cuda_graphs"):
                 raise Skipped("this build has no `engine.cuda_graphs`")
@@ -195,7 +212,7 @@ def bench(recipe, dtype="f32", shape=None, graphs=True, **rollout):
         if shape:
             sets.append(f"model={{ path = {json.dumps(str(check.model(shape, dtype)))} }}")
         options = [argument for one in sets for argument in ("--set", one)]
-        line = json.loads(check.ours("bench", "rollout", RECIPES / f"bench/{recipe}.toml", *options))
+        line = json.loads(check.ours("bench", kind, RECIPES / f"bench/{recipe}.toml", *options))
         if not line["tokens_per_s"] > 0:
             raise Failed(f"tokens_per_s is {line['tokens_per_s']}")
         return line
@@ -228,6 +245,11 @@ def gpu_parts():
     yield "score", 60, score
     yield from sizes("qwen3-0.6b", "bf16", (64, 1, 256), **medium)
     yield "training", 120, training
+    yield "training bf16", 120, training_bf16
+    yield "train qwen3-0.6b bf16", 60, bench("qwen3-0.6b", "bf16", "qwen3-0.6b", kind="train", num_repeats=2)
+    yield "train qwen3-4b bf16", 90, bench("qwen3-4b", "bf16", "qwen3-4b", kind="train", num_repeats=1)
+    yield "step qwen3-0.6b bf16", 90, bench("qwen3-0.6b", "bf16", "qwen3-0.6b", kind="step", num_repeats=1)
+    yield "train nano f32", 60, bench("nano", kind="train", num_repeats=2)
     yield from sizes("qwen3-4b", "bf16", (64, 1, 256), **long)
     yield "transformers qwen3-0.6b x64", 90, transformers("qwen3-0.6b", "bf16", num_prompts=8, group=8, new_tokens=64, repeats=2)
     yield from sizes("smollm2-135m", "bf16", (64, 256), **medium)
@@ -250,6 +272,10 @@ def cpu_parts():
     yield "self test", 60, self_test
     yield "score", 60, score
     yield "training", 60, training
+    yield "training bf16", 60, training_bf16
+    yield "train nano f32", 30, bench("nano", kind="train", num_rows=8, num_repeats=1)
+    yield "train nano bf16", 30, bench("nano", "bf16", kind="train", num_rows=4, num_repeats=1)
+    yield "step nano f32", 30, bench("nano", kind="step", new_tokens=8, num_prompts=2, group_size=2, num_repeats=1)
     yield "rollout nano f32", 30, bench("nano", new_tokens=8, **few)
     yield "rollout tiny f32 of a folder", 30, bench("nano", "f32", "tiny", new_tokens=8, **few)
     yield "rollout nano bf16", 30, bench("nano", "bf16", new_tokens=8, **few)
