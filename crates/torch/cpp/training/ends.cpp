@@ -138,7 +138,13 @@ char* asyncthink_head_backward(const at::Tensor* hidden, const at::Tensor* weigh
       if (sum.scalar_type() == dlogits.scalar_type()) {
         sum.addmm_(dlogits.t(), *hidden);
       } else {
-        sum.add_(at::mm(dlogits.t(), *hidden));
+        // The product is of the other type before it is added: of a part of the vocabulary at a time.
+        constexpr int64_t kPartValues = int64_t{1} << 25;
+        const int64_t vocab = sum.size(0), rows = std::max<int64_t>(1, kPartValues / std::max<int64_t>(1, sum.size(1)));
+        for (int64_t first = 0; first < vocab; first += rows) {
+          const int64_t count = std::min(rows, vocab - first);
+          sum.narrow(0, first, count).add_(at::mm(dlogits.narrow(1, first, count).t(), *hidden));
+        }
       }
     }
     *dhidden = new at::Tensor(at::mm(dlogits, *weight));
