@@ -27,7 +27,7 @@ fn a_large_vocabulary_takes_the_memory_of_a_chunk() {
         chunk_tokens: chunk_tokens(VOCAB_SIZE),
         entropy: true,
     };
-    let mut run = |num_tokens: i64| {
+    let run = |num_tokens: i64| {
         let (hidden, targets) = (
             hidden.narrow(0, 0, num_tokens),
             targets.narrow(0, 0, num_tokens),
