@@ -52,7 +52,7 @@ pub struct TrainerState {
 /// The best evaluation of a run, and how long ago it was.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct BestEvaluation {
-    /// Its figure; `None` while none was measured.
+    /// Best value so far; `None` before the first evaluation.
     pub value: Option<f64>,
     /// Evaluations since.
     pub evaluations_since: u64,

@@ -77,7 +77,7 @@ pub(crate) fn lines(
     let sampled_bytes = weights_for_sampling(config, is_bf16, is_cpu);
     let left = |free: u64, device: Device| match (&memory, budget) {
         (_, MemoryBudget::Share(share)) => part(free, share),
-        // What training leaves.
+        // Memory that training leaves.
         (Some(memory), _) => memory.on(device, Some(free)).cache_bytes.unwrap_or(0),
         (None, _) => automatic_cache_bytes(free.saturating_sub(sampled_bytes), device),
     };

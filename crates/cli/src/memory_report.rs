@@ -72,7 +72,7 @@ impl<'a> StageMemory<'a> {
         }))
     }
 
-    /// What a rank takes on a device with so much free memory.
+    /// Predicted memory of a rank on a device with so much free memory.
     pub(crate) fn on(&self, device: Device, free_bytes: Option<u64>) -> SettledMemory {
         self.beside(device, free_bytes, None)
     }

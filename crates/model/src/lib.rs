@@ -67,5 +67,5 @@ pub use rope::{Rope, RopeScaling};
 pub use segments::{Segment, Segments};
 pub use step_batch::{RowSpan, StepBatch};
 pub use stream::{draw_parameters, read_parameters};
-pub use temperature::{MIN_TEMPERATURE, at_temperature};
+pub use temperature::MIN_TEMPERATURE;
 pub use weights::VisitParameter;

@@ -28,7 +28,7 @@ const MEAN_WEIGHT: &str = "sampler_weight";
 /// section 3.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplerCorrection {
-    /// What happens beyond the limits, and what a weight is of.
+    /// Level of a weight (token or sequence), and treatment beyond the limits (truncate or mask).
     pub mode: CorrectionMode,
     /// Largest weight.
     pub max_weight: f64,

@@ -51,7 +51,7 @@ pub(crate) fn median<T>(repeats: &[T], tokens_per_s: impl Fn(&T) -> f64) -> Opti
     order.get(order.len().saturating_sub(1) / 2).copied()
 }
 
-/// What `bench rollout` says besides.
+/// Details of `bench rollout`.
 #[derive(Debug, Serialize)]
 pub(crate) struct RolloutDetails {
     pub(crate) workload: Workload,

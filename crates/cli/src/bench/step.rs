@@ -287,7 +287,7 @@ impl Observer for Watcher {
     }
 }
 
-/// What the metrics of a step say.
+/// A line of the metrics of a step.
 #[derive(Debug, Deserialize)]
 struct Step {
     num_rows: usize,

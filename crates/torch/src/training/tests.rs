@@ -480,3 +480,70 @@ fn check_ends(vocab: i64, kind: Kind, tolerance: f64) {
         .to_string();
     assert!(outside.contains("is not in the vocabulary"), "{outside}");
 }
+
+/// Log-probabilities of all tokens, from a head that changes nothing.
+fn log_softmax(logits: &[f32], temperature: f64) -> Vec<f32> {
+    let count = i64::try_from(logits.len()).unwrap();
+    let weight = Tensor::eye(count, (Kind::Float, Device::Cpu));
+    let head = Head {
+        weight: &weight,
+        temperature,
+    };
+    let hidden = Tensor::from_slice(logits)
+        .unsqueeze(0)
+        .repeat([count, 1])
+        .contiguous();
+    let targets = Tensor::arange(count, (Kind::Int64, Device::Cpu));
+    let softmax = head.forward(&hidden, &targets, false).unwrap();
+    Vec::try_from(softmax.logp).unwrap()
+}
+
+#[test]
+fn the_smallest_temperatures_take_the_likeliest_token() {
+    for temperature in [9e-7, 1e-20, 1e-37, 1.2e-38] {
+        let all = log_softmax(&[3.0, -400.0, 3.0, 2.0], temperature);
+        assert!(all.iter().all(|logp| logp.is_finite()), "{all:?}");
+        let half = -std::f32::consts::LN_2;
+        assert!((all[0] - half).abs() < 1e-6 && (all[2] - half).abs() < 1e-6);
+        assert!(all[1] < -1e5 && all[3] < -1e5, "{all:?}");
+    }
+}
+
+#[test]
+fn a_logit_that_is_not_finite_gives_nan() {
+    with_all_kernels(&|| {
+        for temperature in [1e-30, 1.0] {
+            assert!(log_softmax(&[1.0, f32::NAN], temperature)[0].is_nan());
+            assert!(log_softmax(&[1.0, f32::INFINITY], temperature)[0].is_nan());
+        }
+    });
+}
+
+#[test]
+fn both_ways_of_dividing_agree() {
+    let logits = [1.0e-6, 3.0e-6, -2.0e-6];
+    let (a, b) = (
+        log_softmax(&logits, 1e-6),
+        log_softmax(&logits, 0.999_999e-6),
+    );
+    for (a, b) in a.iter().zip(b) {
+        assert!((a - b).abs() < 1e-4, "{a} {b}");
+    }
+}
+
+#[test]
+fn gradients_at_a_small_temperature_are_numbers() {
+    let weight = Tensor::eye(3, (Kind::Float, Device::Cpu));
+    let head = Head {
+        weight: &weight,
+        temperature: 1e-37,
+    };
+    let logits = Tensor::from_slice(&[3.0_f32, 1.0, -5.0]).unsqueeze(0);
+    let target = Tensor::from_slice(&[0_i64]);
+    let softmax = head.forward(&logits, &target, false).unwrap();
+    let one = Tensor::from_slice(&[1.0_f32]);
+    let gradient = head
+        .backward(&logits, &target, softmax, &one, None)
+        .unwrap();
+    assert_eq!(Vec::<f32>::try_from(gradient.squeeze()).unwrap(), [0.0; 3]);
+}
